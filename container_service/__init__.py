@@ -1,0 +1,1 @@
+"""container_service: the Fly Machines lifecycle in the words of containers."""

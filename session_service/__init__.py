@@ -1,0 +1,1 @@
+"""session_service: persistence, and the decision to reuse, resume, restart, restore or create."""
