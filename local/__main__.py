@@ -6,8 +6,8 @@ import argparse
 import importlib
 import sys
 
-#: Subcommand → the module that runs it, and its line in the help. The module has `main(argv)`, which
-#: parses its own arguments and returns the exit status; it is imported only when it is asked for.
+#: Subcommand → the module that runs it, and its line in the help. The module has `main(argv)`,
+#: which parses its own arguments and returns the exit status; it is imported when it is asked for.
 COMMANDS = {
     "up": ("local.up", "run the whole stack in the foreground; Ctrl-C ends it"),
     "demo": ("local.demo", "show the main job: stop, start again, and the counter is still 2"),

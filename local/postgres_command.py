@@ -1,0 +1,43 @@
+"""`python -m local postgres`: the embedded PostgreSQL alone, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from local.postgres import EmbeddedPostgres
+from local.postgres_folder import PostgresFailed
+from local.signals import stop_requested
+
+DATABASE = "roost"
+
+
+def main(argv: list[str]) -> int:
+    """Run until Ctrl-C or SIGTERM; status 2 when it cannot start, 1 when it ends by itself."""
+    parser = argparse.ArgumentParser(prog="python -m local postgres", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path(".roost/postgres"), metavar="DIR")
+    parser.add_argument("--port", type=int, default=54329, help="0 chooses a free one")
+    arguments = parser.parse_args(argv)
+    try:
+        return asyncio.run(run(arguments.data, arguments.port))
+    except PostgresFailed as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+async def run(data: Path, port: int) -> int:
+    """Serve on the folder until asked to stop."""
+    async with stop_requested() as stop, EmbeddedPostgres(data, port) as server:
+        await server.ensure_database(DATABASE)
+        print(f"PostgreSQL is ready: {server.url(DATABASE)}", flush=True)
+        ended = asyncio.create_task(server.child.exited(), name="postgres")
+        asked = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if ended.done():
+            print("\n".join(server.child.last_lines()), file=sys.stderr)
+            return 1
+        ended.cancel()
+        return 0
