@@ -88,15 +88,18 @@ class Child:
         self.send(signal.SIGKILL)
         return await self.exited()
 
-    def output(self) -> str:
+    async def output(self) -> str:
         """What it has written since its start, at most the last 64 KiB."""
+        return await asyncio.to_thread(self._read_log)
+
+    async def last_lines(self, count: int = 10) -> list[str]:
+        """The last lines it wrote since its start."""
+        return (await self.output()).splitlines()[-count:]
+
+    def _read_log(self) -> str:
         with self.log.open("rb") as file:
             file.seek(max(self._log_start, self.log.stat().st_size - 65536))
             return file.read().decode(errors="replace")
-
-    def last_lines(self, count: int = 10) -> list[str]:
-        """The last lines it wrote since its start."""
-        return self.output().splitlines()[-count:]
 
 
 async def _readable(descriptor: int) -> None:

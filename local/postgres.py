@@ -49,6 +49,7 @@ class EmbeddedPostgres:
         self._wanted_port = port
         self._durable = durable
         self._child: Child | None = None
+        self._binaries: Path
 
     @property
     def child(self) -> Child:
@@ -70,6 +71,7 @@ class EmbeddedPostgres:
 
     async def __aenter__(self) -> Self:
         try:
+            self._binaries = await asyncio.to_thread(binaries)
             await self._take_folder()
             if await asyncio.to_thread(self.folder.prepare):
                 await self._make_cluster()
@@ -106,7 +108,7 @@ class EmbeddedPostgres:
         finally:
             await child.stop()
         if status != 0:
-            raise _failure(child, status)
+            raise await _failure(child, status)
         await asyncio.to_thread(self.folder.adopt_new_cluster)
 
     async def _start_on_some_port(self) -> None:
@@ -125,12 +127,23 @@ class EmbeddedPostgres:
         options = ["-D", str(self.folder.cluster), "-h", HOST, "-p", str(self.port), "-k", ""]
         options += ["-c", "max_connections=200", "-c", "log_timezone=UTC", "-c", "timezone=UTC"]
         self._child = self._spawn("postgres", options if self._durable else [*options, *NO_SYNC])
-        deadline = time.monotonic() + START_SECONDS
-        while not await self._answers():
-            if self._child.status is not None:
-                raise _failure(self._child, self._child.status, self.port)
-            if time.monotonic() > deadline:
+        # Both, because whoever has taken the port may be silent, and we would wait for its answer.
+        ready = asyncio.create_task(self._ready(), name="postgres-ready")
+        ended = asyncio.create_task(self._child.exited(), name="postgres-ended")
+        try:
+            await asyncio.wait({ready, ended}, timeout=START_SECONDS, return_when="FIRST_COMPLETED")
+            if ended.done():
+                raise await _failure(self._child, ended.result(), self.port)
+            if not ready.done():
                 raise PostgresFailed(f"PostgreSQL did not answer; its log is {self.folder.log}")
+            ready.result()
+        finally:
+            ready.cancel()
+            ended.cancel()
+            await asyncio.gather(ready, ended, return_exceptions=True)
+
+    async def _ready(self) -> None:
+        while not await self._answers():  # noqa: ASYNC110  (a server says only by answering)
             await asyncio.sleep(0.02)
 
     async def _answers(self) -> bool:
@@ -146,7 +159,7 @@ class EmbeddedPostgres:
     def _spawn(self, program: str, options: list[str]) -> Child:
         return Child(
             program,
-            [str(binaries() / program), *options],
+            [str(self._binaries / program), *options],
             log=self.folder.log,
             # A killed parent means a fast shutdown, and initdb's half of a cluster is thrown away.
             death_signal=signal.SIGINT if program == "postgres" else signal.SIGKILL,
@@ -161,14 +174,14 @@ async def _connect(url: str) -> psycopg.AsyncConnection[tuple[object, ...]]:
     return await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=5)
 
 
-def _failure(child: Child, status: int, port: int | None = None) -> PostgresFailed:
+async def _failure(child: Child, status: int, port: int | None = None) -> PostgresFailed:
     """The error to raise for an `initdb` or `postgres` that ended by itself."""
     if status == NO_USER_NAMESPACE:
         return PostgresFailed(
             "PostgreSQL refuses to run as root, and user namespaces are closed here: "
             "run as a normal user, or set ROOST_DATABASE_URL to a PostgreSQL of yours"
         )
-    output = child.output()
+    output = await child.output()
     if port and "Address already in use" in output:
         return PortTaken(f"PostgreSQL: port {port} is taken")
     said = " | ".join(line for line in output.splitlines() if line.strip())[-500:]

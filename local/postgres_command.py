@@ -37,7 +37,7 @@ async def run(data: Path, port: int) -> int:
         await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         if ended.done():
-            print("\n".join(server.child.last_lines()), file=sys.stderr)
+            print("\n".join(await server.child.last_lines()), file=sys.stderr)
             return 1
         ended.cancel()
         return 0

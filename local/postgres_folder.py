@@ -53,6 +53,8 @@ class PostgresFolder:
         self.unfinished = self.path / f"postgres-{MAJOR}.unfinished"
         self.log = self.path / "postgres.log"
         self.password_file = self.path / "password"
+        #: Of the superuser; known once the folder is prepared.
+        self.password = ""
         self._lock: int | None = None
 
     @property
@@ -61,11 +63,6 @@ class PostgresFolder:
         if self._lock is None:
             raise RuntimeError("the folder is not locked")
         return self._lock
-
-    @property
-    def password(self) -> str:
-        """The superuser's password."""
-        return self.password_file.read_text().strip()
 
     def try_lock(self) -> bool:
         """Take the lock, making the folder when there is none. False while another has it."""
@@ -91,6 +88,7 @@ class PostgresFolder:
         if self.cluster.exists():
             if not self.password_file.exists():
                 raise PostgresFailed(f"{self.password_file} is gone, and {self.cluster} needs it")
+            self.password = self.password_file.read_text().strip()
             return False
         # An initdb that was killed half-way; a finished one is renamed.
         shutil.rmtree(self.unfinished, ignore_errors=True)
@@ -109,8 +107,9 @@ class PostgresFolder:
     def _write_password(self) -> None:
         new = self.password_file.with_suffix(".new")
         new.unlink(missing_ok=True)
+        self.password = secrets.token_urlsafe(24)
         with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(24))
+            file.write(self.password)
         new.replace(self.password_file)
 
     def _remove_stale_pid_file(self) -> None:

@@ -1,0 +1,1 @@
+"""Every check of Roost that needs it to run."""
