@@ -1,0 +1,20 @@
+"""The wall clock in the forms the API speaks."""
+
+import time
+from datetime import UTC, datetime
+
+
+def unix_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(unix_seconds: float) -> str:
+    """An instant as `2023-11-08T01:52:30Z`."""
+    moment = datetime.fromtimestamp(unix_seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rfc3339_now() -> str:
+    """The present as `2023-11-08T01:52:30Z`."""
+    return rfc3339(time.time())

@@ -1,0 +1,66 @@
+"""Identifiers in the shapes Fly gives them."""
+
+import random
+import secrets
+import time
+import uuid
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_ADJECTIVES = ("aged", "bold", "calm", "damp", "dark", "fragrant", "green", "late", "quiet", "wild")
+_NOUNS = ("bird", "brook", "cloud", "dew", "field", "fog", "leaf", "night", "thunder", "wave")
+
+# Names need not be unguessable, and a seed of their own keeps them from following a test's.
+_names = random.Random(secrets.randbits(64))
+
+
+def machine_id() -> str:
+    """14 lower-case hex digits."""
+    return secrets.token_hex(7)
+
+
+def machine_name() -> str:
+    """Adjective, noun and four digits: `aged-thunder-7371`."""
+    digits = _names.randrange(1000, 10000)
+    return f"{_names.choice(_ADJECTIVES)}-{_names.choice(_NOUNS)}-{digits}"
+
+
+def nonce() -> str:
+    """12 hex digits, as lease nonces look."""
+    return secrets.token_hex(6)
+
+
+def private_ip() -> str:
+    """An address of the shape of Fly's private network; nothing listens there."""
+    groups = ":".join(f"{secrets.randbelow(65536):x}" for _ in range(5))
+    return f"fdaa:0:{groups}:2"
+
+
+def owner(token: str) -> str:
+    """Who holds a lease: the same words for the same token, from which it cannot be read back."""
+    return f"{uuid.uuid5(uuid.NAMESPACE_OID, token)}@tokens.fly.io"
+
+
+class Ulids:
+    """26-character ULIDs that sort in the order they were drawn, also within a millisecond."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def next(self) -> str:
+        """A ULID greater than every earlier one of this source."""
+        fresh = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+        self._last = max(fresh, self._last + 1)
+        return "".join(_CROCKFORD[(self._last >> shift) & 31] for shift in range(125, -1, -5))
+
+
+_ulids = Ulids()
+
+
+def ulid() -> str:
+    """A ULID of the process's own source."""
+    return _ulids.next()
+
+
+def request_id(region: str) -> str:
+    """A `fly-request-id`: ULID and edge region."""
+    return f"{ulid()}-{region}"

@@ -1,0 +1,41 @@
+"""The processes of a guest, read from /proc."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from local.fly.wire import JsonObject
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def processes(session: int) -> list[JsonObject]:
+    """What runs in the session, as `ps` shows it: times in seconds, memory in bytes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # A process may end while it is looked at.
+            with contextlib.suppress(OSError):
+                process = _read(entry, session)
+                if process is not None:
+                    found.append(process)
+    return found
+
+
+def _read(entry: Path, session: int) -> JsonObject | None:
+    # The command's name is in parentheses and may hold blanks: the numbers follow the last one.
+    values = (entry / "stat").read_text().rpartition(")")[2].split()
+    if int(values[3]) != session:
+        return None
+    command = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    return {
+        "pid": int(entry.name),
+        "stime": int(values[12]) // _TICKS,
+        "rtime": (int(values[11]) + int(values[12])) // _TICKS,
+        "command": b" ".join(command).decode(errors="replace"),
+        "directory": os.readlink(entry / "cwd"),
+        "cpu": 0,
+        "rss": int(values[21]) * _PAGE,
+        "listen_sockets": [],
+    }

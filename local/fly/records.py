@@ -1,0 +1,119 @@
+"""What is kept of apps and machines, in memory and on disk."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TypeVar
+
+from local.fly.images import ImageRef
+from local.fly.wire import JsonObject, mapping, text, texts
+
+_T = TypeVar("_T")
+
+State = str
+"""A machine's state in Fly's words; `states` lists them."""
+
+
+@dataclass(frozen=True)
+class App:
+    """An app: a name with an organisation and a network."""
+
+    name: str
+    org_slug: str
+    network: str
+    created_at_ms: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of a machine's history; ids are ULIDs and sort by time."""
+
+    id: str
+    type: str
+    status: str
+    source: str
+    timestamp: int
+    request: JsonObject | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A config the machine has had; the id is its `instance_id` of that time."""
+
+    id: str
+    config: JsonObject
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to change a machine, until `expires_at` (unix seconds)."""
+
+    nonce: str
+    expires_at: float
+    owner: str
+    description: str
+    version: str
+
+
+@dataclass
+class MachineRecord:
+    """A machine as it is kept on disk."""
+
+    id: str
+    app: str
+    name: str
+    region: str
+    state: State
+    instance_id: str
+    config: JsonObject
+    created_at: str
+    updated_at: str
+    private_ip: str
+    cordoned: bool = False
+    lease: Lease | None = None
+    events: list[Event] = field(default_factory=list)
+    versions: list[Version] = field(default_factory=list)
+    state_event_id: str = ""
+    """The event that brought the present state."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The labels of `config.metadata`."""
+        return texts(self.config, "metadata")
+
+    @property
+    def image(self) -> ImageRef:
+        """The image's name in its parts."""
+        return ImageRef.parse(text(self.config, "image") or "")
+
+    @property
+    def rootfs_persist(self) -> str:
+        """When the root file system is kept: never, restart or always."""
+        return text(mapping(self.config, "rootfs") or {}, "persist") or "never"
+
+    @property
+    def live(self) -> bool:
+        """Whether it still holds its name."""
+        return self.state not in ("destroyed", "destroying")
+
+    def to_json(self) -> JsonObject:
+        """As `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, object]) -> "MachineRecord":
+        """Read back what `to_json` gave; trusts it, as only the store writes there."""
+        plain = dict(stored)
+        plain["lease"] = _stored(Lease, stored["lease"]) if stored["lease"] else None
+        plain["events"] = [_stored(Event, event) for event in _list(stored["events"])]
+        plain["versions"] = [_stored(Version, version) for version in _list(stored["versions"])]
+        return _stored(cls, plain)
+
+
+def _stored(kind: type[_T], value: object) -> _T:
+    assert isinstance(value, dict)
+    return kind(**value)
+
+
+def _list(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
