@@ -1,0 +1,78 @@
+"""Machine configs: what is required, and how Fly gives them back."""
+
+from collections.abc import Mapping
+
+from local.fly.errors import ApiError
+from local.fly.wire import JsonObject, flag, items, mapping, number, text, texts
+
+_AUTOSTOP: Mapping[object, object] = {
+    None: None,
+    False: False,
+    True: True,
+    "off": False,
+    "stop": True,
+    "suspend": "suspend",
+}
+"""What is taken for `autostop`, and what is given back (Fly docs; fly-go)."""
+
+_GUEST: JsonObject = {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256}
+
+
+def accepted(config: JsonObject) -> JsonObject:
+    """The config as it is kept and given back, or a 400.
+
+    Adds what Fly adds (`dns`, `guest`, `init`) and writes `autostop` in its one form.
+    """
+    if not text(config, "image"):
+        raise ApiError(400, "invalid_argument: config.image is required")
+    texts(config, "env")
+    texts(config, "metadata")
+    flag(config, "auto_destroy")
+    _check_policies(config)
+    services = [_service(service) for service in items(config, "services")]
+    filled: JsonObject = {"dns": {}, "guest": dict(_GUEST), "init": {}}
+    return {**filled, **config, **({"services": services} if services else {})}
+
+
+def autostart(config: Mapping[str, object], default: bool) -> bool:
+    """Whether traffic starts the machine: any service may say so, silence means `default`."""
+    services = [_object(service) for service in items(config, "services")]
+    if not services:
+        return default
+    return any(default if (told := flag(s, "autostart")) is None else told for s in services)
+
+
+def suspendable(config: Mapping[str, object]) -> bool:
+    """Whether Fly could take a snapshot: no swap, no schedule, no GPU (Fly docs: suspend)."""
+    init = mapping(config, "init") or {}
+    guest = mapping(config, "guest") or {}
+    return not (number(init, "swap_size_mb") or text(config, "schedule") or text(guest, "gpu_kind"))
+
+
+def _check_policies(config: JsonObject) -> None:
+    restart = mapping(config, "restart") or {}
+    if (text(restart, "policy") or "no") not in ("no", "always", "on-failure"):
+        raise ApiError(400, "invalid_argument: restart.policy must be no, always or on-failure")
+    rootfs = mapping(config, "rootfs") or {}
+    if (text(rootfs, "persist") or "never") not in ("never", "restart", "always"):
+        raise ApiError(400, "invalid_argument: rootfs.persist must be never, restart or always")
+    number(restart, "max_retries")
+
+
+def _service(service: object) -> JsonObject:
+    fields = _object(service)
+    flag(fields, "autostart")
+    if "autostop" not in fields:
+        return fields
+    given = fields["autostop"]
+    if isinstance(given, list | dict | int | float) and not isinstance(given, bool):
+        raise ApiError(400, "json: cannot unmarshal into Go struct field autostop")
+    if given not in _AUTOSTOP:
+        raise ApiError(400, "invalid_argument: autostop must be off, stop or suspend")
+    return {**fields, "autostop": _AUTOSTOP[given]}
+
+
+def _object(value: object) -> JsonObject:
+    if not isinstance(value, dict):
+        raise ApiError(400, "json: cannot unmarshal into Go struct field services")
+    return value

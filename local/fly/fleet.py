@@ -1,0 +1,167 @@
+"""All apps and machines: finding them, making them, and bringing them back after a restart."""
+
+import asyncio
+from collections.abc import Iterable
+
+from local.fly import errors, ids
+from local.fly.clock import unix_ms
+from local.fly.faults import Faults, Occasion
+from local.fly.lifecycle import Lifecycle, new_record
+from local.fly.log import ActionLog
+from local.fly.machines import Machine, event
+from local.fly.records import App, MachineRecord
+from local.fly.settings import Settings
+from local.fly.store import Store
+from local.fly.wire import JsonObject
+
+_RESTING = frozenset({"stopped", "failed", "destroyed"})
+
+
+class Fleet:
+    """The apps and their machines, destroyed ones included."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        actions: ActionLog,
+        faults: Faults,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._store = store
+        self._actions = actions
+        self._faults = faults
+        self._lifecycle = lifecycle
+        self._region = settings.region
+        self._foreign = {name.strip() for name in settings.foreign_apps.split(",")} - {""}
+        self._apps: dict[str, App] = {}
+        self._machines: dict[str, dict[str, Machine]] = {}
+        self.closing = False
+
+    def load(self, apps: list[App], records: list[MachineRecord]) -> None:
+        """Take on what an earlier run left. What ran is stopped, as after a host's reboot."""
+        for app in apps:
+            self._apps[app.name] = app
+            self._machines[app.name] = {}
+        for record in records:
+            folder = self._store.machine_folder(record.id)
+            machine = Machine(record, folder, self._store.save_machine)
+            self._machines.setdefault(record.app, {})[record.id] = machine
+            if record.state == "destroying":
+                machine.move("destroyed", event("destroy", "destroyed", "flyd"))
+            elif record.state not in _RESTING:
+                machine.move("stopped", event("exit", "stopped", "flyd"))
+
+    async def close(self) -> None:
+        """End every guest."""
+        self.closing = True
+        await asyncio.gather(*(machine.close() for machine in self.all()))
+
+    def app(self, name: str) -> App:
+        """The app of this name; 404 for a free name, 403 for another organisation's."""
+        if name in self._foreign:
+            raise errors.ApiError(403, "unauthorized")
+        if name not in self._apps:
+            raise errors.app_not_found()
+        return self._apps[name]
+
+    def apps(self, org_slug: str) -> list[App]:
+        """The apps of an organisation."""
+        return [app for app in self._apps.values() if app.org_slug == org_slug]
+
+    def create_app(self, name: str, org_slug: str, network: str) -> App:
+        """Make an app; its name is unique over all organisations."""
+        if name in self._apps or name in self._foreign:
+            raise errors.name_taken()
+        app = App(name, org_slug, network, unix_ms())
+        self._apps[name] = app
+        self._machines[name] = {}
+        self._store.save_app(app)
+        self._actions.app(name, "app_create", "user")
+        return app
+
+    async def delete_app(self, name: str) -> None:
+        """Remove an app with all of its machines, running or not."""
+        self.app(name)
+        machines = self._machines.pop(name)
+        del self._apps[name]
+        self._store.forget_app(name)
+        self._actions.app(name, "app_destroy", "user")
+        for machine in machines.values():
+            await self._erase(machine)
+
+    def machine(self, app: str, machine_id: str) -> Machine:
+        """A machine, destroyed ones included; 404 when there never was one."""
+        self.app(app)
+        machine = self._machines[app].get(machine_id)
+        if machine is None:
+            raise errors.machine_not_found()
+        return machine
+
+    def seen_machine(self, app: str, machine_id: str) -> Machine:
+        """A machine as reads find it: one whose news has not spread yet is a 404."""
+        machine = self.machine(app, machine_id)
+        if _hidden(machine):
+            raise errors.machine_not_found()
+        return machine
+
+    def seen_machines(self, app: str) -> list[Machine]:
+        """The machines of an app as reads find them, oldest first."""
+        self.app(app)
+        return [machine for machine in self._machines[app].values() if not _hidden(machine)]
+
+    def all(self) -> Iterable[Machine]:
+        """Every machine of every app."""
+        return [machine for machines in self._machines.values() for machine in machines.values()]
+
+    def create_machine(
+        self, app: str, name: str, region: str, config: JsonObject, *, run: bool
+    ) -> Machine:
+        """Make a machine; its name is unique among the live ones of its app."""
+        self.app(app)
+        for other in self._machines[app].values():
+            if name and other.record.name == name and other.record.live:
+                raise errors.name_violation(other.id, name)
+        if self._faults.fire("capacity", Occasion("create", app)):
+            raise errors.no_candidate_host()
+        machine_id, name = ids.machine_id(), name or ids.machine_name()
+        record = new_record(app, machine_id, name, self._place(region), config)
+        machine = Machine(record, self._store.machine_folder(machine_id), self._store.save_machine)
+        stale = self._faults.fire("stale_read", Occasion("create", app, machine_id))
+        if stale is not None:
+            machine.hidden_until = _now() + stale.delay_ms / 1000
+        self._machines[app][machine_id] = machine
+        self._lifecycle.launch(machine, run=run, source="user")
+        return machine
+
+    async def vanish(self, machine: Machine) -> None:
+        """Lose a machine without a trace, as Fly once in a while does."""
+        self._machines.get(machine.record.app, {}).pop(machine.id, None)
+        self._actions.machine(machine.record, "vanished", "flyd")
+        await self._erase(machine)
+
+    def find(self, machine_id: str) -> Machine | None:
+        """A machine by its id alone."""
+        for machines in self._machines.values():
+            if machine_id in machines:
+                return machines[machine_id]
+        return None
+
+    async def _erase(self, machine: Machine) -> None:
+        machine.gone = True
+        await machine.close()
+        self._store.forget_machine(machine.id)
+
+    def _place(self, region: str) -> str:
+        """The region for a request: the first that is a region's code, not an alias."""
+        wanted = region.split(",")[0].strip()
+        aliases = ("", "any", "us", "eu", "apac", "sa", "na")
+        return self._region if wanted in aliases else wanted
+
+
+def _hidden(machine: Machine) -> bool:
+    return machine.hidden_until > _now()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,64 @@
+"""Machine leases: one holder at a time, known by a nonce."""
+
+import time
+
+from local.fly import errors, ids
+from local.fly.clock import rfc3339
+from local.fly.errors import ApiError
+from local.fly.machines import Machine
+from local.fly.records import Lease
+from local.fly.settings import Settings
+
+
+def held(machine: Machine) -> Lease | None:
+    """The lease that is in force now; one that ran out is none."""
+    lease = machine.record.lease
+    return lease if lease is not None and lease.expires_at > time.time() else None
+
+
+def check(machine: Machine, nonce: str, settings: Settings) -> None:
+    """Refuse a mutation that the lease does not allow; to be called at the commit.
+
+    Without a nonce it passes only while nobody holds a lease. A nonce whose lease is over is
+    refused too, so that a late request of a former holder cannot act; Fly's documents don't tell,
+    see `Settings.stale_nonce`.
+    """
+    lease = held(machine)
+    if lease is not None and lease.nonce != nonce:
+        raise _held_error(machine, lease)
+    if lease is None and nonce and settings.stale_nonce == "refuse":
+        raise errors.stale_nonce(machine.id)
+
+
+def acquire(machine: Machine, ttl_s: int, owner: str, description: str, nonce: str) -> Lease:
+    """Take the lease, or with its nonce move its expiry."""
+    if ttl_s <= 0:
+        raise ApiError(400, "invalid_argument: lease ttl must be positive")
+    current = held(machine)
+    if current is not None and current.nonce != nonce:
+        raise _held_error(machine, current)
+    if current is None and nonce:
+        raise errors.lease_not_found()
+    lease = Lease(
+        nonce=nonce or ids.nonce(),
+        expires_at=time.time() + ttl_s,
+        owner=owner,
+        description=description,
+        version=machine.record.instance_id,
+    )
+    machine.set_lease(lease)
+    return lease
+
+
+def release(machine: Machine, nonce: str) -> None:
+    """Give the lease back."""
+    lease = held(machine)
+    if lease is None:
+        raise errors.lease_not_found()
+    if lease.nonce != nonce:
+        raise _held_error(machine, lease)
+    machine.set_lease(None)
+
+
+def _held_error(machine: Machine, lease: Lease) -> errors.LeaseError:
+    return errors.lease_held(machine.id, lease.owner, rfc3339(lease.expires_at))

@@ -1,0 +1,56 @@
+"""Which verb is taken in which state, as data."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from local.fly import errors
+from local.fly.errors import ApiError
+
+Verb = Literal["start", "stop", "suspend", "restart", "update", "destroy", "exec", "signal"]
+
+RUNNING = frozenset({"starting", "started", "restarting", "suspending", "suspended", "stopping"})
+"""States in which a process may exist."""
+
+SETTLED = frozenset({"started", "stopped", "suspended", "failed", "destroyed"})
+"""The resting states that a wait for `settled` accepts."""
+
+WAITABLE = frozenset({"started", "stopped", "suspended", "destroyed", "failed", "settled"})
+"""What a wait may ask for."""
+
+TAKEN: Mapping[Verb, frozenset[str]] = {
+    "start": frozenset({"stopped", "suspended", "failed"}),
+    "stop": frozenset(
+        {"created", "starting", "started", "suspending", "suspended", "failed", "restarting"}
+    ),
+    "suspend": frozenset({"started"}),
+    "restart": frozenset({"started"}),
+    "update": frozenset({"created", "started", "stopped", "suspended", "failed"}),
+    "destroy": frozenset({"created", "stopped", "suspended", "failed"}),
+    "exec": frozenset({"started"}),
+    "signal": frozenset({"started"}),
+}
+"""Where the verb does something."""
+
+ALREADY: Mapping[Verb, frozenset[str]] = {
+    "stop": frozenset({"stopping", "stopped"}),
+    "suspend": frozenset({"suspending", "suspended"}),
+}
+"""Where the verb answers 200 and changes nothing."""
+
+_SPECIAL: Mapping[tuple[Verb, str], Callable[[], ApiError]] = {
+    ("start", "starting"): errors.still_starting,
+    ("start", "suspending"): errors.still_active,
+    ("start", "replacing"): errors.getting_replaced,
+    ("update", "replacing"): errors.concurrent_update,
+    ("destroy", "destroyed"): errors.machine_not_found,
+}
+
+
+def refusal(verb: Verb, state: str) -> ApiError | None:
+    """Why the verb is not taken in this state; None when it is, or when nothing is left to do."""
+    if state in TAKEN[verb] or state in ALREADY.get(verb, ()):
+        return None
+    special = _SPECIAL.get((verb, state))
+    if special is not None:
+        return special()
+    return errors.not_destroyable() if verb == "destroy" else errors.wrong_state(verb, state)

@@ -1,0 +1,56 @@
+"""The parts of one emulator, put together."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from local.fly.disk import Disk
+from local.fly.faults import Faults
+from local.fly.fleet import Fleet
+from local.fly.jobs import Jobs
+from local.fly.lifecycle import Lifecycle
+from local.fly.limits import Limits
+from local.fly.log import ActionLog, RequestLog
+from local.fly.settings import Settings
+from local.fly.store import Store
+
+
+@dataclass(frozen=True)
+class World:
+    """What the API and the proxy act on."""
+
+    settings: Settings
+    disk: Disk
+    fleet: Fleet
+    lifecycle: Lifecycle
+    faults: Faults
+    limits: Limits
+    actions: ActionLog
+    requests: RequestLog
+
+    @classmethod
+    def build(cls, settings: Settings, store: Store, actions: ActionLog, disk: Disk) -> "World":
+        """All parts over an open store and log."""
+        faults = Faults()
+        jobs = Jobs(settings, actions, faults, disk)
+        lifecycle = Lifecycle(settings, actions, faults, jobs)
+        fleet = Fleet(settings, store, actions, faults, lifecycle)
+        return cls(settings, disk, fleet, lifecycle, faults, Limits(), actions, RequestLog())
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[World]:
+    """The world that the folder holds, until the block ends; then every guest is gone."""
+    disk = Disk()
+    store = Store(settings.data, disk)
+    actions = ActionLog(store.data / "actions.jsonl", disk)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(disk.close)
+        await disk.run(store.open)
+        stack.callback(store.close)
+        await disk.run(actions.open)
+        stack.push_async_callback(disk.run, actions.close)
+        world = World.build(settings, store, actions, disk)
+        world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
+        stack.push_async_callback(world.fleet.close)
+        yield world
