@@ -1,0 +1,76 @@
+"""`/_emulator`: what tests need and Fly does not have. Neither limited nor behind the token."""
+
+from dataclasses import asdict
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from local.fly.errors import ApiError
+from local.fly.faults import Fault
+from local.fly.wire import parse_object
+from local.fly.world import World
+
+
+class Control:
+    """The logs, and faults on demand."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def routes(self) -> list[Route]:
+        """Where they are."""
+        return [
+            Route("/_emulator/log", self.log),
+            Route("/_emulator/requests", self.requests),
+            Route("/_emulator/faults", self.set_fault, methods=["POST"]),
+            Route("/_emulator/faults", self.list_faults, methods=["GET"]),
+            Route("/_emulator/faults", self.clear_faults, methods=["DELETE"]),
+            Route("/_emulator/faults/{id}", self.delete_fault, methods=["DELETE"]),
+        ]
+
+    async def log(self, request: Request) -> Response:
+        """Committed actions with a sequence above `after`, oldest first."""
+        actions = self._world.actions.after(_after(request))
+        return JSONResponse([asdict(action) for action in actions])
+
+    async def requests(self, request: Request) -> Response:
+        """Requests to the API with a sequence above `after`, oldest first."""
+        return JSONResponse([asdict(one) for one in self._world.requests.after(_after(request))])
+
+    async def set_fault(self, request: Request) -> Response:
+        """Set a fault; 400 names the field that is wrong."""
+        fault = self._world.faults.add(parse_object(await request.body(), "fault"))
+        await self._strike_at_once(fault)
+        return JSONResponse(self._shown(fault), 201)
+
+    async def list_faults(self, request: Request) -> Response:
+        """All faults, with how often each has fired."""
+        return JSONResponse(self._world.faults.to_json())
+
+    async def clear_faults(self, request: Request) -> Response:
+        """Delete all faults."""
+        self._world.faults.clear()
+        return Response(status_code=204)
+
+    async def delete_fault(self, request: Request) -> Response:
+        """Delete one fault."""
+        found = self._world.faults.remove(request.path_params["id"])
+        return Response(status_code=204 if found else 404)
+
+    async def _strike_at_once(self, fault: Fault) -> None:
+        """A machine that is named and for no action vanishes now, not at the next request."""
+        machine = self._world.fleet.find(fault.match.machine)
+        if fault.kind == "machine_vanished" and machine is not None and not fault.match.action:
+            fault.fired += 1
+            await self._world.fleet.vanish(machine)
+
+    def _shown(self, fault: Fault) -> object:
+        return next(shown for shown in self._world.faults.to_json() if shown["id"] == fault.id)
+
+
+def _after(request: Request) -> int:
+    try:
+        return int(request.query_params.get("after", 0))
+    except ValueError:
+        raise ApiError(400, "after: must be a whole number") from None

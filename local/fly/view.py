@@ -1,0 +1,67 @@
+"""Records as the API shows them."""
+
+from dataclasses import asdict
+
+from local.fly.records import App, Event, Lease, MachineRecord
+from local.fly.wire import JsonObject
+
+_ONLY_IN_FULL = ("config", "checks", "events", "host_status", "nonce")
+
+
+def machine(record: MachineRecord, *, summary: bool = False, nonce: str = "") -> JsonObject:
+    """The Machine object; a summary leaves out config, checks, events and host status."""
+    shown: JsonObject = {
+        "id": record.id,
+        "name": record.name,
+        "state": record.state,
+        "region": record.region,
+        "instance_id": record.instance_id,
+        "version": record.instance_id,
+        "private_ip": record.private_ip,
+        "image_ref": record.image.to_json(),
+        "config": record.config,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+        "cordoned": record.cordoned,
+        "events": events(record, limit=20),
+        "checks": [],
+        "host_status": "ok",
+    }
+    if nonce:
+        shown["nonce"] = nonce
+    if summary:
+        return {name: value for name, value in shown.items() if name not in _ONLY_IN_FULL}
+    return shown
+
+
+def events(record: MachineRecord, limit: int) -> list[JsonObject]:
+    """The newest events first."""
+    return [_event(event) for event in reversed(record.events[-limit:])]
+
+
+def app(found: App, machines: int) -> JsonObject:
+    """The App object."""
+    return {
+        "id": found.name,
+        "name": found.name,
+        "status": "deployed" if machines else "pending",
+        "network": found.network,
+        "internal_numeric_id": found.created_at_ms % 1_000_000_007,
+        "machine_count": machines,
+        "volume_count": 0,
+        "organization": {
+            "name": found.org_slug,
+            "slug": found.org_slug,
+            "internal_numeric_id": 1,
+        },
+    }
+
+
+def lease(held: Lease) -> JsonObject:
+    """The lease envelope; `expires_at` is in unix seconds."""
+    data = asdict(held) | {"expires_at": int(held.expires_at)}
+    return {"status": "success", "data": data}
+
+
+def _event(event: Event) -> JsonObject:
+    return {name: value for name, value in asdict(event).items() if value is not None}
