@@ -1,0 +1,66 @@
+"""The emulator as a child process: for tests that kill it, and for event loops not to share."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from local.fly.command import arguments
+from local.fly.settings import Settings
+
+READY_WITHIN_S = 20.0
+
+
+@dataclass(frozen=True)
+class EmulatorProcess:
+    """A running child and where it listens."""
+
+    process: Process
+    api_url: str
+    proxy_url: str
+
+
+class NotReady(Exception):
+    """The child ended, or said nothing, instead of announcing itself."""
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[EmulatorProcess]:
+    """Run the emulator in a process of its own until the block ends, then stop it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "local", "fly"),
+        *arguments(settings),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=None,
+        env=os.environ,
+    )
+    try:
+        told = await asyncio.wait_for(_announced(process), READY_WITHIN_S)
+        yield EmulatorProcess(process, told["api_url"], told["proxy_url"])
+    finally:
+        await _stop(process)
+
+
+async def _announced(process: Process) -> dict[str, str]:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line:
+        raise NotReady(f"the emulator ended with status {await process.wait()}")
+    told: dict[str, str] = json.loads(line)
+    return told
+
+
+async def _stop(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), 10)
+    except TimeoutError:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,96 @@
+"""uvicorn, run inside an event loop that is somebody else's."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from local.fly.settings import SettingError
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP whose application may close the connection without an answer."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {"roost.abort": self.transport.abort}  # type: ignore[dict-item]
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals alone and ends when it is told to, at once."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self.ending = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to whoever runs the event loop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def main_loop(self) -> None:
+        await self.ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close listeners and connections and cancel what is being answered."""
+        for server in self.servers:
+            server.close()
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for server in self.servers:
+            await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp, host: str, port: int, name: str) -> AsyncIterator[int]:
+    """Serve until the block ends; yields the port, which was free if 0 was asked for.
+
+    A `SettingError` under `name` says why the port cannot be had.
+    """
+    listener = _listen(host, port, name)
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        date_header=False,
+        server_header=False,
+    )
+    server = _Server(config)
+    running = asyncio.get_running_loop().create_task(server.serve([listener]), name=name)
+    await server.listening.wait()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.ending.set()
+        await running
+
+
+def _listen(host: str, port: int, name: str) -> socket.socket:
+    """A listening socket made here, so that a taken port is our error and not uvicorn's exit."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, as asyncio otherwise leaves Nagle's algorithm on: 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+        return listener
+    except OSError as error:
+        listener.close()
+        raise SettingError(name, f"cannot listen on {host}:{port}: {error.strerror}") from error
