@@ -1,0 +1,105 @@
+"""The port to whoever runs the containers, in the service's own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from container_service.container import (
+        Container,
+        ContainerRef,
+        ContainerSpec,
+        ContainerState,
+        ExecResult,
+        Lease,
+    )
+    from container_service.deadlines import Deadline
+
+
+class Provider(Protocol):
+    """Runs containers. Every call ends by its deadline and raises nothing but ServiceError.
+
+    A change whose answer was lost raises OutcomeUnknown and is not sent again, unless it can be
+    repeated without effect. A change that was accepted may take its time: what came of it is
+    learned by `wait` and `get`, and a `get` may lag behind.
+    """
+
+    async def check(self, app: str, deadline: Deadline) -> None:
+        """Return when the provider answers and takes our credentials; raise otherwise."""
+
+    async def create(
+        self,
+        app: str,
+        name: str,
+        spec: ContainerSpec,
+        labels: Mapping[str, str],
+        deadline: Deadline,
+    ) -> Container:
+        """Create a container, `labels` on it as they are. NameTaken where the name is in use."""
+
+    async def get(self, ref: ContainerRef, deadline: Deadline) -> Container:
+        """Read a container. ContainerNotFound where the provider knows none."""
+
+    async def list(
+        self,
+        app: str,
+        labels: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        include_destroyed: bool = False,
+    ) -> Sequence[Container]:
+        """All of an application's containers that carry the labels; never a part of them.
+
+        A container whose labels the provider cannot show at the moment is listed too: a listing
+        without a container counts as evidence that it is gone.
+        """
+
+    async def start(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
+        """Have a container started or resumed. NotStartableYet where a moment later may do."""
+
+    async def suspend(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
+        """Have a container suspended."""
+
+    async def stop(
+        self, ref: ContainerRef, nonce: str, timeout_seconds: float | None, deadline: Deadline
+    ) -> None:
+        """Have a container stopped; its main process is killed when `timeout_seconds` are over."""
+
+    async def destroy(
+        self, ref: ContainerRef, nonce: str, deadline: Deadline, *, force: bool
+    ) -> None:
+        """Have a container destroyed, with `force` also while it runs."""
+
+    async def set_cordoned(
+        self, ref: ContainerRef, nonce: str, deadline: Deadline, *, cordoned: bool
+    ) -> None:
+        """Take a container out of routing, or put it back."""
+
+    async def wait(
+        self,
+        ref: ContainerRef,
+        states: Collection[ContainerState],
+        seconds: float,
+        deadline: Deadline,
+    ) -> ContainerState | None:
+        """The state of those that the container is in within `seconds`, or None."""
+
+    async def execute(
+        self, ref: ContainerRef, command: Sequence[str], timeout_seconds: float, deadline: Deadline
+    ) -> ExecResult:
+        """Run a command in a container, to its end."""
+
+    async def acquire_lease(
+        self, ref: ContainerRef, ttl_seconds: int, description: str, deadline: Deadline
+    ) -> Lease:
+        """Take a container's lease. LeaseHeld where another has it."""
+
+    async def refresh_lease(
+        self, ref: ContainerRef, nonce: str, ttl_seconds: int, deadline: Deadline
+    ) -> Lease:
+        """Move the expiry of a lease that is held. LeaseLost where it is not."""
+
+    async def release_lease(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
+        """Give a lease back; one that is not held any more is none of our business."""
