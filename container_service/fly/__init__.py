@@ -1,0 +1,1 @@
+"""The Fly Machines API: the only place that knows its words."""

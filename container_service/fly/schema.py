@@ -1,0 +1,218 @@
+"""Fly's JSON, read leniently into the service's words, and the service's words written as Fly's.
+
+A missing field is its default, an unknown state is UNKNOWN: Fly adds words without notice. Only a
+body that cannot be what was asked for at all is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from container_service.container import (
+    SPEC_HASH_LABEL,
+    Container,
+    ContainerRef,
+    ContainerSpec,
+    ContainerState,
+    ExecResult,
+    Lease,
+    ServicePort,
+    spec_hash,
+)
+from container_service.errors import ProviderUnavailable
+
+Json = Any
+Object = Mapping[str, Any]
+
+_STATES = {
+    "creating": ContainerState.CREATED,
+    "created": ContainerState.CREATED,
+    "starting": ContainerState.STARTING,
+    "restarting": ContainerState.STARTING,
+    "started": ContainerState.STARTED,
+    "stopping": ContainerState.STOPPING,
+    "stopped": ContainerState.STOPPED,
+    "suspending": ContainerState.SUSPENDING,
+    "suspended": ContainerState.SUSPENDED,
+    "updating": ContainerState.UPDATING,
+    "replacing": ContainerState.UPDATING,
+    "destroying": ContainerState.DESTROYING,
+    "destroyed": ContainerState.DESTROYED,
+    "failed": ContainerState.FAILED,
+    "launch_failed": ContainerState.FAILED,
+}
+
+#: The public ports of a container's first tcp service: Fly's edge speaks HTTP and TLS for it.
+_PUBLIC_PORTS = (
+    {"port": 80, "handlers": ["http"]},
+    {"port": 443, "handlers": ["tls", "http"]},
+)
+
+
+def read_state(word: str) -> ContainerState:
+    """A state in our words; one that we do not know is UNKNOWN."""
+    return _STATES.get(word, ContainerState.UNKNOWN)
+
+
+def read_machine(app: str, body: Json) -> Container:
+    """A Machine object. Raises ProviderUnavailable where it is none."""
+    machine = _object(body)
+    container_id = machine.get("id")
+    if not isinstance(container_id, str) or not container_id:
+        raise ProviderUnavailable("the provider answered with a machine that has no id")
+    word = _text(machine, "state")
+    labels = read_metadata(machine) or {}
+    return Container(
+        ref=ContainerRef(app, container_id),
+        state=read_state(word),
+        provider_state=word,
+        name=_text(machine, "name"),
+        region=_text(machine, "region"),
+        version=_text(machine, "instance_id") or _text(machine, "version"),
+        labels={key: value for key, value in labels.items() if key != SPEC_HASH_LABEL},
+        spec_hash=labels.get(SPEC_HASH_LABEL, ""),
+        cordoned=machine.get("cordoned") is True,
+        create_time=_time(machine.get("created_at")),
+        update_time=_time(machine.get("updated_at")),
+        last_start_time=last_start_time(machine.get("events")),
+        host_reachable=machine.get("host_status", "ok") in ("ok", "", None),
+    )
+
+
+def read_machines(body: Json) -> list[Object]:
+    """A listing. Anything but a list of objects is an error: a part must not pass for the whole."""
+    if not isinstance(body, list):
+        raise ProviderUnavailable("the provider answered a listing that is no list")
+    return [_object(machine) for machine in body]
+
+
+def read_metadata(machine: Object) -> dict[str, str] | None:
+    """A machine's metadata; None where Fly cannot show it, as when the host is out of reach."""
+    for name in ("config", "incomplete_config"):
+        config = machine.get(name)
+        if isinstance(config, dict):
+            metadata = config.get("metadata") or {}
+            if isinstance(metadata, dict):
+                return {str(key): str(value) for key, value in metadata.items()}
+    return None
+
+
+def carries(machine: Object, labels: Mapping[str, str]) -> bool:
+    """Whether a listed machine carries the labels, or may: unreadable metadata hides nothing."""
+    metadata = read_metadata(machine)
+    if metadata is None:
+        return True
+    return all(metadata.get(key) == value for key, value in labels.items())
+
+
+def last_start_time(events: Json) -> datetime | None:
+    """When the newest start event happened; a resume and a restart by itself are starts too."""
+    newest = 0
+    for event in events if isinstance(events, list) else ():
+        if isinstance(event, dict) and event.get("type") == "start":
+            moment = event.get("timestamp")
+            # A start that was asked for is an event too; what counts is that it came to pass.
+            if event.get("status", "started") == "started" and isinstance(moment, int):
+                newest = max(newest, moment)
+    return _from_unix(newest / 1000) if newest else None
+
+
+def read_lease(body: Json) -> Lease:
+    """A lease, in its envelope as Fly sends it or flat as Fly's document draws it."""
+    answer = _object(body)
+    lease = answer.get("data") if isinstance(answer.get("data"), dict) else answer
+    assert isinstance(lease, dict)
+    nonce = _text(lease, "nonce")
+    if not nonce:
+        raise ProviderUnavailable("the provider answered with a lease that has no nonce")
+    expires = lease.get("expires_at")
+    expire_time = _from_unix(expires) if isinstance(expires, int | float) else None
+    return Lease(nonce, expire_time, _text(lease, "owner"))
+
+
+def read_exec(body: Json) -> ExecResult:
+    """What a command did; zero fields may be left out."""
+    answer = _object(body)
+    code = answer.get("exit_code", 0)
+    return ExecResult(
+        exit_code=code if isinstance(code, int) else -1,
+        stdout=_text(answer, "stdout"),
+        stderr=_text(answer, "stderr"),
+    )
+
+
+def write_create(name: str, spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
+    """The body that creates a machine."""
+    body: dict[str, Any] = {"name": name, "config": write_config(spec, labels)}
+    if spec.region:
+        body["region"] = spec.region
+    return body
+
+
+def write_config(spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
+    """A machine's configuration. No swap and no schedule: with either Fly would not suspend it."""
+    config: dict[str, Any] = {
+        "image": spec.image,
+        "env": dict(spec.env),
+        "guest": {
+            "cpu_kind": spec.guest.cpu_kind,
+            "cpus": spec.guest.cpus,
+            "memory_mb": spec.guest.memory_mb,
+        },
+        "rootfs": {"persist": "never" if spec.ephemeral_root_filesystem else "restart"},
+        "services": [_write_service(port, index) for index, port in enumerate(spec.services)],
+        "restart": {"policy": spec.restart_policy.value},
+        "stop_config": {"timeout": write_duration(spec.stop_timeout_seconds)},
+        "metadata": {**labels, SPEC_HASH_LABEL: spec_hash(spec)},
+    }
+    if spec.command:
+        config["init"] = {"cmd": list(spec.command)}
+    if spec.mounts:
+        config["mounts"] = [{"volume": m.volume_id, "path": m.path} for m in spec.mounts]
+    return config
+
+
+def write_duration(seconds: float) -> str:
+    """A duration as Go reads it."""
+    return f"{round(seconds * 1000)}ms" if seconds % 1 else f"{int(seconds)}s"
+
+
+def _write_service(port: ServicePort, index: int) -> Object:
+    public = index == 0 and port.protocol == "tcp"
+    return {
+        "protocol": port.protocol,
+        "internal_port": port.internal_port,
+        "ports": [dict(p) for p in _PUBLIC_PORTS] if public else [{"port": port.internal_port}],
+        "autostart": port.autostart,
+        # When a container rests is for Roost to say, not for the proxy.
+        "autostop": "off",
+    }
+
+
+def _object(body: Json) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise ProviderUnavailable("the provider answered with something that is no object")
+    return body
+
+
+def _text(source: Object, name: str) -> str:
+    value = source.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _time(value: Json) -> datetime | None:
+    """An RFC 3339 time, or None."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _from_unix(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError, ValueError):
+        return None
