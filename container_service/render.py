@@ -1,0 +1,74 @@
+"""The service's words into messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from container_service.container import Container, ContainerState, Lease, MemoryPreserved
+from roost.container.v1 import container_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from container_service.booting import Resumption
+
+_STATES = {
+    state: pb.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState
+}
+_MEMORY = {
+    verdict: pb.MemoryPreserved.Value(f"MEMORY_PRESERVED_{verdict.name}")
+    for verdict in MemoryPreserved
+}
+
+
+def to_timestamp(moment: datetime | None) -> Timestamp | None:
+    """A time as protobuf has it; None stays unset."""
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+def to_state(state: ContainerState) -> pb.ContainerState.ValueType:
+    """A state as the contract numbers it."""
+    return _STATES[state]
+
+
+def to_container(container: Container) -> pb.Container:
+    """A container as the contract shows it."""
+    return pb.Container(
+        app=container.ref.app,
+        container_id=container.ref.container_id,
+        name=container.name,
+        state=to_state(container.state),
+        provider_state=container.provider_state,
+        region=container.region,
+        version=container.version,
+        labels=dict(container.labels),
+        spec_hash=container.spec_hash,
+        cordoned=container.cordoned,
+        create_time=to_timestamp(container.create_time),
+        update_time=to_timestamp(container.update_time),
+        last_start_time=to_timestamp(container.last_start_time),
+        host_reachable=container.host_reachable,
+    )
+
+
+def to_lease(lease: Lease) -> pb.Lease:
+    """A lease as the contract shows it."""
+    return pb.Lease(
+        nonce=lease.nonce, expire_time=to_timestamp(lease.expire_time), owner=lease.owner
+    )
+
+
+def to_resume_response(resumption: Resumption) -> pb.ResumeContainerResponse:
+    """What came back, and the verdict on its memory."""
+    return pb.ResumeContainerResponse(
+        container=to_container(resumption.boot.container),
+        memory_preserved=_MEMORY[resumption.memory_preserved],
+        boot_id=resumption.boot.boot_id,
+        evidence=resumption.evidence,
+    )

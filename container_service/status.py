@@ -1,0 +1,99 @@
+"""Errors into gRPC statuses, by one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+from container_service import errors
+
+DOMAIN = "roost"
+
+#: Trailing metadata has room for 8 KiB: what came from the caller or the provider is cut to fit.
+_MESSAGE_LIMIT = 400
+_VIOLATION_LIMIT = 10
+_METADATA_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A status, and the reason for machines."""
+
+    code: grpc.StatusCode
+    reason: str
+
+
+_Code = grpc.StatusCode
+
+#: The most specific class that is listed counts.
+TABLE: dict[type[errors.ServiceError], Row] = {
+    errors.InvalidRequest: Row(_Code.INVALID_ARGUMENT, "INVALID_FIELD"),
+    errors.RequestIdReused: Row(_Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED"),
+    errors.ContainerNotFound: Row(_Code.NOT_FOUND, "CONTAINER_NOT_FOUND"),
+    errors.StateConflict: Row(_Code.FAILED_PRECONDITION, "CONTAINER_STATE_CONFLICT"),
+    errors.SuspendUnsupported: Row(_Code.FAILED_PRECONDITION, "SUSPEND_UNSUPPORTED"),
+    errors.LeaseHeld: Row(_Code.ABORTED, "LEASE_HELD"),
+    errors.LeaseLost: Row(_Code.ABORTED, "LEASE_LOST"),
+    errors.WaitTimedOut: Row(_Code.DEADLINE_EXCEEDED, "WAIT_TIMED_OUT"),
+    errors.NotBuiltYet: Row(_Code.UNIMPLEMENTED, "NOT_BUILT_YET"),
+    errors.ProviderUnavailable: Row(_Code.UNAVAILABLE, "PROVIDER_UNAVAILABLE"),
+    errors.ProviderRateLimited: Row(_Code.RESOURCE_EXHAUSTED, "PROVIDER_RATE_LIMITED"),
+    errors.ProviderCapacity: Row(_Code.RESOURCE_EXHAUSTED, "PROVIDER_CAPACITY"),
+    errors.ProviderRefused: Row(_Code.FAILED_PRECONDITION, "PROVIDER_REFUSED"),
+    # Creation adopts by name; that it cannot is a moment's disorder at the provider's.
+    errors.NameTaken: Row(_Code.UNAVAILABLE, "PROVIDER_UNAVAILABLE"),
+}
+
+
+def row_of(error: errors.ServiceError) -> Row:
+    """The table's row for an error."""
+    return next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+
+
+def status_of(error: errors.ServiceError) -> status_pb2.Status:
+    """The whole status: code, sentence, ErrorInfo, and what the caller may do about it."""
+    row = row_of(error)
+    status = status_pb2.Status(
+        code=row.code.value[0], message=shorten(error.message, _MESSAGE_LIMIT)
+    )
+    status.details.add().Pack(
+        error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=metadata_of(error))
+    )
+    if isinstance(error, errors.InvalidRequest):
+        status.details.add().Pack(_bad_request(error))
+    if error.retry_after is not None:
+        status.details.add().Pack(_retry_info(error.retry_after))
+    return status
+
+
+def metadata_of(error: errors.ServiceError) -> dict[str, str]:
+    """The dynamic parts of an error, for machines."""
+    told = dict(error.metadata)
+    if error.provider_request_id:
+        told["fly_request_id"] = error.provider_request_id
+    return {key: shorten(value, _METADATA_LIMIT) for key, value in told.items()}
+
+
+def shorten(text: str, limit: int) -> str:
+    """Text of at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=shorten(violation.field, 120), description=shorten(violation.description, 120)
+            )
+            for violation in error.violations[:_VIOLATION_LIMIT]
+        ]
+    )
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    whole = int(seconds)
+    delay = Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
