@@ -1,0 +1,167 @@
+"""Configuration: read once from the environment, as one frozen value."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class ConfigError(Exception):
+    """A variable is missing or wrong; the message is one line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How the service runs. `VARIABLES` below says which variable sets what."""
+
+    fly_token: str = field(repr=False)
+    """Fly's API token; a secret, and in no repr."""
+
+    listen: str = "127.0.0.1:50052"
+    """Address to serve on, host:port; port 0 takes a free one."""
+
+    fly_base_url: str = "https://api.machines.dev"
+    """Where the Machines API is."""
+
+    fly_app: str = ""
+    """The app of calls that name none; empty: they must name one."""
+
+    lag_window: float = 5.0
+    """Seconds that the provider's reads may lag behind its writes."""
+
+    grace: float = 10.0
+    """Seconds that calls in flight have to finish after a stop signal."""
+
+    log_level: str = "INFO"
+    """The least level that is logged."""
+
+    fly_rate_share: float = 1.0
+    """Part of Fly's rate limits that this process may use, above 0 and up to 1."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Config:
+        """Read the variables. Raises ConfigError at the first that is missing or wrong."""
+        values: dict[str, Any] = {}
+        for variable in VARIABLES:
+            text = env.get(variable.name, "").strip()
+            if text:
+                values[variable.field] = variable.read(text)
+            elif variable.required:
+                raise ConfigError(f"{variable.name} is not set: {variable.sentence}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable."""
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    rule: str
+    sentence: str
+    required: bool = False
+
+    def read(self, text: str) -> Any:
+        """The value that the text means. Raises ConfigError, without the text if it is a secret."""
+        try:
+            return self.parse(text)
+        except ValueError:
+            shown = "its value" if self.field == "fly_token" else repr(text)
+            raise ConfigError(f"{self.name}: {shown} is not {self.rule}") from None
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(text)
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    _ = parts.port  # raises ValueError where it is none
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(text)
+    return text.rstrip("/")
+
+
+def _token(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _app(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise ValueError(text)
+    return text
+
+
+def _level(text: str) -> str:
+    if text.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(text)
+    return text.upper()
+
+
+def _between(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # also refuses nan
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+VARIABLES = (
+    Variable(
+        "FLY_API_TOKEN", "fly_token", _token, "a token: printable ASCII",
+        "Fly's API token, as `fly tokens create` prints it", required=True,
+    ),
+    Variable(
+        "FLY_FLAPS_BASE_URL", "fly_base_url", _url, "an http or https URL",
+        "where the Machines API is",
+    ),
+    Variable(
+        "ROOST_CONTAINER_LISTEN", "listen", _address, "host:port",
+        "address to serve on; port 0 takes a free one",
+    ),
+    Variable(
+        "ROOST_FLY_APP", "fly_app", _app, "an app's name",
+        "the app of calls that name none",
+    ),
+    Variable(
+        "ROOST_LAG_WINDOW", "lag_window", _between(0, 60), "a number of seconds from 0 to 60",
+        "seconds that the provider's reads may lag behind its writes",
+    ),
+    Variable(
+        "ROOST_GRACE", "grace", _between(0, 3600), "a number of seconds from 0 to 3600",
+        "seconds that calls in flight have to finish after a stop signal",
+    ),
+    Variable(
+        "ROOST_LOG_LEVEL", "log_level", _level, "a level: DEBUG, INFO, WARNING or ERROR",
+        "the least level that is logged",
+    ),
+    Variable(
+        "ROOST_FLY_RATE_SHARE", "fly_rate_share", _between(0.01, 1), "a number from 0.01 to 1",
+        "part of Fly's rate limits that this process may use",
+    ),
+)  # fmt: skip
+
+
+def describe() -> str:
+    """The variables, their defaults and what they mean, for `--help`."""
+    defaults = Config(fly_token="")
+    rows = []
+    for variable in VARIABLES:
+        default = getattr(defaults, variable.field)
+        told = "required" if variable.required else f"default {default}" if default != "" else ""
+        rows.append(f"  {variable.name:<24}{variable.sentence}{f' ({told})' if told else ''}")
+    return "environment variables:\n" + "\n".join(rows)
