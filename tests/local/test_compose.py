@@ -1,0 +1,53 @@
+"""compose.yaml and the Dockerfile, as far as they can be judged without an engine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    document = YAML(typ="safe").load(ROOT / "compose.yaml")
+    found: dict[str, Any] = document["services"]
+    return found
+
+
+def test_ports_are_published_to_this_machine_only(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_every_lasting_part_has_a_health_check(services: dict[str, Any]) -> None:
+    lasting = {name for name in services if name != "app"}
+    assert lasting == {name for name, service in services.items() if "healthcheck" in service}
+
+
+def test_every_build_target_exists_and_is_not_root(services: dict[str, Any]) -> None:
+    wanted = {service["build"]["target"] for service in services.values() if "build" in service}
+    assert wanted == {"session_service", "container_service", "emulator"}
+    for target in wanted:
+        match = re.search(rf"AS {target}\n(.*?)(?=\nFROM |\Z)", DOCKERFILE, re.S)
+        assert match, target
+        assert "USER roost" in match[1]
+
+
+def test_everything_is_pinned() -> None:
+    assert set(re.findall(r"^FROM (\S+:\S+)", DOCKERFILE, re.M)) == {"python:3.11-slim-bookworm"}
+    assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--require-hashes") == 2
+    assert "# syntax" not in DOCKERFILE
+
+
+def test_what_is_copied_exists_and_is_not_ignored() -> None:
+    ignore = (ROOT / ".dockerignore").read_text()
+    for source in re.findall(r"^COPY (\S+)", DOCKERFILE, re.M):
+        assert (ROOT / source).exists(), source
+        assert f"!{source}\n" in ignore, source
