@@ -89,11 +89,11 @@ class EmbeddedPostgres:
             if self._child is not None:
                 await self._child.stop(*STOP_STEPS)
         finally:
-            self.folder.unlock()
+            self.folder.lock.release()
 
     async def _take_folder(self) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
-        while not await asyncio.to_thread(self.folder.try_lock):
+        while not await asyncio.to_thread(self.folder.lock.acquire):
             if time.monotonic() > deadline:
                 raise FolderInUse(f"a PostgreSQL runs on {self.folder.path} already")
             await asyncio.sleep(0.05)
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
             # The caller's PG* and LC_* variables are not for this server.
             environment={"PATH": os.defpath, "LC_ALL": "C"},
             drop_root=True,
-            keep_open=[self.folder.lock],
+            keep_open=[self.folder.lock.descriptor],
         )
 
 

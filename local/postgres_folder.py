@@ -7,12 +7,13 @@ superuser, mode 0600; `postgres-18/`, the cluster; `postgres.log`, what initdb a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import secrets
 import shutil
 from pathlib import Path
+
+from local.lock import FolderLock
 
 #: The major version whose binaries we use; a cluster of another one is left alone.
 MAJOR = 18
@@ -55,31 +56,8 @@ class PostgresFolder:
         self.password_file = self.path / "password"
         #: Of the superuser; known once the folder is prepared.
         self.password = ""
-        self._lock: int | None = None
-
-    @property
-    def lock(self) -> int:
-        """The lock's descriptor. The server inherits it: it is free when all have ended."""
-        if self._lock is None:
-            raise RuntimeError("the folder is not locked")
-        return self._lock
-
-    def try_lock(self) -> bool:
-        """Take the lock, making the folder when there is none. False while another has it."""
-        if self._lock is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Let go of our share of the lock."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        #: Whoever runs on the folder has it; the server inherits it.
+        self.lock = FolderLock(self.path)
 
     def prepare(self) -> bool:
         """Make ready for a start, under the lock. True when a cluster must be made first."""

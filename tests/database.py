@@ -17,8 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
+from local.lock import FolderLock
 from local.postgres import EmbeddedPostgres
-from local.postgres_folder import PostgresFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,10 +64,10 @@ def remove_leftovers(place: Path) -> None:
     """Take away clusters of runs that were killed: old ones that nobody holds the lock of."""
     for old in place.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            folder = PostgresFolder(old)
-            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS and folder.try_lock():
+            lock = FolderLock(old)
+            if time.time() - old.stat().st_mtime > LEFTOVER_SECONDS and lock.acquire():
                 shutil.rmtree(old, ignore_errors=True)
-            folder.unlock()
+            lock.release()
 
 
 class Databases:
