@@ -16,6 +16,7 @@ from container_service.container import (
     MemoryPreserved,
 )
 from container_service.errors import (
+    LeaseHeld,
     NotStartableYet,
     OutcomeUnknown,
     ProviderRateLimited,
@@ -111,6 +112,11 @@ class Booting:
                     raise
                 log.info("Looking whether a start was taken: %s", error)
                 return False
+            except LeaseHeld:
+                # The provider's proxy takes the lease too, to wake a container for its traffic.
+                if nonce or (await self._provider.get(ref, deadline)).state not in _UP:
+                    raise
+                return True
             except StateConflict as refusal:
                 seen = await self._provider.get(ref, deadline)
                 if seen.state in _UP:

@@ -73,7 +73,8 @@ class Variable:
         try:
             return self.parse(text)
         except ValueError:
-            shown = "its value" if self.field == "fly_token" else repr(text)
+            secret = self.field == "fly_token" or "@" in text
+            shown = "its value" if secret else repr(text)
             raise ConfigError(f"{self.name}: {shown} is not {self.rule}") from None
 
 
@@ -87,7 +88,9 @@ def _address(text: str) -> str:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     _ = parts.port  # raises ValueError where it is none
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(text)
+    if parts.query or parts.fragment or parts.username or parts.password:
         raise ValueError(text)
     return text.rstrip("/")
 

@@ -153,6 +153,7 @@ class Lease:
     nonce: str
     expire_time: datetime | None = None
     owner: str = ""
+    description: str = ""
 
     def __repr__(self) -> str:
         """The nonce is a key: it stays out of logs and tracebacks."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from container_service.deadlines import Deadline
-from container_service.errors import LeaseHeld, ServiceError
+from container_service.errors import LeaseHeld, OutcomeUnknown, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -57,7 +58,7 @@ class Leasing:
         patience = deadline.within(wait_seconds)
         while True:
             try:
-                return await self._provider.acquire_lease(ref, ttl_seconds, description, deadline)
+                return await self._take(ref, ttl_seconds, description, deadline)
             except LeaseHeld as held:
                 delay = until_next_try(held.expire_time, datetime.now(UTC))
                 if patience.passed:
@@ -85,9 +86,22 @@ class Leasing:
         """Wait for the releases that are under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _take(
+        self, ref: ContainerRef, ttl_seconds: int, description: str, deadline: Deadline
+    ) -> Lease:
+        """Take the lease; where the answer was lost, see by a mark of ours whether we hold it."""
+        marked = f"{description} [{uuid.uuid4().hex[:12]}]".lstrip()
+        try:
+            return await self._provider.acquire_lease(ref, ttl_seconds, marked, deadline)
+        except OutcomeUnknown:
+            held = await self._provider.read_lease(ref, deadline)
+            if held is None or held.description != marked:
+                raise
+            return held
+
     async def _take_own(self, ref: ContainerRef, purpose: str, deadline: Deadline) -> Lease:
         taking = asyncio.ensure_future(
-            self._provider.acquire_lease(ref, OWN_LEASE_SECONDS, f"roost: {purpose}", deadline)
+            self._take(ref, OWN_LEASE_SECONDS, f"roost: {purpose}", deadline)
         )
         try:
             return await asyncio.shield(taking)

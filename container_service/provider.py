@@ -96,6 +96,9 @@ class Provider(Protocol):
     ) -> Lease:
         """Take a container's lease. LeaseHeld where another has it."""
 
+    async def read_lease(self, ref: ContainerRef, deadline: Deadline) -> Lease | None:
+        """The lease that is held, its nonce too; None where nobody holds one."""
+
     async def refresh_lease(
         self, ref: ContainerRef, nonce: str, ttl_seconds: int, deadline: Deadline
     ) -> Lease:

@@ -22,7 +22,7 @@ from container_service.errors import (
     SuspendUnsupported,
 )
 from container_service.fly import schema
-from container_service.fly.errors import Malformed, NotReached, UnknownApp
+from container_service.fly.errors import Malformed, NoLease, NotReached, UnknownApp
 from container_service.fly.pacing import Pacing
 from container_service.fly.transport import Call, Transport, connect
 
@@ -146,7 +146,9 @@ class FlyClient:
     ) -> ContainerState | None:
         """GET /wait."""
         shortest, longest = WAIT_SECONDS
-        patience = max(shortest, min(longest, int(seconds)))
+        # Fly's "not reached" should come back before our deadline cuts the call off.
+        patience = min(longest, int(min(seconds, deadline.remaining() - 0.25)))
+        patience = max(shortest, patience)
         call = Call(
             "wait",
             ref.container_id,
@@ -212,6 +214,14 @@ class FlyClient:
         )
         with suppress(LeaseLost, ContainerNotFound, Malformed):
             await self._transport.send(call, deadline)
+
+    async def read_lease(self, ref: ContainerRef, deadline: Deadline) -> Lease | None:
+        """GET /lease."""
+        call = Call("lease_get", ref.container_id, "GET", _path(ref, "lease"), repeatable=True)
+        try:
+            return schema.read_lease(await self._transport.send(call, deadline))
+        except NoLease:
+            return None
 
     async def _lease(
         self, ref: ContainerRef, ttl: int, nonce: str, deadline: Deadline, **body: str

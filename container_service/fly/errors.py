@@ -64,6 +64,10 @@ class UnknownApp(ProviderRefused):
     """Fly knows no such app; it took our token, though."""
 
 
+class NoLease(LeaseLost):
+    """Nobody holds a lease."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A failed answer, read leniently, with what matters of the call that it answers."""
@@ -121,7 +125,7 @@ def classify(refusal: Refusal) -> ServiceError:
 
 def _not_found(refusal: Refusal) -> ServiceError:
     if refusal.says("lease not found"):
-        return _lease(refusal)
+        return NoLease("no lease is held any more", provider_request_id=refusal.request_id)
     if refusal.says(*_APP_PROSE):
         return UnknownApp(
             f"{_told(refusal)} (check the application's name)",

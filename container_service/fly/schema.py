@@ -129,7 +129,7 @@ def read_lease(body: Json) -> Lease:
         raise ProviderUnavailable("the provider answered with a lease that has no nonce")
     expires = lease.get("expires_at")
     expire_time = _from_unix(expires) if isinstance(expires, int | float) else None
-    return Lease(nonce, expire_time, _text(lease, "owner"))
+    return Lease(nonce, expire_time, _text(lease, "owner"), _text(lease, "description"))
 
 
 def read_exec(body: Json) -> ExecResult:
