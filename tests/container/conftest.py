@@ -1,0 +1,47 @@
+"""A real emulator and a real service over it for each test, both in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from local.fly.emulator import Emulator, serve
+from local.fly.settings import Settings
+from tests.container.harness import TOKEN, Service, make_app, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Fast, on free ports, with Fly's rate limits; a test module may override it."""
+    return Settings(
+        data=tmp_path / "fly",
+        port=0,
+        proxy_port=0,
+        token=TOKEN,
+        create_ms=5,
+        start_ms=5,
+        resume_ms=5,
+        suspend_ms=20,
+        replace_ms=5,
+        destroy_ms=5,
+    )
+
+
+@pytest.fixture
+async def emulator(settings: Settings) -> AsyncIterator[Emulator]:
+    """A running emulator with an app in it."""
+    async with serve(settings) as running:
+        await make_app(running)
+        yield running
+
+
+@pytest.fixture
+async def service(emulator: Emulator) -> AsyncIterator[Service]:
+    """A running service."""
+    async with serving(emulator) as running:
+        yield running

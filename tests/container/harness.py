@@ -1,0 +1,152 @@
+"""What the container service's tests share: it over a real emulator, and its errors read."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import httpx
+from google.rpc import error_details_pb2, status_pb2
+
+from container_service.config import Config
+from container_service.main import serve
+from local.fly.admin import Admin
+from roost.container.v1 import container_service_pb2 as pb
+from roost.container.v1 import container_service_pb2_grpc as rpc
+from tests.eventually import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from local.fly.emulator import Emulator
+
+TOKEN = "a-token-for-tests"
+APP = "birds"
+LAG_WINDOW = 0.2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failed call, its details unpacked."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    domain: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    retry_seconds: float | None = None
+    fields: tuple[str, ...] = ()
+
+
+def read_failure(error: grpc.aio.AioRpcError) -> Failure:
+    """What an error tells a machine."""
+    trailers = dict(error.trailing_metadata() or ())
+    found: dict[str, Any] = {}
+    status = status_pb2.Status()
+    status.ParseFromString(bytes(trailers.get("grpc-status-details-bin", b"")))
+    for detail in status.details:
+        info, retry, bad = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.RetryInfo(),
+            error_details_pb2.BadRequest(),
+        )
+        if detail.Unpack(info):
+            found |= {"reason": info.reason, "domain": info.domain, "metadata": dict(info.metadata)}
+        elif detail.Unpack(retry):
+            found["retry_seconds"] = retry.retry_delay.ToTimedelta().total_seconds()
+        elif detail.Unpack(bad):
+            found["fields"] = tuple(violation.field for violation in bad.field_violations)
+    return Failure(error.code(), error.details() or "", **found)
+
+
+async def failing(call: Awaitable[Any]) -> Failure:
+    """The failure of a call that has to fail."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return read_failure(error)
+    raise AssertionError(f"did not fail but answered {answer}")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service over a running emulator, with what tests do to both."""
+
+    target: str
+    stub: rpc.ContainerServiceStub
+    channel: grpc.aio.Channel
+    admin: Admin
+    emulator: Emulator
+
+    async def create(self, name: str = "roost-wren-1", image: str = "roost/base") -> str:
+        """Create a container and wait until it runs; its id."""
+        request = pb.CreateContainerRequest(name=name, spec=pb.ContainerSpec(image=image))
+        created = await self.stub.CreateContainer(request, timeout=20)
+        container_id: str = created.container.container_id
+        await self.stub.WaitContainer(pb.WaitContainerRequest(container_id=container_id), timeout=9)
+        return container_id
+
+    async def state(self, container_id: str) -> pb.ContainerState.ValueType:
+        """The state that a read shows."""
+        request = pb.GetContainerRequest(container_id=container_id)
+        return (await self.stub.GetContainer(request, timeout=9)).container.state
+
+    async def requests(self, after: int = 0) -> list[str]:
+        """The calls about machines that came after a sequence, by their names."""
+        seen = await self.admin.requests(after)
+        return [request.action for request in seen if not request.action.startswith("app_")]
+
+    async def asked(self, action: str) -> bool:
+        """Whether the provider was asked for this."""
+        return action in await self.requests()
+
+    async def mark(self) -> int:
+        """The sequence of the newest provider call."""
+        seen = await self.admin.requests()
+        return seen[-1].sequence if seen else 0
+
+    async def committed(self, action: str) -> int:
+        """How often the provider really did something."""
+        return sum(1 for done in await self.admin.actions() if done.action == action)
+
+
+def config_for(emulator: Emulator, **changes: Any) -> Config:
+    """A configuration for a service over an emulator."""
+    settings: dict[str, Any] = {
+        "fly_token": TOKEN,
+        "listen": "127.0.0.1:0",
+        "fly_base_url": emulator.api_url,
+        "fly_app": APP,
+        "lag_window": LAG_WINDOW,
+        "grace": 1.0,
+    }
+    return Config(**settings | changes)
+
+
+@asynccontextmanager
+async def serving(emulator: Emulator, **changes: Any) -> AsyncGenerator[Service]:
+    """Run a service over an emulator, and talk to it."""
+    async with (
+        serve(config_for(emulator, **changes)) as running,
+        Admin(emulator.api_url) as admin,
+        grpc.aio.insecure_channel(running.target) as channel,
+    ):
+        stub = rpc.ContainerServiceStub(channel)
+        yield Service(running.target, stub, channel, admin, emulator)
+
+
+async def until(check: Callable[[], Awaitable[bool]], interval: float = 0.02) -> None:
+    """Wait for what the emulator or a guest does by itself."""
+    done: bool = await eventually(check, interval=interval)
+    assert done
+
+
+async def make_app(emulator: Emulator, name: str = APP) -> None:
+    """Make an app to create containers in."""
+    async with httpx.AsyncClient(base_url=emulator.api_url, trust_env=False) as client:
+        body = {"app_name": name, "org_slug": "personal"}
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        (await client.post("/v1/apps", json=body, headers=headers)).raise_for_status()

@@ -1,0 +1,241 @@
+"""What is answered when the provider fails, is slow, or does something else than it said."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from roost.container.v1 import container_service_pb2 as pb
+from tests.container.harness import LAG_WINDOW, Service, failing, read_failure, serving, until
+
+
+def suspending(service: Service, container_id: str, timeout: float = 20) -> Any:
+    request = pb.SuspendContainerRequest(container_id=container_id)
+    return service.stub.SuspendContainer(request, timeout=timeout)
+
+
+def getting(service: Service, container_id: str, timeout: float = 9) -> Any:
+    return service.stub.GetContainer(
+        pb.GetContainerRequest(container_id=container_id), timeout=timeout
+    )
+
+
+async def test_a_suspend_that_fails_is_told_as_still_running(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("suspend_fails", machine=container_id)
+    begun = time.monotonic()
+    answer = await suspending(service, container_id)
+    assert answer.container.state == pb.CONTAINER_STATE_STARTED
+    assert time.monotonic() - begun > LAG_WINDOW
+    # And the lease that was taken for it is given back.
+    assert (await suspending(service, container_id)).container.state == pb.CONTAINER_STATE_SUSPENDED
+
+
+async def test_a_suspend_that_ends_stopped_is_told_as_stopped(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("suspend_stops", machine=container_id)
+    answer = await suspending(service, container_id)
+    assert answer.container.state == pb.CONTAINER_STATE_STOPPED
+
+
+@pytest.mark.parametrize("answer", ["408", "close"])
+async def test_a_suspend_whose_answer_was_lost_is_observed(service: Service, answer: Any) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("answer_lost", action="suspend", answer=answer)
+    mark = await service.mark()
+    seen = await suspending(service, container_id)
+    assert seen.container.state == pb.CONTAINER_STATE_SUSPENDED
+    assert (await service.requests(mark)).count("suspend") == 1
+
+
+async def test_a_suspend_that_is_not_seen_in_time_is_unknown(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("slow_before", action="wait", delay_ms=3000)
+    unknown = await failing(suspending(service, container_id, timeout=1.0))
+    assert unknown.code is grpc.StatusCode.UNAVAILABLE
+    assert unknown.reason == "PROVIDER_UNAVAILABLE"
+    assert unknown.retry_seconds
+
+
+async def test_a_lease_whose_answer_was_lost_is_recognised(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("answer_lost", action="lease", answer="close")
+    mark = await service.mark()
+    seen = await suspending(service, container_id)
+    assert seen.container.state == pb.CONTAINER_STATE_SUSPENDED
+    assert (await service.requests(mark))[:3] == ["lease", "lease_get", "suspend"]
+
+
+async def test_a_caller_that_goes_away_leaves_no_lease_behind(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("slow_after", action="suspend", delay_ms=400)
+    call = suspending(service, container_id)
+    gone = asyncio.ensure_future(call)
+    await until(lambda: service.asked("suspend"))
+    call.cancel()
+    await asyncio.wait([gone])
+    await until(lambda: service.asked("lease_release"))
+    acquire = pb.AcquireLeaseRequest(container_id=container_id)
+    assert (await service.stub.AcquireLease(acquire, timeout=9)).lease.nonce
+
+
+@pytest.mark.parametrize("answer", ["408", "close"])
+async def test_a_start_whose_answer_was_lost_is_observed(service: Service, answer: Any) -> None:
+    container_id = await service.create()
+    await suspending(service, container_id)
+    await service.admin.set_fault("answer_lost", action="start", answer=answer)
+    request = pb.ResumeContainerRequest(container_id=container_id)
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.container.state == pb.CONTAINER_STATE_STARTED
+    assert resumed.boot_id
+    assert await service.committed("start") == 1
+
+
+async def test_a_start_that_was_not_taken_is_asked_for_again(service: Service) -> None:
+    container_id = await service.create()
+    await suspending(service, container_id)
+    await service.admin.set_fault("server_error", action="start")
+    request = pb.ResumeContainerRequest(container_id=container_id)
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.container.state == pb.CONTAINER_STATE_STARTED
+    assert await service.committed("start") == 1
+
+
+async def test_a_full_host_is_said_with_a_time_to_come_back(service: Service) -> None:
+    container_id = await service.create()
+    await suspending(service, container_id)
+    await service.admin.set_fault("capacity", action="start")
+    request = pb.ResumeContainerRequest(container_id=container_id)
+    refused = await failing(service.stub.ResumeContainer(request, timeout=20))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.reason == "PROVIDER_CAPACITY"
+    assert refused.retry_seconds
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [("stop", "StopContainer"), ("destroy", "DestroyContainer"), ("cordon", "CordonContainer")],
+)
+async def test_a_lost_answer_to_a_change_by_target_state_is_a_success(
+    service: Service, lost: tuple[str, str]
+) -> None:
+    action, method = lost
+    container_id = await service.create()
+    await service.admin.set_fault("answer_lost", action=action, answer="close")
+    message: Any = getattr(pb, f"{method}Request")(container_id=container_id)
+    if action == "destroy":
+        message.force = True
+    await getattr(service.stub, method)(message, timeout=20)
+    assert await service.committed(action) == 1
+
+
+async def test_exec_is_never_sent_twice(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("exec_fails", status=503)
+    request = pb.ExecContainerRequest(container_id=container_id, command=["true"])
+    failed = await failing(service.stub.ExecContainer(request, timeout=9))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
+    assert (await service.requests()).count("exec") == 1
+
+
+async def test_a_read_is_tried_again_over_a_moments_trouble(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("server_error", action="get", times=2)
+    assert (await getting(service, container_id)).container.state == pb.CONTAINER_STATE_STARTED
+
+
+async def test_an_edge_that_answers_in_plain_text_is_no_loss(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault(
+        "server_error", action="get", status=404, body="no such host", times=None
+    )
+    unclear = await failing(getting(service, container_id))
+    assert (unclear.code, unclear.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
+
+
+async def test_an_outage_is_unavailable_with_a_time_to_come_back_and_then_over(
+    service: Service,
+) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("unavailable", answer="close")
+    calls = (
+        getting(service, container_id),
+        service.stub.ListContainers(pb.ListContainersRequest(), timeout=9),
+        suspending(service, container_id, timeout=3),
+    )
+    for call in calls:
+        failed = await failing(call)
+        assert failed.code is grpc.StatusCode.UNAVAILABLE
+        assert failed.reason == "PROVIDER_UNAVAILABLE"
+        assert failed.retry_seconds
+    await service.admin.clear_faults()
+    assert (await getting(service, container_id)).container.state == pb.CONTAINER_STATE_STARTED
+
+
+async def test_a_call_refused_for_its_rate_is_made_again(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("rate_limited", action="get")
+    assert (await getting(service, container_id)).container.state == pb.CONTAINER_STATE_STARTED
+    await service.admin.set_fault("rate_limited", action="exec", times=None)
+    request = pb.ExecContainerRequest(container_id=container_id, command=["true"])
+    refused = await failing(service.stub.ExecContainer(request, timeout=1.5))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.reason == "PROVIDER_RATE_LIMITED"
+    assert refused.retry_seconds
+
+
+async def test_our_own_pace_keeps_within_the_providers(service: Service) -> None:
+    container_id = await service.create()
+    begun = time.monotonic()
+    await asyncio.gather(*(getting(service, container_id) for _ in range(15)))
+    assert time.monotonic() - begun >= 0.9
+    assert all(request.status != 429 for request in await service.admin.requests())
+
+
+async def test_a_queue_longer_than_the_deadline_is_refused_at_once(service: Service) -> None:
+    container_id = await service.create()
+    request = pb.ExecContainerRequest(container_id=container_id, command=["true"])
+    begun = time.monotonic()
+    calls = [service.stub.ExecContainer(request, timeout=0.7) for _ in range(5)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [read_failure(each) for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+    assert [each.reason for each in refused] == ["PROVIDER_RATE_LIMITED"] * 2
+    assert time.monotonic() - begun < 0.7
+
+
+async def test_a_vanished_machine_is_not_found_and_not_listed(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("machine_vanished", machine=container_id)
+    missing = await failing(getting(service, container_id))
+    assert (missing.code, missing.reason) == (grpc.StatusCode.NOT_FOUND, "CONTAINER_NOT_FOUND")
+    listed = await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
+    assert not listed.containers
+    for method in ("ResumeContainer", "SuspendContainer", "StopContainer"):
+        request = getattr(pb, f"{method}Request")(container_id=container_id)
+        failed = await failing(getattr(service.stub, method)(request, timeout=9))
+        assert failed.reason == "CONTAINER_NOT_FOUND"
+    destroy = pb.DestroyContainerRequest(container_id=container_id)
+    assert not (await service.stub.DestroyContainer(destroy, timeout=9)).HasField("container")
+
+
+async def test_a_slow_answer_is_cut_off_by_the_callers_deadline(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("slow_after", action="get", delay_ms=5000, times=None)
+    begun = time.monotonic()
+    failed = await failing(getting(service, container_id, timeout=0.6))
+    assert failed.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - begun < 1.5
+
+
+async def test_a_token_that_is_not_taken_says_what_to_check(service: Service) -> None:
+    async with serving(service.emulator, fly_token="another") as stranger:
+        request = pb.ListContainersRequest()
+        refused = await failing(stranger.stub.ListContainers(request, timeout=9))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "PROVIDER_REFUSED"
+    assert "FLY_API_TOKEN" in refused.message
+    assert "another" not in refused.message

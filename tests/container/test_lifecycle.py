@@ -1,0 +1,364 @@
+"""Each verb over a real emulator: what it answers, and what it costs the provider."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+import httpx
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from local.fly.emulator import serve
+from local.fly.settings import Settings
+from roost.container.v1 import container_service_pb2 as pb
+from tests.container.harness import APP, TOKEN, Service, failing, make_app, serving, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+
+async def suspend(service: Service, container_id: str) -> pb.Container:
+    request = pb.SuspendContainerRequest(container_id=container_id)
+    return (await service.stub.SuspendContainer(request, timeout=20)).container
+
+
+async def test_a_created_container_shows_what_it_was_created_with(service: Service) -> None:
+    request = pb.CreateContainerRequest(
+        name="roost-wren-1",
+        spec=pb.ContainerSpec(image="roost/base"),
+        labels={"roost_session": "wren", "roost_generation": "1"},
+    )
+    mark = await service.mark()
+    created = await service.stub.CreateContainer(request, timeout=20)
+    assert await service.requests(mark) == ["create"]
+    assert not created.adopted
+    container = created.container
+    assert container.state == pb.CONTAINER_STATE_CREATED
+    assert (container.app, container.name) == ("birds", "roost-wren-1")
+    assert dict(container.labels) == {"roost_session": "wren", "roost_generation": "1"}
+    assert len(container.spec_hash) == 64
+    assert container.host_reachable
+    assert container.HasField("create_time")
+
+
+async def test_start_waits_out_the_launch_and_tells_the_boot_id(service: Service) -> None:
+    request = pb.CreateContainerRequest(
+        name="roost-wren-1", spec=pb.ContainerSpec(image="roost/base")
+    )
+    created = await service.stub.CreateContainer(request, timeout=20)
+    start = pb.StartContainerRequest(container_id=created.container.container_id)
+    started = await service.stub.StartContainer(start, timeout=20)
+    assert started.container.state == pb.CONTAINER_STATE_STARTED
+    assert len(started.boot_id) == 36
+    assert started.container.HasField("last_start_time")
+
+
+async def test_starting_one_that_runs_only_reports(service: Service) -> None:
+    container_id = await service.create()
+    mark = await service.mark()
+    request = pb.StartContainerRequest(container_id=container_id)
+    first = await service.stub.StartContainer(request, timeout=20)
+    assert sorted(await service.requests(mark)) == ["exec", "get", "start", "wait"]
+    again = await service.stub.StartContainer(request, timeout=20)
+    assert again.boot_id == first.boot_id
+    assert again.container.last_start_time == first.container.last_start_time
+
+
+async def test_resume_proves_that_memory_survived(service: Service) -> None:
+    container_id = await service.create()
+    start = pb.StartContainerRequest(container_id=container_id)
+    before = await service.stub.StartContainer(start, timeout=20)
+    mark = await service.mark()
+    assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_SUSPENDED
+    assert await service.requests(mark) == ["lease", "suspend", "wait", "lease_release"]
+
+    mark = await service.mark()
+    request = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id=before.boot_id)
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_YES
+    assert resumed.boot_id == before.boot_id
+    assert "boot id" in resumed.evidence
+    assert resumed.container.state == pb.CONTAINER_STATE_STARTED
+    # The read runs beside the exec and adds no latency; it is what tells the new start event.
+    calls = await service.requests(mark)
+    assert calls[:2] == ["start", "wait"]
+    assert sorted(calls[2:]) == ["exec", "get"]
+    assert (
+        resumed.container.last_start_time.ToDatetime()
+        > before.container.last_start_time.ToDatetime()
+    )
+
+
+async def test_a_quiet_cold_boot_is_not_called_memory(service: Service) -> None:
+    container_id = await service.create()
+    start = pb.StartContainerRequest(container_id=container_id)
+    before = await service.stub.StartContainer(start, timeout=20)
+    await suspend(service, container_id)
+    await service.admin.set_fault("snapshot_dropped", machine=container_id)
+    request = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id=before.boot_id)
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_NO
+    assert resumed.boot_id not in ("", before.boot_id)
+    assert resumed.container.state == pb.CONTAINER_STATE_STARTED
+
+
+@pytest.mark.parametrize("options", [{"status": 500}, {"exit_code": 1}])
+async def test_a_guest_that_does_not_answer_proves_nothing(
+    service: Service, options: dict[str, int]
+) -> None:
+    container_id = await service.create()
+    await suspend(service, container_id)
+    if "status" in options:
+        await service.admin.set_fault("exec_fails", times=None, status=options["status"])
+    else:
+        await service.admin.set_fault("exec_fails", times=None, exit_code=options["exit_code"])
+    mark = await service.mark()
+    request = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id="a-boot-id")
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_UNKNOWN
+    assert resumed.boot_id == ""
+    assert (await service.requests(mark)).count("exec") == 1
+
+
+async def test_nothing_expected_is_nothing_proved(service: Service) -> None:
+    container_id = await service.create()
+    request = pb.ResumeContainerRequest(container_id=container_id)
+    resumed = await service.stub.ResumeContainer(request, timeout=20)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_UNKNOWN
+    assert resumed.boot_id
+
+
+async def test_suspending_the_suspended_is_a_success(service: Service) -> None:
+    container_id = await service.create()
+    await suspend(service, container_id)
+    assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_SUSPENDED
+    assert await service.committed("suspend") == 1
+
+
+async def test_suspending_the_stopped_tells_that_it_is_stopped(service: Service) -> None:
+    container_id = await service.create()
+    await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=20)
+    assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_STOPPED
+
+
+async def test_stop_costs_a_lease_and_a_wait_and_stopping_twice_is_a_success(
+    service: Service,
+) -> None:
+    container_id = await service.create()
+    request = pb.StopContainerRequest(container_id=container_id, timeout=Duration(seconds=2))
+    mark = await service.mark()
+    for _ in range(2):
+        stopped = await service.stub.StopContainer(request, timeout=20)
+        assert stopped.container.state == pb.CONTAINER_STATE_STOPPED
+    assert await service.requests(mark) == ["lease", "stop", "wait", "lease_release"] * 2
+    assert await service.committed("stop") == 1
+
+
+async def test_stopping_the_suspended_drops_its_memory(service: Service) -> None:
+    container_id = await service.create()
+    start = pb.StartContainerRequest(container_id=container_id)
+    before = await service.stub.StartContainer(start, timeout=20)
+    await suspend(service, container_id)
+    await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=20)
+    after = await service.stub.StartContainer(start, timeout=20)
+    assert after.boot_id not in ("", before.boot_id)
+
+
+async def test_destroy_of_a_running_one_needs_force(service: Service) -> None:
+    container_id = await service.create()
+    request = pb.DestroyContainerRequest(container_id=container_id)
+    refused = await failing(service.stub.DestroyContainer(request, timeout=20))
+    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert refused.reason == "CONTAINER_STATE_CONFLICT"
+    assert refused.metadata["state"] == "started"
+    assert refused.metadata["fly_request_id"]
+
+    mark = await service.mark()
+    forced = pb.DestroyContainerRequest(container_id=container_id, force=True)
+    destroyed = await service.stub.DestroyContainer(forced, timeout=20)
+    assert destroyed.container.state == pb.CONTAINER_STATE_DESTROYED
+    assert await service.requests(mark) == ["lease", "destroy", "wait"]
+    assert await service.state(container_id) == pb.CONTAINER_STATE_DESTROYED
+
+
+async def test_destroying_what_is_gone_or_never_was_is_a_success(service: Service) -> None:
+    container_id = await service.create()
+    request = pb.DestroyContainerRequest(container_id=container_id, force=True)
+    for _ in range(2):
+        await service.stub.DestroyContainer(request, timeout=20)
+    assert await service.committed("destroy") == 1
+    never = pb.DestroyContainerRequest(container_id="00000000000000")
+    answer = await service.stub.DestroyContainer(never, timeout=20)
+    assert not answer.HasField("container")
+
+
+async def test_cordon_and_uncordon_show_and_can_be_repeated(service: Service) -> None:
+    container_id = await service.create()
+    get = pb.GetContainerRequest(container_id=container_id)
+    for _ in range(2):
+        request = pb.CordonContainerRequest(container_id=container_id)
+        await service.stub.CordonContainer(request, timeout=9)
+    assert (await service.stub.GetContainer(get, timeout=9)).container.cordoned
+    for _ in range(2):
+        back = pb.UncordonContainerRequest(container_id=container_id)
+        await service.stub.UncordonContainer(back, timeout=9)
+    assert not (await service.stub.GetContainer(get, timeout=9)).container.cordoned
+
+
+async def test_exec_tells_what_the_command_did(service: Service) -> None:
+    container_id = await service.create()
+    command = ["sh", "-c", "echo out; echo err >&2; exit 3"]
+    request = pb.ExecContainerRequest(container_id=container_id, command=command)
+    done = await service.stub.ExecContainer(request, timeout=9)
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+
+
+async def test_list_finds_by_every_label(service: Service) -> None:
+    for number, kind in enumerate(["wren", "wren", "owl"]):
+        request = pb.CreateContainerRequest(
+            name=f"roost-{kind}-{number}",
+            spec=pb.ContainerSpec(image="roost/base"),
+            labels={"kind": kind, "number": str(number)},
+        )
+        await service.stub.CreateContainer(request, timeout=20)
+
+    async def names(**labels: str) -> list[str]:
+        request = pb.ListContainersRequest(labels=labels)
+        listed = await service.stub.ListContainers(request, timeout=9)
+        assert listed.HasField("list_time")
+        return sorted(container.name for container in listed.containers)
+
+    assert await names(kind="wren") == ["roost-wren-0", "roost-wren-1"]
+    assert await names(kind="wren", number="1") == ["roost-wren-1"]
+    assert await names(kind="hawk") == []
+
+
+async def test_the_destroyed_are_listed_only_when_asked_for(service: Service) -> None:
+    container_id = await service.create()
+    destroy = pb.DestroyContainerRequest(container_id=container_id, force=True)
+    await service.stub.DestroyContainer(destroy, timeout=20)
+    plain = await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
+    assert not plain.containers
+    request = pb.ListContainersRequest(include_destroyed=True)
+    whole = await service.stub.ListContainers(request, timeout=9)
+    assert [container.container_id for container in whole.containers] == [container_id]
+
+
+async def test_an_unknown_container_is_not_found_and_an_unknown_app_is_refused(
+    service: Service,
+) -> None:
+    """The two must not be mixed up: the first counts towards a container's loss."""
+    request = pb.GetContainerRequest(container_id="00000000000000")
+    missing = await failing(service.stub.GetContainer(request, timeout=9))
+    assert (missing.code, missing.reason) == (grpc.StatusCode.NOT_FOUND, "CONTAINER_NOT_FOUND")
+    request = pb.GetContainerRequest(app="no-such-app", container_id="00000000000000")
+    foreign = await failing(service.stub.GetContainer(request, timeout=9))
+    assert foreign.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert foreign.reason == "PROVIDER_REFUSED"
+
+
+async def test_a_wait_ends_with_the_state_or_says_that_it_did_not_come(service: Service) -> None:
+    container_id = await service.create()
+    request = pb.WaitContainerRequest(
+        container_id=container_id,
+        states=[pb.CONTAINER_STATE_STOPPED, pb.CONTAINER_STATE_SUSPENDED],
+        timeout=Duration(seconds=1),
+    )
+    late = await failing(service.stub.WaitContainer(request, timeout=9))
+    assert (late.code, late.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "WAIT_TIMED_OUT")
+    request.timeout.seconds = 9
+    waiting = asyncio.ensure_future(service.stub.WaitContainer(request, timeout=9))
+    await suspend(service, container_id)
+    assert (await waiting).state == pb.CONTAINER_STATE_SUSPENDED
+
+
+async def test_waiting_for_the_end_of_what_is_gone_is_over_at_once(service: Service) -> None:
+    request = pb.WaitContainerRequest(
+        container_id="00000000000000", states=[pb.CONTAINER_STATE_DESTROYED]
+    )
+    reached = await service.stub.WaitContainer(request, timeout=9)
+    assert reached.state == pb.CONTAINER_STATE_DESTROYED
+
+
+async def test_a_crash_shows_as_another_start_time(service: Service) -> None:
+    container_id = await service.create()
+    start = pb.StartContainerRequest(container_id=container_id)
+    before = (await service.stub.StartContainer(start, timeout=20)).container.last_start_time
+    await kill_guest(service, container_id)
+
+    async def later_start() -> bool:
+        get = pb.GetContainerRequest(container_id=container_id)
+        seen = (await service.stub.GetContainer(get, timeout=9)).container
+        return seen.last_start_time.ToDatetime() > before.ToDatetime()
+
+    # A restart is the guest's own doing: nobody announces it.
+    await until(later_start, interval=0.2)
+
+
+async def test_the_cycle_holds_however_fly_answers_where_nobody_knows(tmp_path: Path) -> None:
+    """Where Fly's answer isn't known, or has changed, either has to do."""
+    settings = settings_with(
+        tmp_path,
+        start_on_started="conflict",
+        still_active_ms=600,
+        wait_stopped_needs_version=True,
+        stale_nonce="accept",
+    )
+    async with emulating(settings) as service:
+        await cycle(service)
+
+
+async def cycle(service: Service) -> None:
+    container_id = await service.create()
+    start = pb.StartContainerRequest(container_id=container_id)
+    first = await service.stub.StartContainer(start, timeout=20)
+    assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_SUSPENDED
+    resume = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id=first.boot_id)
+    resumed = await service.stub.ResumeContainer(resume, timeout=20)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_YES
+    stop = pb.StopContainerRequest(container_id=container_id)
+    stopped = await service.stub.StopContainer(stop, timeout=20)
+    assert stopped.container.state == pb.CONTAINER_STATE_STOPPED
+    again = await service.stub.StartContainer(start, timeout=20)
+    assert again.boot_id not in ("", first.boot_id)
+
+
+async def test_during_a_suspend_the_lease_keeps_others_out(tmp_path: Path) -> None:
+    settings = settings_with(tmp_path, suspend_ms=400, start_while_suspending="refuse")
+    async with emulating(settings) as service:
+        container_id = await service.create()
+        suspending = asyncio.ensure_future(suspend(service, container_id))
+        await until(lambda: service.asked("suspend"))
+        request = pb.ResumeContainerRequest(container_id=container_id)
+        held = await failing(service.stub.ResumeContainer(request, timeout=9))
+        assert (held.code, held.reason) == (grpc.StatusCode.ABORTED, "LEASE_HELD")
+        assert (await suspending).state == pb.CONTAINER_STATE_SUSPENDED
+
+
+def settings_with(data: Path, **toggles: object) -> Settings:
+    """A fast emulator, but for the toggles."""
+    fast: dict[str, object] = {"create_ms": 5, "start_ms": 5, "resume_ms": 5, "suspend_ms": 20}
+    options: dict[str, object] = {"data": data, "port": 0, "proxy_port": 0, "token": TOKEN}
+    return Settings(**options | fast | toggles)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def emulating(settings: Settings) -> AsyncGenerator[Service]:
+    """A service over an emulator of its own."""
+    async with serve(settings) as emulator:
+        await make_app(emulator)
+        async with serving(emulator) as service:
+            yield service
+
+
+async def kill_guest(service: Service, container_id: str) -> None:
+    """Let a guest's main process crash."""
+    path = f"/v1/apps/{APP}/machines/{container_id}/signal"
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(base_url=service.emulator.api_url, trust_env=False) as client:
+        sent = await client.post(path, json={"signal": "SIGKILL"}, headers=headers)
+        sent.raise_for_status()
