@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc_testing  # type: ignore[import-untyped]
@@ -19,8 +19,9 @@ from roost.session.v1 import session_pb2
 from roost.session.v1 import session_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from google.protobuf.message import Message
     from collections.abc import Callable, Iterator
+
+    from google.protobuf.message import Message
 
 T = TypeVar("T")
 KEY = session_pb2.SessionKey(project_id="demo", user_id="me")
