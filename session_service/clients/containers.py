@@ -1,0 +1,267 @@
+"""Containers over gRPC: `ports.Containers` as container_service answers it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from google.rpc import error_details_pb2, status_pb2
+
+from roost.container.v1 import container_service_pb2 as pb
+from roost.container.v1.container_service_pb2_grpc import ContainerServiceStub
+from session_service import errors
+from session_service.domain.session import ContainerState
+from session_service.ports import (
+    Address,
+    Booted,
+    ContainerAbsent,
+    LeaseHeld,
+    LeaseLost,
+    Seen,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T", bound="Message")
+
+_MEMORY: Mapping[int, bool | None] = {
+    pb.MEMORY_PRESERVED_YES: True,
+    pb.MEMORY_PRESERVED_NO: False,
+}
+_REFUSALS: Mapping[str, type[errors.RoostError]] = {
+    "SUSPEND_UNSUPPORTED": errors.SuspendUnsupported,
+    "PROVIDER_CAPACITY": errors.ProviderCapacity,
+    "PROVIDER_RATE_LIMITED": errors.ProviderRateLimited,
+    "PROVIDER_REFUSED": errors.ProviderRefused,
+    "INVALID_FIELD": errors.ProviderRefused,
+    "REQUEST_ID_REUSED": errors.ProviderRefused,
+}
+_WAITED = (pb.CONTAINER_STATE_SUSPENDED, pb.CONTAINER_STATE_STOPPED)
+
+
+def _details(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], float | None]:
+    """The error's machine-readable reason ("" without one), metadata, and retry delay in s."""
+    reason, metadata, delay = "", {}, None
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin" or not isinstance(value, bytes):
+            continue
+        for detail in status_pb2.Status.FromString(value).details:
+            info = error_details_pb2.ErrorInfo()
+            retry = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(retry):
+                delay = retry.retry_delay.ToTimedelta().total_seconds()
+    return reason, metadata, delay
+
+
+def _translated(error: grpc.aio.AioRpcError) -> Exception:
+    """The error in our own words; whatever is not clear is ProviderUnavailable."""
+    reason, metadata, delay = _details(error)
+    text = error.details() or error.code().name
+    metadata["container_reason"] = reason or error.code().name
+    match reason:
+        case "CONTAINER_NOT_FOUND":
+            return ContainerAbsent(text)
+        case "LEASE_HELD":
+            return LeaseHeld(text)
+        case "LEASE_LOST":
+            return LeaseLost(text)
+    kind = _REFUSALS.get(reason)
+    if kind is None:
+        return errors.ProviderUnavailable(
+            f"the container provider did not answer clearly ({text}); try again",
+            metadata,
+            delay or 1.0,
+        )
+    if issubclass(kind, errors.Retryable):
+        return kind(text, metadata, delay or 1.0)
+    return kind(text, metadata)
+
+
+def _time(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+def state_of(number: int) -> ContainerState:
+    """The container's state; a number newer than this code is UNKNOWN, never stopped or gone."""
+    try:
+        name = pb.ContainerState.Name(number)  # type: ignore[arg-type]  # any int may come
+    except ValueError:
+        return ContainerState.UNKNOWN
+    return ContainerState(name.removeprefix("CONTAINER_STATE_"))
+
+
+def _seen(container: pb.Container) -> Seen:
+    started = container.last_start_time if container.HasField("last_start_time") else None
+    return Seen(
+        Address(container.app, container.container_id),
+        state_of(container.state),
+        container.region,
+        container.cordoned,
+        None if started is None else _time(started),
+    )
+
+
+class GrpcContainers:
+    """Containers over one channel to container_service, kept for the life of the process."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = ContainerServiceStub(channel)
+
+    async def _call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, T], request: Message, timeout: float
+    ) -> T:
+        """One call, bounded, its error translated at this one place."""
+        if timeout <= 0:
+            raise errors.ProviderUnavailable("no time is left to ask the provider; try again")
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from error
+
+    async def create(
+        self,
+        app: str,
+        name: str,
+        spec: Mapping[str, Any],
+        labels: Mapping[str, str],
+        *,
+        timeout: float,
+    ) -> Seen:
+        message = ParseDict(dict(spec), pb.ContainerSpec(), ignore_unknown_fields=True)
+        request = pb.CreateContainerRequest(app=app, name=name, spec=message, labels=labels)
+        return _seen((await self._call(self._stub.CreateContainer, request, timeout)).container)
+
+    async def get(self, address: Address, *, timeout: float) -> Seen:
+        request = pb.GetContainerRequest(app=address.app, container_id=address.container_id)
+        return _seen((await self._call(self._stub.GetContainer, request, timeout)).container)
+
+    async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
+        request = pb.ListContainersRequest(app=app, labels=labels)
+        answer = await self._call(self._stub.ListContainers, request, timeout)
+        return [_seen(container) for container in answer.containers]
+
+    async def wait_started(self, address: Address, *, timeout: float) -> None:
+        request = pb.WaitContainerRequest(
+            app=address.app,
+            container_id=address.container_id,
+            states=[pb.CONTAINER_STATE_STARTED],
+            timeout=_duration(timeout),
+        )
+        await self._call(self._stub.WaitContainer, request, timeout + 1)
+
+    async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
+        request = pb.WaitContainerRequest(
+            app=address.app,
+            container_id=address.container_id,
+            states=_WAITED,
+            timeout=_duration(timeout),
+        )
+        try:
+            answer = await self._call(self._stub.WaitContainer, request, timeout + 2)
+        except errors.ProviderUnavailable as error:
+            if error.metadata.get("container_reason") == "WAIT_TIMED_OUT":
+                return None
+            raise
+        return state_of(answer.state)
+
+    async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
+        request = pb.ExecContainerRequest(
+            app=address.app,
+            container_id=address.container_id,
+            command=["cat", "/proc/sys/kernel/random/boot_id"],
+        )
+        try:
+            answer = await self._call(self._stub.ExecContainer, request, timeout)
+        except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
+            _log.warning(
+                "the guest did not tell its boot id: %s",
+                error,
+                extra={"action": "read_boot_id", "container_id": address.container_id},
+            )
+            return None
+        return answer.stdout.strip() if answer.exit_code == 0 else None
+
+    async def resume(
+        self, address: Address, expected_boot_id: str | None, *, timeout: float
+    ) -> Booted:
+        request = pb.ResumeContainerRequest(
+            app=address.app,
+            container_id=address.container_id,
+            expected_boot_id=expected_boot_id or "",
+        )
+        answer = await self._call(self._stub.ResumeContainer, request, timeout)
+        return Booted(_MEMORY.get(answer.memory_preserved), answer.boot_id or None, answer.evidence)
+
+    async def suspend(self, address: Address, nonce: str, *, timeout: float) -> Seen:
+        request = pb.SuspendContainerRequest(
+            app=address.app, container_id=address.container_id, lease_nonce=nonce
+        )
+        return _seen((await self._call(self._stub.SuspendContainer, request, timeout)).container)
+
+    async def stop(self, address: Address, nonce: str, *, timeout: float) -> Seen:
+        request = pb.StopContainerRequest(
+            app=address.app, container_id=address.container_id, lease_nonce=nonce
+        )
+        return _seen((await self._call(self._stub.StopContainer, request, timeout)).container)
+
+    async def destroy(self, address: Address, nonce: str | None, *, timeout: float) -> None:
+        request = pb.DestroyContainerRequest(
+            app=address.app, container_id=address.container_id, lease_nonce=nonce or "", force=True
+        )
+        try:
+            await self._call(self._stub.DestroyContainer, request, timeout)
+        except ContainerAbsent:
+            return
+
+    async def cordon(self, address: Address, nonce: str, *, timeout: float) -> None:
+        request = pb.CordonContainerRequest(
+            app=address.app, container_id=address.container_id, lease_nonce=nonce
+        )
+        await self._call(self._stub.CordonContainer, request, timeout)
+
+    async def uncordon(self, address: Address, *, timeout: float) -> None:
+        request = pb.UncordonContainerRequest(app=address.app, container_id=address.container_id)
+        await self._call(self._stub.UncordonContainer, request, timeout)
+
+    async def acquire_lease(
+        self, address: Address, *, ttl: float, wait: float, timeout: float
+    ) -> str:
+        request = pb.AcquireLeaseRequest(
+            app=address.app,
+            container_id=address.container_id,
+            ttl=_duration(ttl),
+            description="roost session_service",
+            wait_timeout=_duration(wait),
+        )
+        answer = await self._call(self._stub.AcquireLease, request, timeout)
+        return answer.lease.nonce
+
+    async def release_lease(self, address: Address, nonce: str, *, timeout: float) -> None:
+        request = pb.ReleaseLeaseRequest(
+            app=address.app, container_id=address.container_id, lease_nonce=nonce
+        )
+        try:
+            await self._call(self._stub.ReleaseLease, request, timeout)
+        except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
+            _log.warning(
+                "a container's lease was not given back and will run out by itself: %s",
+                error,
+                extra={"action": "release_lease", "container_id": address.container_id},
+            )

@@ -1,0 +1,256 @@
+"""Configuration: read once from the environment, as one frozen value."""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class ConfigError(Exception):
+    """A variable is missing or wrong; the message is one line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How the service runs. `VARIABLES` below says which variable sets what."""
+
+    database_url: str = field(repr=False)
+    """PostgreSQL's address; it may hold a password, and is in no repr."""
+
+    listen: str = "127.0.0.1:50051"
+    """Address to serve on, host:port; port 0 takes a free one."""
+
+    container_target: str = "127.0.0.1:50052"
+    """Where container_service answers."""
+
+    app: str = ""
+    """The provider's application that containers are created in; empty: container_service's own."""
+
+    url_template: str = ""
+    """Where previews answer, naming {container_id} and {app}; empty: nowhere, and none is asked."""
+
+    default_image: str = ""
+    """The image of starts that give no spec; empty: they must give one to create a container."""
+
+    migrate: bool = True
+    """Whether to bring the database up to date at start."""
+
+    pool_size: int = 16
+    """Most connections to PostgreSQL at once."""
+
+    lag_window: timedelta = timedelta(seconds=5)
+    """How long the provider's reads may lag behind its writes."""
+
+    freshness_window: timedelta = timedelta(seconds=10)
+    """How long a look at a running container counts; within it a start makes no provider call."""
+
+    lease: timedelta = timedelta(seconds=10)
+    """How long the owner of a transition may be silent before another takes over."""
+
+    start_budget: timedelta = timedelta(seconds=120)
+    """How long a transition may take."""
+
+    grace_period: timedelta = timedelta(minutes=10)
+    """How long an ended session can be brought back."""
+
+    grace: float = 10.0
+    """Seconds that calls in flight have to finish after a stop signal."""
+
+    log_level: str = "INFO"
+    """The least level that is logged."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Config:
+        """Read the variables. Raises ConfigError at the first that is missing or wrong."""
+        # Any: fields of every type.
+        values: dict[str, Any] = {}
+        for variable in VARIABLES:
+            text = env.get(variable.name, "").strip()
+            if text:
+                values[variable.field] = variable.read(text)
+            elif variable.required:
+                raise ConfigError(f"{variable.name} is not set: {variable.sentence}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable. Any: it parses into a field of whichever type."""
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    rule: str
+    sentence: str
+    required: bool = False
+
+    def read(self, text: str) -> Any:
+        """The value that the text means. Raises ConfigError, without the text if it is a secret."""
+        try:
+            return self.parse(text)
+        except ValueError:
+            shown = "its value" if self.field == "database_url" else repr(text)
+            raise ConfigError(f"{self.name}: {shown} is not {self.rule}") from None
+
+
+def _database(text: str) -> str:
+    parts = urlsplit(text)
+    _ = parts.port  # raises ValueError where it is none
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError
+    return text
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(text)
+    return text
+
+
+def _app(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        raise ValueError(text)
+    return text
+
+
+def _template(text: str) -> str:
+    names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    parts = urlsplit(text.format(container_id="id", app="app")) if names <= NAMES else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(text)
+    return text
+
+
+NAMES = frozenset({"container_id", "app"})
+
+
+def _image(text: str) -> str:
+    if len(text) > 512 or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1", "yes")
+
+
+def _level(text: str) -> str:
+    if text.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(text)
+    return text.upper()
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # also refuses nan
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _span(low: float, high: float) -> Callable[[str], timedelta]:
+    number = _number(low, high)
+    return lambda text: timedelta(seconds=number(text))
+
+
+VARIABLES = (
+    Variable(
+        "ROOST_DATABASE_URL", "database_url", _database, "a postgresql:// address",
+        "PostgreSQL's address, 15 or newer", required=True,
+    ),
+    Variable(
+        "ROOST_SESSION_LISTEN", "listen", _address, "host:port",
+        "address to serve on; port 0 takes a free one",
+    ),
+    Variable(
+        "ROOST_CONTAINER_TARGET", "container_target", _address, "host:port",
+        "where container_service answers",
+    ),
+    Variable(
+        "ROOST_FLY_APP", "app", _app, "an app's name",
+        "the app that containers are created in; container_service's own where not set",
+    ),
+    Variable(
+        "ROOST_URL_TEMPLATE", "url_template", _template,
+        "an http or https URL that names nothing but {container_id} and {app}",
+        "where previews answer, naming {container_id} and {app}; none is asked where not set",
+    ),
+    Variable(
+        "ROOST_DEFAULT_IMAGE", "default_image", _image, "an image's name",
+        "the image of starts that give no spec",
+    ),
+    Variable(
+        "ROOST_MIGRATE", "migrate", _truth, "true or false",
+        "whether to bring the database up to date at start",
+    ),
+    Variable(
+        "ROOST_POOL_SIZE", "pool_size", _whole(2, 500), "a whole number from 2 to 500",
+        "most connections to PostgreSQL at once",
+    ),
+    Variable(
+        "ROOST_LAG_WINDOW", "lag_window", _span(0, 60), "a number of seconds from 0 to 60",
+        "seconds that the provider's reads may lag behind its writes",
+    ),
+    Variable(
+        "ROOST_FRESHNESS_WINDOW", "freshness_window", _span(0, 86_400),
+        "a number of seconds from 0 to 86400",
+        "seconds that a look at a running container counts",
+    ),
+    Variable(
+        "ROOST_LEASE", "lease", _span(1, 600), "a number of seconds from 1 to 600",
+        "seconds that a transition's owner may be silent before another takes over",
+    ),
+    Variable(
+        "ROOST_START_BUDGET", "start_budget", _span(1, 3600), "a number of seconds from 1 to 3600",
+        "seconds that a transition may take",
+    ),
+    Variable(
+        "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),
+        "a number of seconds from 0 to 2592000",
+        "seconds that an ended session can be brought back",
+    ),
+    Variable(
+        "ROOST_GRACE", "grace", _number(0, 3600), "a number of seconds from 0 to 3600",
+        "seconds that calls in flight have to finish after a stop signal",
+    ),
+    Variable(
+        "ROOST_LOG_LEVEL", "log_level", _level, "a level: DEBUG, INFO, WARNING or ERROR",
+        "the least level that is logged",
+    ),
+)  # fmt: skip
+
+
+def describe() -> str:
+    """The variables, their defaults and what they mean, for `--help`."""
+    defaults = Config(database_url="")
+    rows = []
+    for variable in VARIABLES:
+        default = getattr(defaults, variable.field)
+        if isinstance(default, timedelta):
+            default = f"{default.total_seconds():g}"
+        told = "required" if variable.required else f"default {default}" if default != "" else ""
+        rows.append(f"  {variable.name:<24}{variable.sentence}{f' ({told})' if told else ''}")
+    return "environment variables:\n" + "\n".join(rows)

@@ -1,0 +1,36 @@
+"""The container spec as the session keeps it, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+#: What a resumed container would not follow if it changed: it keeps what it was created with.
+FINGERPRINTED = ("image", "env", "region", "guest")
+
+
+def dump(spec: Mapping[str, Any]) -> str:
+    """The canonical form in the row: sorted keys, no spaces."""
+    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def load(raw: str) -> dict[str, Any]:
+    """Read back what `dump` wrote."""
+    spec: dict[str, Any] = json.loads(raw)
+    return spec
+
+
+def keeps_files(raw: str) -> bool:
+    """Whether the root file system of such a container outlives a stop."""
+    return not load(raw).get("ephemeral_root_filesystem", False)
+
+
+def fingerprint(spec: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of the parts of the spec that a running container cannot follow."""
+    parts = {name: spec[name] for name in FINGERPRINTED if spec.get(name)}
+    return hashlib.sha256(dump(parts).encode()).hexdigest()

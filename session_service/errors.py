@@ -1,0 +1,178 @@
+"""Everything that a call can be refused with. No gRPC here: `rpc.status` has the one table.
+
+RoostError
+├── InvalidField              a field of the request is not as it must be
+├── RequestIdReused           the request id came with another body
+├── SessionNotFound
+├── LiveSessionExists
+├── SessionStateConflict      the session's state does not allow it
+├── ContinuityUnavailable     less survived than was asked for
+├── SuspendUnsupported        the provider cannot suspend this container
+├── SuspendFailedStillRunning the pause failed; it runs
+├── ProviderRefused           the provider will not, whoever asks again
+├── EtagMismatch              it changed since it was read
+├── NotBuiltYet
+└── Retryable                 the same call may go through later
+├── ProviderCapacity
+├── ProviderRateLimited
+├── ProviderUnavailable
+└── StorageUnavailable
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class RoostError(Exception):
+    """A refusal. The message tells the caller what to do next; `reason` is for programs."""
+
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field that is not as it must be: its path, and what it must be."""
+
+    field: str
+    description: str
+
+
+class InvalidField(RoostError):
+    """A field of the request is not as it must be; nothing was done."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        text = "; ".join(f"{item.field}: {item.description}" for item in violations)
+        super().__init__(text, {"field": violations[0].field} if violations else None)
+        self.violations = tuple(violations)
+
+    @classmethod
+    def of(cls, field: str, description: str) -> InvalidField:
+        """The error about one field."""
+        return cls([Violation(field, description)])
+
+
+class RequestIdReused(RoostError):
+    """The request id was used before with another body."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class SessionNotFound(RoostError):
+    """No such session, or none that this tenant may see."""
+
+    reason = "SESSION_NOT_FOUND"
+
+
+class LiveSessionExists(RoostError):
+    """A live session stands at the key."""
+
+    reason = "LIVE_SESSION_EXISTS"
+
+
+class SessionStateConflict(RoostError):
+    """The session's state does not allow it."""
+
+    reason = "SESSION_STATE_CONFLICT"
+
+
+class ContinuityUnavailable(RoostError):
+    """Less survived than was asked for; nothing was created."""
+
+    reason = "CONTINUITY_UNAVAILABLE"
+
+
+class SuspendUnsupported(RoostError):
+    """The provider cannot suspend this container; it runs on."""
+
+    reason = "SUSPEND_UNSUPPORTED"
+
+
+class SuspendFailedStillRunning(RoostError):
+    """The pause failed after it was accepted; the container runs on."""
+
+    reason = "SUSPEND_FAILED_STILL_RUNNING"
+
+
+class ProviderRefused(RoostError):
+    """The provider will not do it, also not when asked again."""
+
+    reason = "PROVIDER_REFUSED"
+
+
+class EtagMismatch(RoostError):
+    """The session changed since the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class NotBuiltYet(RoostError):
+    """The contract has it, this version does not."""
+
+    reason = "NOT_BUILT_YET"
+
+
+class Retryable(RoostError):
+    """The same call, with the same request id, may go through after `retry_after` seconds."""
+
+    def __init__(
+        self, message: str, metadata: Mapping[str, str] | None = None, retry_after: float = 1.0
+    ) -> None:
+        super().__init__(message, metadata)
+        self.retry_after = retry_after
+
+
+class ProviderCapacity(Retryable):
+    """The provider has no room at present."""
+
+    reason = "PROVIDER_CAPACITY"
+
+
+class ProviderRateLimited(Retryable):
+    """The provider's rate limit is used up."""
+
+    reason = "PROVIDER_RATE_LIMITED"
+
+
+class ProviderUnavailable(Retryable):
+    """The provider did not answer, or not clearly; what stood before stands."""
+
+    reason = "PROVIDER_UNAVAILABLE"
+
+
+class StorageUnavailable(Retryable):
+    """The database did not answer."""
+
+    reason = "STORAGE_UNAVAILABLE"
+
+
+#: Every refusal that a decision row can hold, by its reason.
+RECORDED: dict[str, type[RoostError]] = {
+    kind.reason: kind
+    for kind in (
+        RequestIdReused,
+        SessionNotFound,
+        LiveSessionExists,
+        SessionStateConflict,
+        ContinuityUnavailable,
+        SuspendUnsupported,
+        SuspendFailedStillRunning,
+        ProviderRefused,
+        EtagMismatch,
+        ProviderCapacity,
+        ProviderRateLimited,
+        ProviderUnavailable,
+        StorageUnavailable,
+    )
+}

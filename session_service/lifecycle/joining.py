@@ -1,0 +1,116 @@
+"""Waiting for a decision or a transition to be finished, by whoever works on it, and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from session_service import errors
+from session_service.storage import decisions, sessions
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from session_service.domain.decision import Decision, Request
+    from session_service.domain.session import Record
+    from session_service.lifecycle.takeover import Work
+    from session_service.storage.database import Database
+    from session_service.storage.notifications import Notices
+
+#: How long to wait for a notice before looking all the same, in s.
+POLL = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a call is answered with: its decision, and the session as it is now."""
+
+    decision: Decision
+    record: Record
+
+
+def raise_recorded(decision: Decision) -> None:
+    """Raise the refusal that the decision recorded, if it is one."""
+    if decision.error is None:
+        return
+    row = json.loads(decision.error)
+    kind = errors.RECORDED.get(row["reason"], errors.RoostError)
+    raise kind(row["message"], {**row["metadata"], "decision_id": str(decision.decision_id)})
+
+
+class Joining:
+    """Waits for what others do, and takes it over when they are gone."""
+
+    def __init__(self, database: Database, notices: Notices, work: Work) -> None:
+        self._database = database
+        self._notices = notices
+        self._work = work
+
+    async def finished(self, decision: Decision) -> Decision:
+        """The decision once it is finished. Takes over the work of an owner that is gone."""
+        if decision.finish_time is not None or decision.session_id is None:
+            return decision
+        with self._notices.watch(decision.session_id) as notice:
+            while True:
+                notice.clear()
+                now = await decisions.get(self._database, decision.decision_id)
+                if now is None or now.finish_time is not None:
+                    return now or decision
+                await self._wait(decision.session_id, notice)
+
+    async def settled(self, session_id: UUID, epoch: int) -> None:
+        """Return once the session is no longer what it was at `epoch`, or has settled."""
+        with self._notices.watch(session_id) as notice:
+            while True:
+                notice.clear()
+                record = await sessions.find(self._database, session_id)
+                if record is None or record.session.transition is None:
+                    return
+                if record.session.epoch != epoch:
+                    return
+                await self._wait(session_id, notice)
+
+    async def successor(self, session_id: UUID) -> None:
+        """Return once the start of the session that replaces another is decided."""
+        record = await sessions.find(self._database, session_id)
+        if record is not None:
+            await self.settled(session_id, record.session.epoch)
+
+    async def replayed(self, request: Request) -> Answer | None:
+        """The answer of an earlier call with this request id; None where it is the first.
+
+        Waits for one in flight. Raises RequestIdReused where the body was another, and whatever
+        refusal was recorded.
+        """
+        decision = await decisions.of_request(self._database, request)
+        if decision is None:
+            return None
+        if decision.request_hash != request.request_hash:
+            raise errors.RequestIdReused(
+                "this request_id came before with another body; use a new one for a new request"
+            )
+        finished = await self.finished(decision)
+        raise_recorded(finished)
+        return await self.answer(finished)
+
+    async def answer(self, decision: Decision) -> Answer:
+        """The finished decision with the session as it is now. Raises SessionNotFound."""
+        record = None
+        if decision.session_id is not None:
+            record = await sessions.find(self._database, decision.session_id)
+        if record is None:
+            raise errors.SessionNotFound("the session of this decision is no longer kept")
+        return Answer(decision, record)
+
+    async def _wait(self, session_id: UUID, notice: asyncio.Event) -> None:
+        """Until a notice or the poll; an owner that is gone meanwhile is taken over."""
+        record = await sessions.find(self._database, session_id)
+        if record is not None and record.lapsed and record.session.decision_id is not None:
+            await self._work.take_over(record)
+        try:
+            async with asyncio.timeout(POLL):
+                await notice.wait()
+        except TimeoutError:
+            return

@@ -1,0 +1,122 @@
+"""Writing down what came of a transition: the one place that knows each outcome's columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from session_service.domain import conditions, decision
+from session_service.domain import policy as policies
+from session_service.domain.session import (
+    ConditionType,
+    ContainerState,
+    EndReason,
+    PauseDepth,
+)
+from session_service.domain.states import State, Transition, check_move
+from session_service.errors import Retryable, RoostError
+from session_service.storage.assignments import NOW, Now
+from session_service.storage.transitions import SETTLED, Change, finished
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from session_service.domain.session import Session
+
+#: A container that is known to be gone.
+GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
+
+
+def marked(kinds: tuple[ConditionType, ...], now: datetime) -> str:
+    """The conditions' column holding just these, as of now."""
+    return conditions.dump(conditions.condition(kind, now) for kind in kinds)
+
+
+def refused(error: RoostError) -> dict[str, object]:
+    """A decision's columns for a refusal. A retryable one frees the request id."""
+    values = finished(error=decision.dump_error(error.reason, error.message, error.metadata))
+    if isinstance(error, Retryable):
+        values["request_id"] = None
+    return values
+
+
+def active(session: Session) -> dict[str, object]:
+    """The columns of a session that runs."""
+    check_move(session.state, State.ACTIVE)
+    return {
+        **SETTLED,
+        "state": State.ACTIVE,
+        "pause_depth": None,
+        "pause_time": None,
+        "due_at": Now(policies.load(session.policy).idle_timeout),
+    }
+
+
+def paused(session: Session, depth: PauseDepth) -> dict[str, object]:
+    """The columns of a session at rest."""
+    check_move(session.state, State.PAUSED)
+    return {
+        **SETTLED,
+        "state": State.PAUSED,
+        "pause_depth": depth,
+        "pause_time": NOW,
+        "due_at": Now(policies.load(session.policy).deepen_after),
+    }
+
+
+def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict[str, object]:
+    """The columns of a session that is over, and how deep its container rests."""
+    check_move(session.state, State.ENDED)
+    purged = session.transition is Transition.PURGE or reason is EndReason.CREATE_FAILED
+    purge_time = NOW if purged else Now(policies.load(session.policy).grace_period)
+    return {
+        **SETTLED,
+        "state": State.ENDED,
+        "pause_depth": depth,
+        "end_time": NOW,
+        "purge_time": purge_time,
+        "due_at": None if purged else purge_time,
+        "end_reason": session.end_reason or reason,
+    }
+
+
+def left_open(session: Session, error: RoostError) -> Change:
+    """The transition stays: nobody owns it, the next who comes takes it over. Its call is told."""
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={"lease_until": NOW, "due_at": NOW, "decision_id": None},
+        decision=refused(error),
+        decision_id=session.decision_id,
+    )
+
+
+def gone_back(session: Session, error: RoostError | None, **more: object) -> Change:
+    """The session is what it was before the transition."""
+    prior = session.prior_state or State.PAUSED
+    if prior is State.ACTIVE:
+        columns = active(session)
+    else:
+        columns = {**paused(session, session.pause_depth or PauseDepth.SUSPENDED)}
+        columns["pause_time"] = session.pause_time or NOW
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={**columns, **more},
+        decision={} if error is None else refused(error),
+        decision_id=session.decision_id,
+    )
+
+
+def turned_to_end(replaced: Session, terms: Mapping[str, object]) -> Change:
+    """A session whose replacement stands: its own end begins, in the same commit."""
+    return Change(
+        replaced.session_id,
+        replaced.epoch,
+        session={
+            **terms,
+            "transition": Transition.END,
+            "successor_id": None,
+            "end_reason": EndReason.REPLACED,
+        },
+    )

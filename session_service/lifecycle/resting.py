@@ -1,0 +1,319 @@
+"""Putting containers to rest: the work of a pause and of an end, from intent to outcome.
+
+It runs under the container's lease at the provider, whose nonce is the fencing token: a taker-over
+first takes the lease, or waits it out, so that a late request of the old owner is refused there.
+What was observed is what is written, not what was asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from session_service.domain.session import (
+    ConditionType,
+    ContainerState,
+    EndReason,
+    PauseDepth,
+    Session,
+)
+from session_service.domain.states import State, Transition
+from session_service.errors import (
+    ProviderUnavailable,
+    Retryable,
+    RoostError,
+    SuspendFailedStillRunning,
+    SuspendUnsupported,
+)
+from session_service.lifecycle import outcomes
+from session_service.lifecycle.evidence import LOOK_TIMEOUT, address
+from session_service.lifecycle.ownership import Held, OwnershipLost
+from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
+from session_service.storage import sessions, transitions
+from session_service.storage.transitions import Change, finished
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+
+    from session_service.domain.session import Container
+    from session_service.lifecycle.evidence import Looker
+    from session_service.ports import Containers
+    from session_service.storage.database import Database
+
+_log = logging.getLogger(__name__)
+
+#: A machine lease's life, in s: longer than one request of its holder may take.
+LEASE_TTL = 15.0
+#: How long to wait for another's machine lease, in s: until any of ours has run out.
+LEASE_WAIT = LEASE_TTL + 5.0
+#: What one request under the lease may take, in s: less than the lease's life.
+REQUEST_TIMEOUT = 12.0
+#: Transitions after which the session is over.
+OVER = frozenset({Transition.END, Transition.PURGE})
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What was observed of a container that was to be put to rest."""
+
+    depth: PauseDepth | None
+    """How deep it rests; None where it runs on."""
+    cordoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One transition being worked on."""
+
+    held: Held
+    session: Session
+    container: Container
+    now: datetime
+
+    @property
+    def target(self) -> PauseDepth:
+        """How deep to go, as the intent says."""
+        return self.session.pause_depth or PauseDepth.SUSPENDED
+
+
+class Rester:
+    """Does the work of pauses and ends."""
+
+    def __init__(
+        self,
+        database: Database,
+        containers: Containers,
+        looker: Looker,
+        lag_window: timedelta,
+    ) -> None:
+        self._database = database
+        self._containers = containers
+        self._looker = looker
+        self._lag = lag_window.total_seconds()
+
+    async def carry_out(self, held: Held) -> None:
+        """Pause or end, and write down what came of it. Raises OwnershipLost."""
+        record = await sessions.find(self._database, held.session_id)
+        if record is None or record.session.epoch != held.epoch:
+            raise OwnershipLost
+        session, container = record.session, record.container
+        if container is None or container.container_id is None or container.destroy_time:
+            await self._settle_gone(held, session, record.now, gone=False)
+            return
+        task = Task(held, session, container, record.now)
+        try:
+            await self._work(task)
+        except RoostError as error:
+            await self._fail(task, error)
+        except (LeaseHeld, LeaseLost) as error:
+            await self._fail(task, ProviderUnavailable(f"{error}; try again"))
+        except ContainerAbsent:
+            await self._absent(task)
+
+    async def _work(self, task: Task) -> None:
+        ending = task.session.transition is Transition.END
+        nonce = await self._containers.acquire_lease(
+            address(task.container), ttl=LEASE_TTL, wait=LEASE_WAIT, timeout=task.held.left
+        )
+        if task.session.transition is Transition.PURGE:
+            await self._containers.destroy(
+                address(task.container), nonce, timeout=self._timeout(task)
+            )
+            await self._settle_gone(task.held, task.session, task.now, gone=True)
+            return
+        if ending:
+            await self._containers.cordon(
+                address(task.container), nonce, timeout=self._timeout(task)
+            )
+        rest = Rest(await self._rest(task, nonce, ending=ending), cordoned=ending)
+        await self._settle(task, rest)
+        if not task.held.taken_over:
+            # A taker-over lets its lease run out, so that a late request of the old owner still
+            # meets it.
+            await self._containers.release_lease(
+                address(task.container), nonce, timeout=LOOK_TIMEOUT
+            )
+
+    def _timeout(self, task: Task) -> float:
+        return min(REQUEST_TIMEOUT, task.held.left)
+
+    # --- provider ------------------------------------------------------------------------------
+
+    async def _rest(self, task: Task, nonce: str, *, ending: bool) -> PauseDepth | None:
+        """Bring it to rest, and say how deep it rests; None where it runs on."""
+        if ending and task.session.prior_state is State.PAUSED and not task.held.taken_over:
+            return task.target
+        if task.held.taken_over and not ending:
+            return await self._observe(task)
+        try:
+            return _depth(await self._ask(task, nonce))
+        except SuspendUnsupported:
+            if not ending:
+                raise
+            seen = await self._containers.stop(
+                address(task.container), nonce, timeout=self._timeout(task)
+            )
+            return _depth(seen.state)
+
+    async def _ask(self, task: Task, nonce: str) -> ContainerState:
+        where, timeout = address(task.container), self._timeout(task)
+        if task.target is PauseDepth.STOPPED:
+            return (await self._containers.stop(where, nonce, timeout=timeout)).state
+        return (await self._containers.suspend(where, nonce, timeout=timeout)).state
+
+    async def _observe(self, task: Task) -> PauseDepth | None:
+        """What the old owner's request came to. Under our lease no late one can change it."""
+        where = address(task.container)
+        resting = await self._containers.wait_resting(where, timeout=max(1.0, self._lag))
+        if resting is not None:
+            return _depth(resting)
+        return _depth((await self._containers.get(where, timeout=LOOK_TIMEOUT)).state)
+
+    # --- outcomes ------------------------------------------------------------------------------
+
+    async def _settle(self, task: Task, rest: Rest) -> None:
+        session = task.session
+        if session.transition is Transition.END:
+            await self._write(_ended(task, rest))
+            return
+        if rest.depth is None:
+            error = SuspendFailedStillRunning(
+                "the container was found still running after the pause; it is used as it is. "
+                "Pause again, or pause with depth STOPPED"
+            )
+            await self._write(_still_running(task, error))
+            return
+        await self._write(_paused(task, rest.depth))
+
+    async def _settle_gone(
+        self, held: Held, session: Session, now: datetime, *, gone: bool
+    ) -> None:
+        """There is no container (any more): at rest without one, or over."""
+        if session.transition in OVER:
+            columns = outcomes.ended(session, EndReason.REQUESTED, PauseDepth.CHECKPOINT)
+        else:
+            columns = outcomes.paused(session, PauseDepth.CHECKPOINT)
+            columns["conditions"] = outcomes.marked((ConditionType.CONTAINER_LOST,), now)
+        await self._write(
+            Change(
+                held.session_id,
+                held.epoch,
+                session=columns,
+                container=outcomes.GONE if gone else {},
+                decision=finished(),
+                decision_id=session.decision_id,
+            )
+        )
+
+    async def _absent(self, task: Task) -> None:
+        """It was not found: lost if that is confirmed, unknown otherwise."""
+        try:
+            lost = await self._looker.confirm_absent(task.container)
+        except RoostError as error:
+            await self._fail(task, error)
+            return
+        if lost:
+            await self._settle_gone(task.held, task.session, task.now, gone=True)
+        else:
+            await self._fail(
+                task, ProviderUnavailable("the provider contradicts itself; try again")
+            )
+
+    async def _fail(self, task: Task, error: RoostError) -> None:
+        """Not known how it is: the transition stays for whoever comes next. Refused: it runs on."""
+        session = task.session
+        _log.warning(
+            "a container was not put to rest: %s",
+            error,
+            extra={"action": "rest", "session_id": str(session.session_id), **error.metadata},
+        )
+        if isinstance(error, Retryable) or session.transition in OVER:
+            await self._write(outcomes.left_open(session, error))
+            return
+        depth = _DEPTHS.get(task.container.state)
+        before = {} if session.prior_state is State.ACTIVE else {"pause_depth": depth}
+        await self._write(outcomes.gone_back(session, error, **before))
+
+    async def _write(self, change: Change) -> None:
+        if await transitions.write(self._database, change) is None:
+            raise OwnershipLost
+
+
+def _depth(state: ContainerState) -> PauseDepth | None:
+    """How deep a container in this state rests; None where it runs.
+
+    Raises ProviderUnavailable for a state that says neither.
+    """
+    match state:
+        case ContainerState.SUSPENDED:
+            return PauseDepth.SUSPENDED
+        case ContainerState.STOPPED | ContainerState.FAILED | ContainerState.CREATED:
+            return PauseDepth.STOPPED
+        case ContainerState.STARTED:
+            return None
+        case ContainerState.DESTROYED:
+            raise ContainerAbsent("the container is destroyed")
+        case _:
+            raise ProviderUnavailable(f"the container is {state}; try again")
+
+
+def _paused(task: Task, depth: PauseDepth) -> Change:
+    session = task.session
+    lost = depth is PauseDepth.STOPPED and task.target is PauseDepth.SUSPENDED
+    found = (ConditionType.MEMORY_LOST,) if lost else ()
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={**outcomes.paused(session, depth), "conditions": outcomes.marked(found, task.now)},
+        container={"state": _STATES[depth]},
+        decision=finished(),
+        decision_id=session.decision_id,
+    )
+
+
+def _still_running(task: Task, error: RoostError) -> Change:
+    session = task.session
+    found = outcomes.marked((ConditionType.SUSPEND_FAILED_STILL_RUNNING,), task.now)
+    return Change(
+        session.session_id,
+        session.epoch,
+        # Unseen, so that the next start looks: what runs on may have restarted meanwhile.
+        session={**outcomes.active(session), "conditions": found, "verified_at": None},
+        container={"state": ContainerState.STARTED},
+        decision=outcomes.refused(error),
+        decision_id=session.decision_id,
+    )
+
+
+def _ended(task: Task, rest: Rest) -> Change:
+    session = task.session
+    columns = outcomes.ended(session, EndReason.REQUESTED, rest.depth)
+    if rest.depth is None:
+        columns["conditions"] = outcomes.marked(
+            (ConditionType.SUSPEND_FAILED_STILL_RUNNING,), task.now
+        )
+    container: Mapping[str, object] = {
+        "cordoned": rest.cordoned,
+        "state": ContainerState.STARTED if rest.depth is None else _STATES[rest.depth],
+    }
+    return Change(
+        session.session_id,
+        session.epoch,
+        session=columns,
+        container=container,
+        decision=finished(),
+        decision_id=session.decision_id,
+    )
+
+
+_DEPTHS = {
+    ContainerState.SUSPENDED: PauseDepth.SUSPENDED,
+    ContainerState.STOPPED: PauseDepth.STOPPED,
+}
+_STATES = {
+    PauseDepth.SUSPENDED: ContainerState.SUSPENDED,
+    PauseDepth.STOPPED: ContainerState.STOPPED,
+    PauseDepth.CHECKPOINT: ContainerState.DESTROYED,
+}

@@ -1,0 +1,268 @@
+"""PauseSession, StopSession, EndSession and UndeleteSession: commit the intent, then the work."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import uuid_utils.compat as uuids
+
+from session_service import errors
+from session_service.domain.decision import dump_error
+from session_service.domain.session import EndReason, PauseDepth
+from session_service.domain.states import State, Transition, check_move
+from session_service.lifecycle import outcomes
+from session_service.lifecycle.joining import Answer, raise_recorded
+from session_service.lifecycle.starts import check_etag, require
+from session_service.storage import decisions, sessions, transitions
+from session_service.storage.assignments import NOW
+from session_service.storage.decisions import NewDecision
+from session_service.storage.transitions import Change, LiveKeyTaken
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from uuid import UUID
+
+    from session_service.domain.decision import Request
+    from session_service.domain.session import Record, Session
+    from session_service.lifecycle.joining import Joining
+    from session_service.lifecycle.takeover import Work
+    from session_service.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A call about one session: who calls, which session, and as of which etag (None: any)."""
+
+    request: Request
+    session_id: UUID
+    etag: str | None = None
+
+
+class Rests:
+    """Puts sessions to rest, ends them, and brings ended ones back."""
+
+    def __init__(self, database: Database, work: Work, joining: Joining) -> None:
+        self._database = database
+        self._work = work
+        self._joining = joining
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    async def pause(self, named: Named, depth: PauseDepth) -> Answer:
+        """Put the session to rest, at least this deep."""
+
+        async def step(record: Record) -> Answer | None:
+            session = record.session
+            if session.state is State.PAUSED and _deep_enough(session, depth):
+                return await self._already(named, record, "ALREADY_PAUSED")
+            if session.state not in (State.ACTIVE, State.PAUSED):
+                raise errors.SessionStateConflict(
+                    f"the session is {session.state}; only a live session can be paused"
+                )
+            return await self._begin(
+                named, record, State.PAUSING, Transition.PAUSE, pause_depth=depth
+            )
+
+        return await self._until_answered(named, step)
+
+    async def stop(self, named: Named) -> Answer:
+        """Do what the policy says stop means. HIBERNATE and its like: suspend."""
+        return await self.pause(named, PauseDepth.SUSPENDED)
+
+    async def end(self, named: Named, *, now: bool) -> Answer:
+        """End the session; `now` destroys its container, also that of one that is over already."""
+
+        async def step(record: Record) -> Answer | None:
+            session = record.session
+            if session.state is State.ENDED and (not now or purged(record)):
+                return await self._already(named, record, "ALREADY_ENDED")
+            kind = Transition.PURGE if now else Transition.END
+            reason = session.end_reason or EndReason.REQUESTED
+            return await self._begin(named, record, State.ENDING, kind, end_reason=reason)
+
+        return await self._until_answered(named, step)
+
+    async def undelete(self, named: Named) -> Answer:
+        """Bring an ended session back as PAUSED, while its container is kept."""
+
+        async def step(record: Record) -> Answer | None:
+            if record.session.live:
+                return await self._already(named, record, "ALREADY_LIVE")
+            if purged(record):
+                raise errors.SessionStateConflict(
+                    "the session's grace period is over and its container destroyed; start anew"
+                )
+            return await self._undelete(named, record)
+
+        return await self._until_answered(named, step)
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    async def _until_answered(
+        self, named: Named, step: Callable[[Record], Awaitable[Answer | None]]
+    ) -> Answer:
+        """Replay, wait for one's turn, then act; again while somebody else was first."""
+        etag = named.etag
+        while True:
+            replayed = await self._joining.replayed(named.request)
+            if replayed is not None:
+                return replayed
+            record = await require(self._database, named.request.tenant, named.session_id)
+            if etag:
+                check_etag(record, etag)
+                etag = None
+            if record.session.transition is not None:
+                await self._turn(record)
+                continue
+            try:
+                answer = await step(record)
+            except (errors.SessionStateConflict, errors.LiveSessionExists) as error:
+                answer = await self._refuse(named, record, error)
+            if answer is not None:
+                return answer
+
+    async def _turn(self, record: Record) -> None:
+        """Until the transition in flight has settled; that of an owner who is gone is taken over.
+
+        Raises ProviderUnavailable where it was taken over and could not be finished.
+        """
+        session = record.session
+        if session.transition is Transition.REPLACE and session.successor_id is not None:
+            await self._joining.successor(session.successor_id)
+            return
+        task = await self._work.take_over(record)
+        if task is None:
+            await self._joining.settled(session.session_id, session.epoch)
+            return
+        await asyncio.wait({task})
+        again = await sessions.find(self._database, session.session_id)
+        if again is not None and again.lapsed:
+            raise errors.ProviderUnavailable(
+                "an earlier transition of this session could not be finished yet; try again"
+            )
+
+    async def _begin(
+        self,
+        named: Named,
+        record: Record,
+        state: State,
+        transition: Transition,
+        **columns: object,
+    ) -> Answer | None:
+        """Commit the intent, do the work in a task that outlives this call, wait for its answer."""
+        began, session = monotonic(), record.session
+        check_move(session.state, state)
+        decision = self._new(named, session, transition, f"the session was {session.state}")
+        change = Change(
+            session.session_id,
+            session.epoch,
+            session={
+                **self._work.terms.values(),
+                "state": state,
+                "transition": transition,
+                "prior_state": session.state,
+                "decision_id": decision.decision_id,
+                **columns,
+            },
+        )
+        begun = await transitions.begin(self._database, change, decision)
+        if begun is None:
+            return None
+        task = self._work.begin(begun, began)
+        await asyncio.wait({task})
+        written = await decisions.get(self._database, decision.decision_id)
+        if written is None:
+            raise errors.SessionNotFound("the session is no longer kept")
+        finished = await self._joining.finished(written)
+        raise_recorded(finished)
+        return await self._joining.answer(finished)
+
+    async def _undelete(self, named: Named, record: Record) -> Answer | None:
+        session = record.session
+        check_move(session.state, State.PAUSED)
+        decision = self._new(
+            named, session, "UNDELETE", "its container is still kept", finished=True
+        )
+        change = Change(
+            session.session_id,
+            session.epoch,
+            session={
+                **outcomes.paused(session, session.pause_depth or PauseDepth.SUSPENDED),
+                "end_time": None,
+                "purge_time": None,
+                "end_reason": None,
+                "pause_time": session.pause_time or NOW,
+            },
+        )
+        try:
+            begun = await transitions.begin(self._database, change, decision)
+        except LiveKeyTaken:
+            raise errors.LiveSessionExists(
+                "another live session stands at this session's key; end it first"
+            ) from None
+        if begun is None:
+            return None
+        written = await decisions.get(self._database, decision.decision_id)
+        return None if written is None else await self._joining.answer(written)
+
+    # --- finished at once ----------------------------------------------------------------------
+
+    async def _already(self, named: Named, record: Record, rule: str) -> Answer | None:
+        """Nothing to do: the session is as it was asked to be."""
+        decision = self._new(
+            named, record.session, rule, f"the session is {record.session.state}", finished=True
+        )
+        written = await decisions.append_once(self._database, decision)
+        return None if written is None else await self._joining.answer(written)
+
+    async def _refuse(
+        self, named: Named, record: Record, error: errors.RoostError
+    ) -> Answer | None:
+        decision = self._new(
+            named,
+            record.session,
+            error.reason,
+            error.message,
+            finished=True,
+            error=dump_error(error.reason, error.message, error.metadata),
+        )
+        written = await decisions.append_once(self._database, decision)
+        if written is not None:
+            raise_recorded(written)
+        return None
+
+    def _new(
+        self,
+        named: Named,
+        session: Session,
+        rule: str,
+        because: str,
+        *,
+        finished: bool = False,
+        error: str | None = None,
+    ) -> NewDecision:
+        return NewDecision(
+            uuids.uuid7(),
+            named.request,
+            rule,
+            because,
+            session_id=session.session_id,
+            finished=finished,
+            error=error,
+        )
+
+
+def purged(record: Record) -> bool:
+    """Whether the container of an ended session is gone, or committed to go, for good."""
+    container = record.container
+    if container is None or not container.wanted or container.destroy_time is not None:
+        return True
+    return record.session.end_reason is EndReason.CREATE_FAILED
+
+
+def _deep_enough(session: Session, depth: PauseDepth) -> bool:
+    """Whether a session at rest rests as deep as is asked, or deeper."""
+    return depth is PauseDepth.SUSPENDED or session.pause_depth is not PauseDepth.SUSPENDED

@@ -1,0 +1,281 @@
+"""The composition root: builds the service from its configuration, runs it, and takes it down."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import httpx
+import sqlalchemy.exc
+import uuid_utils.compat as uuids
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from roost.session.v1 import session_service_pb2 as pb
+from roost.session.v1 import session_service_pb2_grpc as rpc
+from session_service import logs
+from session_service.clients.containers import GrpcContainers
+from session_service.clients.preview import Preview
+from session_service.config import Config, ConfigError, describe
+from session_service.domain.policy import Policy
+from session_service.errors import StorageUnavailable
+from session_service.health import Health
+from session_service.lifecycle.climbing import Climber
+from session_service.lifecycle.evidence import Looker
+from session_service.lifecycle.joining import Joining
+from session_service.lifecycle.ownership import Ownership, Pace
+from session_service.lifecycle.resting import Rester
+from session_service.lifecycle.rests import Rests
+from session_service.lifecycle.starts import Defaults, Starts
+from session_service.lifecycle.takeover import Work
+from session_service.lookups import Lookups
+from session_service.rpc.interceptors import ErrorAnswer
+from session_service.rpc.render import Renderer
+from session_service.rpc.session_servicer import SessionServicer, UseCases
+from session_service.storage import installation
+from session_service.storage.database import Database
+from session_service.storage.migrate import upgrade
+from session_service.storage.notifications import Notices
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from uuid import UUID
+
+_log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["SessionService"].full_name
+#: Two servers on one port would share its connections without a word: a taken port is an error.
+#: Messages stay below gRPC's own limit of 4 MiB, named here because the contract states it.
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+)
+#: How long to wait for a database that is on its way up, in s.
+DATABASE_PATIENCE = 60.0
+
+
+class PortTaken(Exception):
+    """The address cannot be served on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that takes calls: where, and its single-shots for whoever drives them."""
+
+    target: str
+    work: Work
+    database: Database
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the use cases stand on."""
+
+    database: Database
+    notices: Notices
+    containers: GrpcContainers
+    previews: Preview
+    installation_id: UUID
+
+
+@asynccontextmanager
+async def serve(config: Config) -> AsyncGenerator[Running]:
+    """Run the service; at the end, finish the calls in flight within the grace and close all.
+
+    Raises PortTaken, StorageUnavailable where the database does not come up.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            Database(config.database_url, max_size=config.pool_size)
+        )
+        channel = await stack.enter_async_context(
+            grpc.aio.insecure_channel(config.container_target)
+        )
+        watch = Health(database, channel, (SERVICE,))
+        await watch.begin()
+        server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(watch.servicer, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        port = bind(server, config.listen)
+
+        await prepare(config)
+        outside = await _outside(stack, config, database, channel)
+        ownership = Ownership(database, uuids.uuid7(), _pace(config))
+        cases, work = build(config, outside, ownership)
+        rpc.add_SessionServiceServicer_to_server(
+            SessionServicer(cases, Renderer(outside.previews)), server
+        )
+        await server.start()
+        # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
+        stack.push_async_callback(ownership.drain, config.grace)
+        stack.push_async_callback(server.stop, config.grace)
+        stack.push_async_callback(watch.servicer.enter_graceful_shutdown)
+        checking = asyncio.create_task(watch.run(), name="health")
+        stack.push_async_callback(_cancel, checking)
+        yield Running(f"{config.listen.rpartition(':')[0]}:{port}", work, database)
+
+
+async def prepare(config: Config) -> None:
+    """Bring the database up to date, waiting for one that is on its way up.
+
+    Raises StorageUnavailable.
+    """
+    if not config.migrate:
+        return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + DATABASE_PATIENCE
+    while True:
+        try:
+            await asyncio.to_thread(upgrade, config.database_url)
+        except sqlalchemy.exc.OperationalError as error:
+            if loop.time() > until:
+                raise StorageUnavailable("the database does not answer") from error
+            _log.warning("waiting for the database", extra={"action": "migrate"})
+            await asyncio.sleep(0.5)
+        else:
+            return
+
+
+async def _outside(
+    stack: AsyncExitStack, config: Config, database: Database, channel: grpc.aio.Channel
+) -> Outside:
+    notices = Notices(config.database_url)
+    await stack.enter_async_context(notices.listening())
+    http = await stack.enter_async_context(httpx.AsyncClient(follow_redirects=False))
+    found = await installation.read(database)
+    if not found.original:
+        _log.warning(
+            "this database was copied from another cluster: it is not the installation that its "
+            "machines belong to",
+            extra={"action": "installation", "installation_id": str(found.installation_id)},
+        )
+    previews = Preview(config.url_template, http)
+    containers = GrpcContainers(channel)
+    return Outside(database, notices, containers, previews, found.installation_id)
+
+
+def _pace(config: Config) -> Pace:
+    return Pace(lease=config.lease, renew_every=config.lease * 0.3, budget=config.start_budget)
+
+
+def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCases, Work]:
+    """The use cases, wired."""
+    database, containers = outside.database, outside.containers
+    looker = Looker(
+        database, containers, outside.previews, outside.installation_id, config.lag_window
+    )
+    climber = Climber(
+        database, containers, outside.previews, looker, ownership, outside.installation_id
+    )
+    work = Work(
+        database, ownership, climber, Rester(database, containers, looker, config.lag_window)
+    )
+    joining = Joining(database, outside.notices, work)
+    defaults = Defaults(
+        app=config.app,
+        spec={"image": config.default_image} if config.default_image else None,
+        policy=Policy(grace_period=config.grace_period),
+        freshness=config.freshness_window,
+    )
+    starts = Starts(database, looker, work, joining, defaults)
+    return UseCases(starts, Rests(database, work, joining), Lookups(database)), work
+
+
+def bind(server: grpc.aio.Server, listen: str) -> int:
+    """Take the address; return the port. Raises PortTaken."""
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise PortTaken(listen) from error
+    if not port:
+        raise PortTaken(listen)
+    return port
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """End a task and wait for its end."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def run(config: Config) -> None:
+    """Serve until a signal says to stop; a second signal kills."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        _log.info("stopping on %s", number.name, extra={"action": "stop"})
+        stopping.set()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+
+    async with serve(config) as running:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(each, stop, each)
+        _log.info("serving on %s", running.target, extra={"action": "serving", "config": config})
+        await stopping.wait()
+    _log.info("stopped", extra={"action": "stopped"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the service, or one of its commands; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m session_service",
+        description="Serves roost.session.v1.SessionService; PostgreSQL is its state.",
+        epilog=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("serve", "migrate"),
+        default="serve",
+        help="serve (default), or only bring the database up to date",
+    )
+    command = parser.parse_args(argv).command
+    try:
+        config = Config.from_env(os.environ)
+        logs.configure(config.log_level)
+        if command == "migrate":
+            upgrade(config.database_url)
+            return 0
+        with asyncio.Runner(loop_factory=fast_loop()) as runner:
+            runner.run(run(config))
+    except ConfigError as error:
+        return _failed(str(error), 2)
+    except PortTaken as error:
+        return _failed(
+            f"ROOST_SESSION_LISTEN: {error} cannot be served on: is it taken, or not ours?",
+            2,
+        )
+    except (StorageUnavailable, sqlalchemy.exc.OperationalError):
+        return _failed("ROOST_DATABASE_URL: no database answers there", 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _failed(message: str, status: int) -> int:
+    print(f"session_service: {message}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Uvloop's event loop where it is installed; None means asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,134 @@
+"""What the lifecycle needs of the world around it: containers, and their previews.
+
+`clients` has both over the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from session_service.domain.session import Container, ContainerState
+
+
+class ContainerAbsent(Exception):
+    """The provider does not know the container. One observation, not yet proof of loss."""
+
+
+class LeaseHeld(Exception):
+    """Somebody else holds the container's lease, for longer than could be waited."""
+
+
+class LeaseLost(Exception):
+    """The nonce shown is not that of the lease in force: its holder has been fenced off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Which container: the provider's application and id."""
+
+    app: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A container as the provider showed it."""
+
+    address: Address
+    state: ContainerState
+    region: str
+    cordoned: bool
+    last_start_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A container that runs again. `memory_preserved` None: could not be told."""
+
+    memory_preserved: bool | None
+    boot_id: str | None
+    evidence: str
+
+
+class Containers(Protocol):
+    """What the lifecycle needs of containers.
+
+    Every method is bounded by `timeout` (s) and raises ContainerAbsent, or of `errors`:
+    ProviderUnavailable when it did not answer in time or not clearly (the action may have
+    happened), ProviderCapacity, ProviderRateLimited, ProviderRefused when it certainly did not.
+    """
+
+    async def create(
+        self,
+        app: str,
+        name: str,
+        spec: Mapping[str, Any],
+        labels: Mapping[str, str],
+        *,
+        timeout: float,
+    ) -> Seen:
+        """The container of this name, created if need be: never a second one."""
+
+    async def get(self, address: Address, *, timeout: float) -> Seen:
+        """The container as it is."""
+
+    async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
+        """All containers with these labels, complete, destroyed ones apart."""
+
+    async def wait_started(self, address: Address, *, timeout: float) -> None:
+        """Return once it runs."""
+
+    async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
+        """The guest's boot id; None where it does not answer. Raises nothing else."""
+
+    async def resume(
+        self, address: Address, expected_boot_id: str | None, *, timeout: float
+    ) -> Booted:
+        """Bring it back from suspended or stopped, and prove what survived. Idempotent."""
+
+    async def suspend(self, address: Address, nonce: str, *, timeout: float) -> Seen:
+        """Freeze it, and see what came of it. Raises LeaseLost, errors.SuspendUnsupported."""
+
+    async def stop(self, address: Address, nonce: str, *, timeout: float) -> Seen:
+        """Stop it. Raises LeaseLost."""
+
+    async def destroy(self, address: Address, nonce: str | None, *, timeout: float) -> None:
+        """Destroy it, running or not; one that is gone is a success. Raises LeaseLost."""
+
+    async def cordon(self, address: Address, nonce: str, *, timeout: float) -> None:
+        """Take it out of routing. Raises LeaseLost."""
+
+    async def uncordon(self, address: Address, *, timeout: float) -> None:
+        """Put it back into routing. Raises LeaseHeld."""
+
+    async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
+        """The state once it is suspended or stopped; None where it is neither in time."""
+
+    async def acquire_lease(
+        self, address: Address, *, ttl: float, wait: float, timeout: float
+    ) -> str:
+        """The nonce of a lease for `ttl` s, after up to `wait` s for another's to run out.
+
+        Raises LeaseHeld.
+        """
+
+    async def release_lease(self, address: Address, nonce: str, *, timeout: float) -> None:
+        """Give it back; one that ran out is a success. Raises nothing: it runs out by itself."""
+
+
+class Previews(Protocol):
+    """Where sessions' previews answer, and whether they do."""
+
+    def url(self, app: str, container_id: str) -> str:
+        """Where the container's preview answers; "" where no pattern is configured."""
+
+    async def answers(self, container: Container) -> bool:
+        """Whether the preview answers now; False where it has no address."""
+
+    async def wait_ready(self, container: Container, timeout: float) -> bool:
+        """Whether the preview answered within `timeout` s; true where it has no address."""

@@ -1,0 +1,1 @@
+"""gRPC at the edge: parse, call, render; errors into statuses at one place."""

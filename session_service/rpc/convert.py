@@ -1,0 +1,163 @@
+"""Requests into the service's words. Raises InvalidField and nothing else, whatever comes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.domain import spec as specs
+from session_service.domain.decision import Request
+from session_service.domain.session import DEFAULT_SLOT, Continuity, Key, Mode, PauseDepth
+from session_service.domain.wish import Wish
+from session_service.errors import InvalidField, NotBuiltYet
+from session_service.lifecycle.rests import Named
+from session_service.lifecycle.starts import Start
+from session_service.rpc.fields import ID_LIMIT, SLOT_LIMIT, Fields
+from session_service.rpc.spec_fields import parse_spec
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from google.protobuf.message import Message
+
+M = TypeVar("M", bound="Message")
+
+_MODES: dict[int, Mode] = {
+    pb.START_MODE_UNSPECIFIED: Mode.UNSPECIFIED,
+    pb.START_MODE_CONTINUE: Mode.CONTINUE,
+    pb.START_MODE_FRESH: Mode.FRESH,
+    pb.START_MODE_FAIL_IF_LIVE: Mode.FAIL_IF_LIVE,
+}
+_CONTINUITIES: dict[int, Continuity | None] = {
+    pb.CONTINUITY_UNSPECIFIED: None,
+    **{int(level): level for level in Continuity},
+}
+_DEPTHS: dict[int, PauseDepth] = {
+    pb.PAUSE_DEPTH_UNSPECIFIED: PauseDepth.SUSPENDED,
+    pb.PAUSE_DEPTH_SUSPENDED: PauseDepth.SUSPENDED,
+    pb.PAUSE_DEPTH_STOPPED: PauseDepth.STOPPED,
+}
+
+
+class AboutSession(Protocol):
+    """A request about one session."""
+
+    request_id: str
+    session_id: str
+    etag: str
+
+
+def request_hash(request: Message) -> bytes:
+    """SHA-256 of the request's fields but its id, alike for requests that mean the same."""
+    same = type(request)()
+    same.CopyFrom(request)
+    same.ClearField("request_id")
+    key = getattr(same, "key", None)
+    if key is not None and not key.slot:
+        key.slot = DEFAULT_SLOT
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).digest()
+
+
+def parse_key(fields: Fields, tenant: str, key: pb.SessionKey, *, present: bool) -> Key:
+    """The key, completed by the tenant."""
+    if not present:
+        fields.wrong("key", "must be set")
+    else:
+        fields.text("key.project_id", key.project_id, ID_LIMIT, required=True)
+        fields.text("key.user_id", key.user_id, ID_LIMIT, required=True)
+        fields.text("key.slot", key.slot, SLOT_LIMIT)
+    return Key(tenant, key.project_id, key.user_id, key.slot or DEFAULT_SLOT)
+
+
+def parse_start(request: rpc_pb.StartSessionRequest, tenant: str) -> Start:
+    """A start. Raises NotBuiltYet for a choice token."""
+    fields = Fields()
+    key = parse_key(fields, tenant, request.key, present=request.HasField("key"))
+    spec = parse_spec(fields, "spec", request.spec) if request.HasField("spec") else None
+    request_id = fields.optional_uuid("request_id", request.request_id)
+    mode = fields.choice("mode", request.mode, _MODES, Mode.UNSPECIFIED)
+    least = fields.choice("min_continuity", request.min_continuity, _CONTINUITIES, None)
+    fields.text("choice_token", request.choice_token, 512)
+    fields.done()
+    if request.choice_token:
+        raise NotBuiltYet("choice_token is not built yet; leave it empty")
+    wish = Wish(mode, None if spec is None else specs.fingerprint(spec), least)
+    return Start(
+        Request(tenant, "StartSession", request_hash(request), request_id), key, wish, spec
+    )
+
+
+def parse_preview(request: rpc_pb.PreviewStartRequest, tenant: str) -> Start:
+    """The start whose effect is asked for; the fields that are wrong are named within it."""
+    if not request.HasField("start"):
+        raise InvalidField.of("start", "must be set")
+    try:
+        return parse_start(request.start, tenant)
+    except InvalidField as error:
+        raise InvalidField(
+            [type(item)(f"start.{item.field}", item.description) for item in error.violations]
+        ) from None
+
+
+def parse_named(request: AboutSession, method: str, tenant: str) -> Named:
+    """A call about one session."""
+    fields = Fields()
+    named = _named(fields, request, method, tenant)
+    fields.done()
+    return named
+
+
+def _named(fields: Fields, request: AboutSession, method: str, tenant: str) -> Named:
+    session_id = fields.uuid("session_id", request.session_id)
+    request_id = fields.optional_uuid("request_id", request.request_id)
+    fields.text("etag", request.etag, 64)
+    body = request_hash(request)  # type: ignore[arg-type]  # every AboutSession is a message
+    return Named(Request(tenant, method, body, request_id), session_id, request.etag or None)
+
+
+def parse_pause(request: rpc_pb.PauseSessionRequest, tenant: str) -> tuple[Named, PauseDepth]:
+    """A pause: which session, how deep."""
+    fields = Fields()
+    named = _named(fields, request, "PauseSession", tenant)
+    if request.depth == pb.PAUSE_DEPTH_CHECKPOINT:
+        fields.wrong("depth", "must be SUSPENDED or STOPPED: checkpoints are not built yet")
+        fields.done()
+    depth = fields.choice("depth", request.depth, _DEPTHS, PauseDepth.SUSPENDED)
+    fields.done()
+    return named, depth
+
+
+def parse_resume(request: rpc_pb.ResumeSessionRequest, tenant: str) -> tuple[Named, Wish]:
+    """A resume: which session, and the least that must survive."""
+    fields = Fields()
+    named = _named(fields, request, "ResumeSession", tenant)
+    least = fields.choice("min_continuity", request.min_continuity, _CONTINUITIES, None)
+    fields.done()
+    return named, Wish(Mode.CONTINUE, None, least)
+
+
+def parse_session_id(value: str) -> UUID:
+    """A session's id."""
+    fields = Fields()
+    session_id = fields.uuid("session_id", value)
+    fields.done()
+    return session_id
+
+
+def parse_find(request: rpc_pb.FindLiveSessionRequest, tenant: str) -> Key:
+    """The key to look at."""
+    fields = Fields()
+    key = parse_key(fields, tenant, request.key, present=request.HasField("key"))
+    fields.done()
+    return key
+
+
+def parse_touch(request: rpc_pb.TouchSessionRequest) -> UUID:
+    """The session that somebody is at."""
+    fields = Fields()
+    session_id = fields.uuid("session_id", request.session_id)
+    fields.text("activity", request.activity, 64)
+    fields.done()
+    return session_id

@@ -1,0 +1,306 @@
+"""The service's words into messages."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.domain import conditions, ladder
+from session_service.domain import policy as policies
+from session_service.domain.decision import load_attempts
+from session_service.domain.session import ConditionType, Continuity
+from session_service.domain.states import State, Transition
+from session_service.lifecycle.starts import etag_of
+
+if TYPE_CHECKING:
+    from session_service.domain.decision import Decision
+    from session_service.domain.session import Attempt, Container, PauseDepth, Record, Session
+    from session_service.lifecycle.joining import Answer
+    from session_service.ports import Previews
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STATES = {state: pb.Session.State.Value(f"STATE_{state.name}") for state in State}
+_NEXT = {
+    State.ACTIVE: pb.NextAction.ACTION_PAUSE,
+    State.PAUSED: pb.NextAction.ACTION_DEEPEN,
+    State.ENDED: pb.NextAction.ACTION_PURGE,
+}
+_RESTING = frozenset({State.PAUSED, State.ENDED})
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """The time as a message; None stays unset."""
+    if time is None:
+        return None
+    span = time - _EPOCH
+    return Timestamp(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
+
+
+def duration(span: timedelta) -> Duration:
+    """The span as a message."""
+    return Duration(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
+
+
+@lru_cache(maxsize=1024)
+def policy(raw: str) -> pb.Policy:
+    """The policy in force. Cached: sessions of a project share one; the message is copied from."""
+    value = policies.load(raw)
+    return pb.Policy(
+        persistence=pb.Policy.Persistence.Value(f"PERSISTENCE_{value.persistence}"),
+        idle_timeout=duration(value.idle_timeout),
+        deepen_after=duration(value.deepen_after),
+        grace_period=duration(value.grace_period),
+        min_continuity=pb.CONTINUITY_UNSPECIFIED
+        if value.min_continuity is None
+        else pb.Continuity.Value(f"CONTINUITY_{value.min_continuity.name}"),
+        on_fingerprint_change=pb.Policy.ON_FINGERPRINT_CHANGE_ALLOW,
+    )
+
+
+class Renderer:
+    """Renders what needs to know where previews answer."""
+
+    def __init__(self, previews: Previews) -> None:
+        self._previews = previews
+
+    def session(self, record: Record, *extra: ConditionType) -> pb.Session:
+        """A session, with conditions that hold of this reply only behind its own."""
+        row = record.session
+        return pb.Session(
+            session_id=str(row.session_id),
+            key=pb.SessionKey(project_id=row.project_id, user_id=row.user_id, slot=row.slot),
+            state=_STATES[row.state],
+            generation=row.generation,
+            container=self._container(row, record.container),
+            pause_depth=_depth(row.pause_depth if row.state in _RESTING else None),
+            expected_continuity=_continuity(ladder.expected_continuity(row, record.container)),
+            conditions=_conditions(record, extra),
+            policy=policy(row.policy),
+            fingerprint=row.fingerprint,
+            create_time=timestamp(row.create_time),
+            start_time=timestamp(row.start_time),
+            last_active_time=timestamp(row.last_active_time),
+            pause_time=timestamp(row.pause_time),
+            end_time=timestamp(row.end_time),
+            purge_time=timestamp(row.purge_time),
+            next_action=_next_action(row),
+            etag=etag_of(row),
+            start_count=row.start_count,
+            end_reason=_end_reason(row),
+            predecessor_session_id="" if row.predecessor_id is None else str(row.predecessor_id),
+        )
+
+    def _container(self, row: Session, container: Container | None) -> pb.SessionContainer | None:
+        if container is None or container.container_id is None:
+            return None
+        return pb.SessionContainer(
+            container_id=container.container_id,
+            app=container.app,
+            state=container_pb.ContainerState.Value(f"CONTAINER_STATE_{container.state}"),
+            url=self._previews.url(container.app, container.container_id),
+            region=container.region,
+            verify_time=timestamp(row.verified_at),
+        )
+
+    def start(self, answer: Answer, fingerprint: str | None) -> rpc_pb.StartSessionResponse:
+        """A start's answer; `fingerprint` is that of the spec it asked for, None for none."""
+        decision, extra = answer.decision, []
+        if decision.rule == "PREVIEW_ANSWERS":
+            extra.append(ConditionType.PROVIDER_UNREACHABLE)
+        if fingerprint not in (None, answer.record.session.fingerprint):
+            extra.append(ConditionType.FINGERPRINT_CHANGED)
+        return rpc_pb.StartSessionResponse(
+            session=self.session(answer.record, *extra),
+            outcome=_outcome(decision),
+            continuity=_continuity(decision.continuity),
+            continuity_verified=decision.continuity_verified,
+            joined=decision.joined,
+            decision_id=str(decision.decision_id),
+            attempts=[attempt(item) for item in load_attempts(decision.attempts)],
+        )
+
+    def resume(self, answer: Answer) -> rpc_pb.ResumeSessionResponse:
+        """A resume's answer."""
+        start = self.start(answer, None)
+        return rpc_pb.ResumeSessionResponse(
+            session=start.session,
+            outcome=start.outcome,
+            continuity=start.continuity,
+            continuity_verified=start.continuity_verified,
+            joined=start.joined,
+            decision_id=start.decision_id,
+            attempts=start.attempts,
+        )
+
+
+def preview(record: Record | None, plan: ladder.Decision) -> rpc_pb.PreviewStartResponse:
+    """What a start would do."""
+    answer = rpc_pb.PreviewStartResponse(rule=plan.rule, explanation=plan.because)
+    if record is not None and record.session.live:
+        answer.candidates.append(_candidate(record))
+    match plan:
+        case ladder.Use():
+            answer.outcome = pb.START_OUTCOME_REUSED
+            answer.rungs.append(pb.RUNG_LIVE)
+            answer.expected_continuity = _continuity(plan.continuity)
+        case ladder.Climb() | ladder.TakeOver() | ladder.TakeTurn() if record is not None:
+            _preview_climb(answer, record, plan)
+        case ladder.Open() | ladder.Replace():
+            answer.outcome = pb.START_OUTCOME_CREATED
+            answer.rungs.append(pb.RUNG_CREATE)
+            answer.expected_continuity = pb.CONTINUITY_NONE
+        case ladder.Refuse():
+            answer.error_reason = plan.refusal
+        case ladder.Join():
+            answer.joins = True
+        case _:
+            pass
+    return answer
+
+
+def _preview_climb(
+    answer: rpc_pb.PreviewStartResponse, record: Record, plan: ladder.Decision
+) -> None:
+    rungs = (
+        plan.rungs
+        if isinstance(plan, ladder.Climb)
+        else ladder.rungs_for(record.session, record.container)
+    )
+    answer.rungs.extend(pb.Rung.Value(f"RUNG_{rung}") for rung in rungs)
+    answer.outcome = {
+        "RESUME": pb.START_OUTCOME_RESUMED,
+        "RESTART": pb.START_OUTCOME_RESTARTED,
+    }.get(rungs[0], pb.START_OUTCOME_CREATED)
+    best = min(ladder.BEST_OF[rungs[0]], _expected(record))
+    answer.expected_continuity = _continuity(best)
+
+
+def _expected(record: Record) -> Continuity:
+    return ladder.expected_continuity(record.session, record.container)
+
+
+def _candidate(record: Record) -> rpc_pb.Candidate:
+    row = record.session
+    if row.state is State.ACTIVE:
+        rung = pb.RUNG_LIVE
+    else:
+        best = ladder.rungs_for(row, record.container)[0]
+        rung = pb.Rung.Value(f"RUNG_{best}")
+    return rpc_pb.Candidate(
+        rung=rung,
+        session_id=str(row.session_id),
+        generation=row.generation,
+        expected_continuity=_continuity(_expected(record)),
+        last_active_time=timestamp(row.last_active_time),
+    )
+
+
+def decision(row: Decision) -> pb.Decision:
+    """A decision's row."""
+    took = 0 if row.finish_time is None else (row.finish_time - row.create_time).total_seconds()
+    return pb.Decision(
+        decision_id=str(row.decision_id),
+        session_id="" if row.session_id is None else str(row.session_id),
+        method=row.method,
+        mode=pb.START_MODE_UNSPECIFIED
+        if row.mode is None
+        else pb.StartMode.Value(f"START_MODE_{row.mode}"),
+        rule=row.rule,
+        explanation=row.explanation,
+        outcome=_outcome(row),
+        continuity=_continuity(row.continuity),
+        continuity_verified=row.continuity_verified,
+        joined=row.joined,
+        leader_decision_id="" if row.leader_decision_id is None else str(row.leader_decision_id),
+        attempts=[attempt(item) for item in load_attempts(row.attempts)],
+        error_reason=_error_reason(row),
+        request_id="" if row.request_id is None else str(row.request_id),
+        inputs_json=row.inputs,
+        create_time=timestamp(row.create_time),
+        finish_time=timestamp(row.finish_time),
+        milliseconds=round(took * 1000),
+    )
+
+
+def attempt(item: Attempt) -> pb.Attempt:
+    """A rung that was tried."""
+    return pb.Attempt(
+        rung=pb.Rung.Value(f"RUNG_{item.rung}"),
+        result=pb.AttemptResult.Value(f"ATTEMPT_RESULT_{item.result}"),
+        reason=item.reason,
+        milliseconds=item.milliseconds,
+    )
+
+
+def _outcome(row: Decision) -> pb.StartOutcome.ValueType:
+    if row.outcome is None:
+        return pb.START_OUTCOME_UNSPECIFIED
+    return pb.StartOutcome.Value(f"START_OUTCOME_{row.outcome}")
+
+
+def _continuity(level: Continuity | None) -> pb.Continuity.ValueType:
+    if level is None:
+        return pb.CONTINUITY_UNSPECIFIED
+    return pb.Continuity.Value(f"CONTINUITY_{level.name}")
+
+
+def _depth(depth: PauseDepth | None) -> pb.PauseDepth.ValueType:
+    if depth is None:
+        return pb.PAUSE_DEPTH_UNSPECIFIED
+    return pb.PauseDepth.Value(f"PAUSE_DEPTH_{depth}")
+
+
+def _end_reason(row: Session) -> pb.EndReason.ValueType:
+    if row.end_reason is None:
+        return pb.END_REASON_UNSPECIFIED
+    return pb.EndReason.Value(f"END_REASON_{row.end_reason}")
+
+
+def _error_reason(row: Decision) -> str:
+    return "" if row.error is None else str(load_error_reason(row.error))
+
+
+@lru_cache(maxsize=256)
+def load_error_reason(raw: str) -> str:
+    """The reason within a recorded refusal."""
+    return str(json.loads(raw)["reason"])
+
+
+def _conditions(record: Record, extra: tuple[ConditionType, ...]) -> list[pb.Condition]:
+    own = conditions.load(record.session.conditions)
+    more = [conditions.condition(kind, record.now) for kind in extra]
+    return [
+        pb.Condition(
+            type=pb.ConditionType.Value(f"CONDITION_TYPE_{item.type}"),
+            message=item.message,
+            since_time=timestamp(item.since),
+        )
+        for item in (*own, *more)
+    ]
+
+
+def _next_action(row: Session) -> pb.NextAction | None:
+    """What happens next: from what the row says, not from the lazily advanced `due_at`."""
+    in_force = policies.load(row.policy)
+    if row.transition is Transition.REPLACE:
+        return None
+    if row.transition is not None:
+        return pb.NextAction(action=pb.NextAction.ACTION_TAKE_OVER, time=timestamp(row.lease_until))
+    match row.state:
+        case State.ACTIVE:
+            time = row.last_active_time + in_force.idle_timeout
+        case State.PAUSED if row.pause_time is not None:
+            time = row.pause_time + in_force.deepen_after
+        case State.ENDED if row.due_at is not None and row.purge_time is not None:
+            time = row.purge_time
+        case _:
+            return None
+    return pb.NextAction(action=_NEXT[row.state], time=timestamp(time))

@@ -1,0 +1,118 @@
+"""Checks a container spec before anything is written, and gives its JSON form.
+
+The same limits as container_service's: what it would refuse must not become a session first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.json_format import MessageToDict
+
+from roost.container.v1 import container_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from session_service.rpc.fields import Fields
+
+_ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_REGION = re.compile(r"[a-z0-9,]{0,64}")
+#: What a shared and a performance machine may have of processors (Fly docs: machine sizing).
+_CPUS = {"shared": (1, 2, 4, 6, 8), "performance": (1, 2, 4, 8, 16)}
+#: Least memory per processor, and the step that memory comes in, in MB.
+_MEMORY = {"shared": (256, 256), "performance": (2048, 1024)}
+#: Beyond it a machine cannot be suspended (Fly docs: suspend and resume).
+MEMORY_LIMIT_MB = 2048
+WORD_LIMIT = 32_768
+COUNT_LIMIT = 256
+STOP_TIMEOUT_LIMIT = 300
+
+
+def parse_spec(fields: Fields, path: str, spec: pb.ContainerSpec) -> dict[str, Any]:
+    """The spec's JSON form, by field name. Any: JSON as the proto maps it."""
+    fields.text(f"{path}.image", spec.image, 512, required=True)
+    _env(fields, f"{path}.env", dict(spec.env))
+    _guest(fields, f"{path}.guest", spec.guest)
+    if not _REGION.fullmatch(spec.region):
+        fields.wrong(f"{path}.region", "must be a region's name")
+    _services(fields, f"{path}.services", spec)
+    _command(fields, f"{path}.command", list(spec.command))
+    if spec.restart_policy not in pb.RestartPolicy.values():
+        fields.wrong(f"{path}.restart_policy", f"has no value {spec.restart_policy}")
+    _mounts(fields, f"{path}.mounts", spec)
+    _hook(fields, f"{path}.state_hook", spec.state_hook)
+    if not _duration_within(spec):
+        fields.wrong(f"{path}.stop_timeout", f"must be between 0 s and {STOP_TIMEOUT_LIMIT} s")
+        return {}
+    return MessageToDict(spec, preserving_proto_field_name=True)
+
+
+def _duration_within(spec: pb.ContainerSpec) -> bool:
+    seconds, nanos = spec.stop_timeout.seconds, spec.stop_timeout.nanos
+    return 0 <= seconds + nanos / 1e9 <= STOP_TIMEOUT_LIMIT and 0 <= nanos < 1_000_000_000
+
+
+def _env(fields: Fields, path: str, env: dict[str, str]) -> None:
+    if len(env) > COUNT_LIMIT:
+        fields.wrong(path, f"must be at most {COUNT_LIMIT}")
+    for key, value in list(env.items())[:COUNT_LIMIT]:
+        entry = f"{path}[{json.dumps(key[:64])}]"
+        if not _ENV_KEY.fullmatch(key):
+            fields.wrong(entry, "must have a key of letters, digits or '_', no digit first")
+        elif len(value) > WORD_LIMIT or "\0" in value:
+            fields.wrong(entry, f"must be at most {WORD_LIMIT} characters, none of them NUL")
+
+
+def _guest(fields: Fields, path: str, guest: pb.Guest) -> None:
+    kind = guest.cpu_kind or "shared"
+    if kind not in _CPUS:
+        fields.wrong(f"{path}.cpu_kind", "must be shared or performance")
+        return
+    cpus = guest.cpus or 1
+    if cpus not in _CPUS[kind]:
+        fields.wrong(f"{path}.cpus", f"must be one of {', '.join(map(str, _CPUS[kind]))}")
+        return
+    low, step = _MEMORY[kind]
+    memory = guest.memory_mb or low * cpus
+    if not low * cpus <= memory <= MEMORY_LIMIT_MB or memory % step:
+        fields.wrong(
+            f"{path}.memory_mb",
+            f"must be a multiple of {step} from {low * cpus} to {MEMORY_LIMIT_MB}: "
+            "more cannot be suspended",
+        )
+
+
+def _services(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
+    if len(spec.services) > COUNT_LIMIT:
+        fields.wrong(path, f"must be at most {COUNT_LIMIT}")
+    for index, service in enumerate(spec.services[:COUNT_LIMIT]):
+        if not 1 <= service.internal_port <= 65_535:
+            fields.wrong(f"{path}[{index}].internal_port", "must be between 1 and 65535")
+        if service.protocol not in ("", "tcp", "udp"):
+            fields.wrong(f"{path}[{index}].protocol", "must be tcp or udp")
+
+
+def _command(fields: Fields, path: str, words: list[str]) -> None:
+    if len(words) > COUNT_LIMIT:
+        fields.wrong(path, f"must be at most {COUNT_LIMIT} words")
+    for index, word in enumerate(words[:COUNT_LIMIT]):
+        if len(word) > WORD_LIMIT or "\0" in word:
+            fields.wrong(
+                f"{path}[{index}]", f"must be at most {WORD_LIMIT} characters, none of them NUL"
+            )
+
+
+def _mounts(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
+    if len(spec.mounts) > 1:
+        fields.wrong(path, "must be at most 1")
+    for index, mount in enumerate(spec.mounts[:1]):
+        fields.text(f"{path}[{index}].volume_id", mount.volume_id, 64, required=True)
+        fields.text(f"{path}[{index}].path", mount.path, 255, required=True)
+        if not mount.path.startswith("/"):
+            fields.wrong(f"{path}[{index}].path", "must be absolute")
+
+
+def _hook(fields: Fields, path: str, hook: pb.StateHook) -> None:
+    fields.text(f"{path}.http_path", hook.http_path, 1024)
+    fields.text(f"{path}.command", hook.command, 1024)

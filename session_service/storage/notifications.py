@@ -1,0 +1,84 @@
+"""Hearing of sessions that changed, so that whoever waits for one need not poll fast.
+
+A notice can be missed (the connection drops, the server restarts), so that every wait has a slow
+poll behind it: a notice saves time, its lack loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from session_service.storage.transitions import CHANNEL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
+    from uuid import UUID
+
+_log = logging.getLogger(__name__)
+#: Between tries to connect again, in s.
+RECONNECT = 1.0
+
+
+class Notices:
+    """Wakes those who watch a session when any replica commits a change of it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+
+    @contextmanager
+    def watch(self, session_id: UUID) -> Generator[asyncio.Event]:
+        """An event that is set at each notice; begin to watch before reading the row."""
+        event = asyncio.Event()
+        watchers = self._watchers.setdefault(str(session_id), set())
+        watchers.add(event)
+        try:
+            yield event
+        finally:
+            watchers.discard(event)
+            if not watchers:
+                self._watchers.pop(str(session_id), None)
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[None, None]:
+        """Listen in the background for as long as the context is open."""
+        task = asyncio.create_task(self._listen(), name="notices")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._listen_once()
+            except psycopg.Error as error:
+                _log.warning(
+                    "not listening for changed sessions: %s",
+                    type(error).__name__,
+                    extra={"action": "listen"},
+                )
+            await asyncio.sleep(RECONNECT)
+
+    async def _listen_once(self) -> None:
+        connection = await psycopg.AsyncConnection.connect(
+            self._url, autocommit=True, connect_timeout=5
+        )
+        async with connection:
+            await connection.execute(f"LISTEN {CHANNEL}")
+            # What was committed while nobody listened: let everybody look once.
+            self._wake_all()
+            async for notice in connection.notifies():
+                for event in self._watchers.get(notice.payload, ()):
+                    event.set()
+
+    def _wake_all(self) -> None:
+        for watchers in self._watchers.values():
+            for event in watchers:
+                event.set()

@@ -1,0 +1,159 @@
+"""The tables, as SQLAlchemy Core describes them; `migrations/` builds them, a test compares."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB, UUID
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "ck": "%(table_name)s_%(constraint_name)s",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    }
+)
+
+_UUID = UUID(as_uuid=True)
+_TIME = sa.DateTime(timezone=True)
+
+#: The index that makes one live session per key true, under any number of replicas.
+LIVE_KEY = "sessions_live_key"
+#: The index that makes a request id count once, per tenant and method.
+REQUEST = "decisions_request"
+
+#: One row: which installation of Roost this database belongs to.
+installation = sa.Table(
+    "installation",
+    metadata,
+    sa.Column("installation_id", _UUID, primary_key=True),
+    sa.Column("system_identifier", sa.Text, nullable=False),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("session_id", _UUID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("user_id", sa.Text, nullable=False),
+    sa.Column("slot", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("transition", sa.Text),
+    sa.Column("prior_state", sa.Text),
+    sa.Column("owner", _UUID),
+    sa.Column("lease_until", _TIME),
+    sa.Column("deadline", _TIME),
+    sa.Column("decision_id", _UUID),
+    sa.Column("wish", JSONB),
+    sa.Column("successor_id", _UUID),
+    sa.Column("predecessor_id", _UUID),
+    sa.Column("pause_depth", sa.Text),
+    sa.Column("loss_untold", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("conditions", JSONB, nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("spec", JSONB, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("policy", JSONB, nullable=False),
+    sa.Column("verified_at", _TIME),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("start_time", _TIME),
+    sa.Column("last_active_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("pause_time", _TIME),
+    sa.Column("end_time", _TIME),
+    sa.Column("purge_time", _TIME),
+    sa.Column("due_at", _TIME),
+    sa.Column("start_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("end_reason", sa.Text),
+    sa.CheckConstraint(
+        "state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED', 'ENDING', 'ENDED')", name="state"
+    ),
+    sa.CheckConstraint(
+        "transition IN ('START', 'PAUSE', 'END', 'PURGE', 'REPLACE')", name="transition"
+    ),
+    # A state that is on its way somewhere has somebody who brings it there, and no other has.
+    sa.CheckConstraint(
+        "(state IN ('STARTING', 'PAUSING', 'ENDING')) = (transition IS NOT NULL)", name="in_flight"
+    ),
+    # A touch moves no indexed column, so that it stays a heap-only update; the room left in each
+    # page keeps it on its page.
+    postgresql_with={"fillfactor": "70"},
+)
+sa.Index(
+    LIVE_KEY,
+    sessions.c.tenant,
+    sessions.c.project_id,
+    sessions.c.user_id,
+    sessions.c.slot,
+    unique=True,
+    postgresql_where=sa.text("state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
+)
+sa.Index(
+    "sessions_tenant_created", sessions.c.tenant, sessions.c.create_time, sessions.c.session_id
+)
+sa.Index("sessions_due", sessions.c.due_at, postgresql_where=sessions.c.due_at.is_not(None))
+
+containers = sa.Table(
+    "containers",
+    metadata,
+    sa.Column(
+        "session_id",
+        _UUID,
+        sa.ForeignKey("sessions.session_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("generation", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("app", sa.Text, nullable=False),
+    sa.Column("container_id", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("region", sa.Text, nullable=False, server_default=""),
+    sa.Column("boot_id", sa.Text),
+    sa.Column("boot_time", _TIME),
+    sa.Column("start_time", _TIME),
+    sa.Column("cordoned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("wanted", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("destroy_time", _TIME),
+)
+sa.Index(
+    "containers_unwanted",
+    containers.c.session_id,
+    postgresql_where=sa.text("NOT wanted AND destroy_time IS NULL"),
+)
+
+#: One row per mutating call: what was asked, what was decided and why, what came of it. It has no
+#: foreign key, since decisions outlive their sessions.
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("decision_id", _UUID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("session_id", _UUID),
+    sa.Column("method", sa.Text, nullable=False),
+    sa.Column("mode", sa.Text),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("explanation", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("continuity", sa.SmallInteger),
+    sa.Column("continuity_verified", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("joined", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("leader_decision_id", _UUID),
+    sa.Column("attempts", JSONB, nullable=False, server_default=sa.text("'[]'")),
+    sa.Column("error", JSONB),
+    sa.Column("request_id", _UUID),
+    sa.Column("request_hash", sa.LargeBinary),
+    sa.Column("inputs", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("finish_time", _TIME),
+)
+sa.Index(
+    REQUEST,
+    decisions.c.tenant,
+    decisions.c.method,
+    decisions.c.request_id,
+    unique=True,
+    postgresql_where=decisions.c.request_id.is_not(None),
+)
+sa.Index("decisions_session", decisions.c.session_id, decisions.c.decision_id)
