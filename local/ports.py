@@ -12,6 +12,19 @@ LOWEST = 20_000
 _DICE = random.SystemRandom()
 
 
+def _first_outgoing() -> int:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return 32_768
+    # Where the range begins low there is no quiet corner, and any port is as good as another.
+    first = int(text.split()[0])
+    return first if first > LOWEST + 1_000 else 61_000
+
+
+FIRST_OUTGOING = _first_outgoing()
+
+
 def free_port() -> int:
     """A port that nobody listens on now; whoever binds it must be ready to lose the race.
 
@@ -19,7 +32,7 @@ def free_port() -> int:
     between our look and the bind.
     """
     for _ in range(100):
-        port = _DICE.randrange(LOWEST, _first_ephemeral())
+        port = _DICE.randrange(LOWEST, FIRST_OUTGOING)
         if not is_taken(port):
             return port
     raise OSError(f"no free port found on {HOST}")
@@ -35,13 +48,3 @@ def is_taken(port: int) -> bool:
         except OSError:
             return True
         return False
-
-
-def _first_ephemeral() -> int:
-    try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-    except OSError:
-        return 32_768
-    # Where the range begins low there is no quiet corner, and any port is as good as another.
-    first = int(text.split()[0])
-    return first if first > LOWEST + 1_000 else 61_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import grpc
 import hypothesis
 import pytest
 from blockbuster import blockbuster_ctx
@@ -42,6 +43,12 @@ def nothing_blocks_the_event_loop() -> Iterator[None]:
         # Starting a program waits for its exec, which vfork makes a matter of a millisecond.
         guard.functions["os.read"].can_block_in("/subprocess.py", "_execute_child")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_stays_up() -> None:
+    """Keep gRPC's poller thread: its end, when the last channel goes, is waited for by blocking."""
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session")

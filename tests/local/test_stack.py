@@ -1,0 +1,63 @@
+"""The stack as a context: two replicas, each killed and started anew at its address."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from local.health import serving
+from local.stack import Stack, StackFailed
+from local.stack_settings import StackSettings
+from tests.processes import using
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+def settings(data: Path, replicas: int = 1) -> StackSettings:
+    return replace(StackSettings.on_free_ports(data, replicas), durable=False)
+
+
+async def test_replicas_are_killed_and_started_anew_at_their_address(tmp_path: Path) -> None:
+    async with Stack(settings(tmp_path, replicas=2)) as stack:
+        assert list(stack.parts)[2:] == ["session_service", "session_service_2"]
+        first, second = stack.session_targets
+        assert first != second
+        await stack.kill("session_service_2")
+        async with grpc.aio.insecure_channel(second) as channel:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(channel.channel_ready(), 0.2)
+        await asyncio.wait_for(serving(first), 5)
+        await stack.start("session_service_2")
+        await asyncio.wait_for(serving(second), 5)
+        # Who was killed on purpose is no failure of the stack.
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stack.failure(), 0.2)
+    assert not using(tmp_path)
+
+
+async def test_a_part_that_ends_by_itself_is_told_with_its_log(tmp_path: Path) -> None:
+    async with Stack(settings(tmp_path)) as stack:
+        stack.send("container_service", signal.SIGKILL)
+        failure = await asyncio.wait_for(stack.failure(), 5)
+    lines = str(failure).splitlines()
+    assert lines[0] == (
+        f"container_service ended with status -9; {tmp_path / 'logs' / 'container_service.log'}:"
+    )
+    assert len(lines) > 1
+    assert failure.status == 1
+
+
+async def test_a_part_that_cannot_start_fails_the_stack_and_leaves_nothing(tmp_path: Path) -> None:
+    wrong = replace(settings(tmp_path), environment={"ROOST_LAG_WINDOW": "soon"})
+    with pytest.raises(StackFailed, match="ROOST_LAG_WINDOW") as failed:
+        await Stack(wrong).__aenter__()
+    assert failed.value.status == 2
+    assert not using(tmp_path)

@@ -1,0 +1,131 @@
+"""`python -m local up` as a person uses it: one table, Ctrl-C, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.eventually import eventually
+from tests.processes import children, using
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+FREE = [f"--{name}-port=0" for name in ("session", "container", "fly", "proxy", "postgres")]
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("ROOST_", "FLY_"))}
+
+
+@asynccontextmanager
+async def up(data: Path, *options: str) -> AsyncGenerator[Process]:
+    """The command, in a process group of its own as a shell starts it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "local", "up", "--data", str(data), *FREE, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=CLEAN,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def table(process: Process) -> str:
+    """What it prints when all is up."""
+    assert process.stdout
+    text = ""
+    while "ListSessions" not in text:
+        line = await asyncio.wait_for(process.stdout.readline(), 40)
+        assert line, (await process.communicate())[1].decode()
+        text += line.decode()
+    return text
+
+
+async def ended(process: Process) -> tuple[int, str]:
+    """Its status and what it said on standard error."""
+    _, stderr = await asyncio.wait_for(process.communicate(), 40)
+    assert process.returncode is not None
+    return process.returncode, stderr.decode()
+
+
+async def test_ctrl_c_stops_everything_and_a_second_up_is_told_of_the_first(
+    tmp_path: Path,
+) -> None:
+    async with up(tmp_path) as first:
+        text = await table(first)
+        for name in ("session_service", "container_service", "emulator", "PostgreSQL"):
+            assert f"  {name} " in text
+        async with up(tmp_path) as second:
+            status, said = await ended(second)
+            assert status == 2
+            assert said == f"a stack runs on {tmp_path} already: stop that first\n"
+        assert first.pid
+        # As a terminal does it: the whole foreground group.
+        os.killpg(first.pid, signal.SIGINT)
+        assert await ended(first) == (0, "")
+        assert not using(tmp_path)
+
+
+async def test_kill_9_leaves_nothing_and_the_next_up_starts_on_the_same_data(
+    tmp_path: Path,
+) -> None:
+    async with up(tmp_path) as first:
+        password = (await table(first)).partition("roost:")[2].partition("@")[0]
+        assert len(using(tmp_path)) > 4
+        first.kill()
+        await ended(first)
+        await eventually(lambda: not using(tmp_path), timeout=5)
+    async with up(tmp_path) as second:
+        assert f"roost:{password}@" in await table(second)
+        second.send_signal(signal.SIGTERM)
+        assert await ended(second) == (0, "")
+        assert not using(tmp_path)
+
+
+async def test_a_part_that_dies_ends_the_stack_with_its_last_words(tmp_path: Path) -> None:
+    async with up(tmp_path) as process:
+        await table(process)
+        [victim] = [p for p, line in children(process.pid).items() if "-m session_service" in line]
+        os.kill(victim, signal.SIGKILL)
+        status, said = await ended(process)
+        assert status == 1
+        assert said.startswith("session_service ended with status -9; ")
+        assert not using(tmp_path)
+
+
+async def test_ctrl_c_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    async with up(tmp_path) as process:
+        await eventually(lambda: using(tmp_path), timeout=20)
+        process.send_signal(signal.SIGINT)
+        assert (await ended(process))[0] == 0
+        assert not using(tmp_path)
+
+
+async def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        async with up(tmp_path, f"--fly-port={port}") as process:
+            status, said = await ended(process)
+    assert status == 2
+    assert said == f"port {port} is taken: choose another one with --fly-port\n"
+
+
+async def test_a_wrong_port_is_one_clear_line_and_the_usage(tmp_path: Path) -> None:
+    async with up(tmp_path, "--fly-port=x") as process:
+        status, said = await ended(process)
+    assert status == 2
+    assert said.splitlines()[-1].endswith("argument --fly-port: 'x' is not a port from 0 to 65535")
