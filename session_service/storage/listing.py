@@ -74,7 +74,7 @@ def _condition(
     index: int, name: str, comparison: str, *, truth: bool
 ) -> sa.ColumnElement[bool] | sa.TextClause:
     if name == "live":
-        return LIVE if truth else sa.text("state IN ('ENDING', 'ENDED')")
+        return LIVE if truth else sa.text("sessions.state IN ('ENDING', 'ENDED')")
     column = sessions.c[name]
     condition: sa.ColumnElement[bool] = _OPERATORS[comparison](
         column, sa.bindparam(f"value_{index}", type_=column.type)

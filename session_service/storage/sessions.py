@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Literal, so that the planner can prove that the partial index covers it.
 ACTIVE: sa.ColumnElement[str] = sa.literal_column("'ACTIVE'")
-LIVE = sa.text("state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')")
+LIVE = sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')")
 
 
 def record_query(source: sa.FromClause = sessions) -> sa.Select[Any]:

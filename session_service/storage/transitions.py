@@ -25,7 +25,6 @@ from session_service.storage.assignments import (
 )
 from session_service.storage.database import Connection, Database, Statement, compiled, one
 from session_service.storage.rows import make_session, session_columns
-from session_service.storage.sessions import LIVE
 from session_service.storage.tables import LIVE_KEY, containers, decisions, sessions
 
 if TYPE_CHECKING:
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from session_service.domain.session import Session
     from session_service.storage.decisions import NewDecision
 
+#: The live key's own predicate, in the words of its index.
+LIVE_INDEX = sa.text("state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')")
 #: Who waits for a session listens here; the payload is its id.
 CHANNEL = "roost_session"
 
@@ -212,7 +213,7 @@ def _insert_session(form: Shape) -> Statement[Session]:
             **expressions(sessions, form, "s_"),
         )
         .on_conflict_do_nothing(
-            index_elements=["tenant", "project_id", "user_id", "slot"], index_where=LIVE
+            index_elements=["tenant", "project_id", "user_id", "slot"], index_where=LIVE_INDEX
         )
         .returning(*session_columns())
     )
