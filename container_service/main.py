@@ -108,11 +108,14 @@ async def run(config: Config) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
+        # From here on the next signal kills at once, loop or no loop; one that came so close
+        # behind that the loop has it already is raised again.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        if stopping.is_set():
+            signal.raise_signal(number)
         log.info("Stopping on %s", number.name, extra={"action": "stop"})
         stopping.set()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
 
     async with serve(config) as running:
         for each in (signal.SIGTERM, signal.SIGINT):
