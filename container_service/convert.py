@@ -240,15 +240,13 @@ def _guest(fields: Fields, guest: pb.Guest) -> Guest:
         return Guest()
     per_cpu, step = _MEMORY[kind]
     least = per_cpu * cpus
-    memory = fields.number(
-        "spec.guest.memory_mb", guest.memory_mb, least, MEMORY_LIMIT_MB, default=least
-    )
-    if memory > MEMORY_LIMIT_MB >= guest.memory_mb:
-        rule = f"would need {least} MB; {MEMORY_LIMIT_MB} MB is the most that can be suspended"
+    memory = guest.memory_mb or least
+    if not least <= memory <= MEMORY_LIMIT_MB:
+        rule = f"must be between {least} and {MEMORY_LIMIT_MB}, for a suspend to be dependable"
         fields.wrong("spec.guest.memory_mb", rule)
     elif memory % step:
         fields.wrong("spec.guest.memory_mb", f"must be a multiple of {step}")
-    return Guest(cast("Literal['shared', 'performance']", kind), cpus, memory)
+    return Guest(cast(Literal["shared", "performance"], kind), cpus, memory)
 
 
 def _services(fields: Fields, spec: pb.ContainerSpec) -> tuple[ServicePort, ...]:
@@ -266,7 +264,7 @@ def _services(fields: Fields, spec: pb.ContainerSpec) -> tuple[ServicePort, ...]
         services.append(
             ServicePort(
                 port.internal_port,
-                cast("Literal['tcp', 'udp']", protocol),
+                cast(Literal["tcp", "udp"], protocol),
                 autostart=not port.disable_autostart,
             )
         )

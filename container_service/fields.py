@@ -80,12 +80,6 @@ class Fields:
             self.wrong(field, "must hold printable characters only")
         return value
 
-    def number(self, field: str, value: int, low: int, high: int, default: int) -> int:
-        """A number between two others; 0 is the default."""
-        if value and not low <= value <= high:
-            self.wrong(field, f"must be between {low} and {high}")
-        return value or default
-
     def seconds(
         self,
         field: str,
