@@ -1,0 +1,131 @@
+"""The service as a process: its exit statuses, its one-line errors, its graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from roost.container.v1 import container_service_pb2 as pb
+from roost.container.v1 import container_service_pb2_grpc as rpc
+from tests.container.harness import APP, TOKEN, Service, until
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncGenerator
+
+    from local.fly.emulator import Emulator
+
+ENV = {"PATH": os.environ["PATH"], "FLY_API_TOKEN": TOKEN, "ROOST_FLY_APP": APP}
+
+
+async def launch(*arguments: str, **env: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "container_service", *arguments),
+        env=ENV | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def outcome(process: Process) -> tuple[int | None, str, str]:
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def running(emulator: Emulator, **env: str) -> AsyncGenerator[tuple[Process, str]]:
+    """A process that serves, and where."""
+    process = await launch(
+        FLY_FLAPS_BASE_URL=emulator.api_url, ROOST_CONTAINER_LISTEN="127.0.0.1:0", **env
+    )
+    assert process.stderr is not None
+    try:
+        line = ""
+        while not (found := re.search(r"Serving on (\S+)", line)):
+            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            assert line, "it ended"
+        yield process, found.group(1)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_a_wrong_variable_is_one_line_and_status_2() -> None:
+    code, out, err = await outcome(await launch(ROOST_GRACE="soon"))
+    assert (code, out) == (2, "")
+    assert err.startswith("container_service: ROOST_GRACE")
+    assert err.count("\n") == 1
+
+
+async def test_a_missing_token_is_one_line_and_status_2() -> None:
+    code, _, err = await outcome(await launch(FLY_API_TOKEN=""))
+    assert code == 2
+    assert err.startswith("container_service: FLY_API_TOKEN")
+    assert err.count("\n") == 1
+
+
+async def test_a_taken_port_is_one_line_and_status_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, _, err = await outcome(await launch(ROOST_CONTAINER_LISTEN=listen))
+    assert code == 2
+    assert err.startswith(f"container_service: ROOST_CONTAINER_LISTEN: {listen}")
+    assert err.count("\n") == 1
+
+
+async def test_help_lists_the_variables() -> None:
+    code, out, _ = await outcome(await launch("--help"))
+    assert code == 0
+    assert "FLY_API_TOKEN" in out
+    assert "ROOST_CONTAINER_LISTEN" in out
+
+
+async def test_a_signal_lets_calls_in_flight_finish(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("slow_after", action="exec", delay_ms=400)
+    async with (
+        running(service.emulator) as (process, target),
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        stub = rpc.ContainerServiceStub(channel)
+        request = pb.ExecContainerRequest(container_id=container_id, command=["echo", "done"])
+        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=9))
+        await until(lambda: service.asked("exec"))
+        process.send_signal(signal.SIGTERM)
+        assert (await call).stdout == "done\n"
+        code, _, err = await outcome(process)
+    assert code == 0
+    assert "Stopped" in err
+    assert "Traceback" not in err
+    assert TOKEN not in err
+
+
+async def test_a_second_signal_kills(service: Service) -> None:
+    container_id = await service.create()
+    await service.admin.set_fault("slow_after", action="exec", delay_ms=20_000)
+    async with (
+        running(service.emulator, ROOST_GRACE="60") as (process, target),
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        stub = rpc.ContainerServiceStub(channel)
+        request = pb.ExecContainerRequest(container_id=container_id, command=["true"])
+        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=30))
+        await until(lambda: service.asked("exec"))
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while b"Stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
+            pass
+        process.send_signal(signal.SIGINT)
+        code, _, _ = await outcome(process)
+        await asyncio.wait([call])
+        assert isinstance(call.exception(), grpc.aio.AioRpcError)
+    assert code == -signal.SIGINT

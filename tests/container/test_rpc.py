@@ -1,0 +1,300 @@
+"""The gRPC face: statuses with reasons, request ids, health, reflection, what nobody foresaw."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from container_service import errors
+from container_service.health import Health
+from container_service.interceptors import ErrorAnswer, RequestLog
+from container_service.main import SERVICE, PortTaken, serve
+from container_service.status import TABLE, row_of, status_of
+from roost.container.v1 import container_service_pb2 as pb
+from roost.container.v1 import container_service_pb2_grpc as rpc
+from tests.container.harness import (
+    APP,
+    Service,
+    config_for,
+    failing,
+    read_failure,
+    serving,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from container_service.provider import Provider
+    from local.fly.emulator import Emulator
+
+
+def kinds(root: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]]:
+    for kind in root.__subclasses__():
+        if kind.__module__ == errors.__name__:
+            yield kind
+        yield from kinds(kind)
+
+
+def test_every_error_has_a_row_and_the_contract_has_its_code() -> None:
+    bases = {errors.LeaseConflict, errors.ProviderError}
+    for kind in set(kinds(errors.ServiceError)) - bases:
+        assert any(each in TABLE for each in kind.__mro__), kind
+    exhausted = {row.reason for row in TABLE.values() if row.code.name == "RESOURCE_EXHAUSTED"}
+    assert exhausted == {"PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED"}
+
+
+def test_what_can_be_tried_again_says_when() -> None:
+    for error in (
+        errors.OutcomeUnknown("x"),
+        errors.ProviderRateLimited("x"),
+        errors.ProviderCapacity("x"),
+    ):
+        names = [detail.type_url.rpartition(".")[2] for detail in status_of(error).details]
+        assert names == ["ErrorInfo", "RetryInfo"]
+    assert row_of(errors.OutcomeUnknown("x")).reason == "PROVIDER_UNAVAILABLE"
+
+
+def test_an_error_as_long_as_its_cause_still_fits_into_the_trailers() -> None:
+    error = errors.RequestIdReused("x" * 100_000, name="y" * 100_000)
+    assert len(status_of(error).SerializeToString()) < 6000
+
+
+WILD_WAIT = pb.WaitContainerRequest(container_id="a")
+WILD_WAIT.states.append(cast(Any, 77))
+
+INVALID: list[tuple[str, Any, str]] = [
+    ("GetContainer", pb.GetContainerRequest(), "container_id"),
+    ("GetContainer", pb.GetContainerRequest(container_id="x" * 65), "container_id"),
+    ("GetContainer", pb.GetContainerRequest(container_id="../../apps"), "container_id"),
+    ("ExecContainer", pb.ExecContainerRequest(container_id="a"), "command"),
+    ("ReleaseLease", pb.ReleaseLeaseRequest(container_id="a"), "lease_nonce"),
+    (
+        "SuspendContainer",
+        pb.SuspendContainerRequest(container_id="a", lease_nonce="a\r\nx: y"),
+        "lease_nonce",
+    ),
+    ("WaitContainer", WILD_WAIT, "states[0]"),
+]
+
+
+@pytest.mark.parametrize(("method", "message", "field"), INVALID, ids=str)
+async def test_bad_input_names_the_field_and_reaches_no_provider(
+    service: Service, method: str, message: Any, field: str
+) -> None:
+    refused = await failing(getattr(service.stub, method)(message, timeout=9))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (refused.reason, refused.domain) == ("INVALID_FIELD", "roost")
+    assert refused.fields == (field,)
+    assert await service.requests() == []
+
+
+async def test_many_faults_at_once_still_arrive(service: Service) -> None:
+    labels = {f"bad key {'é' * 50} {number}": "x" for number in range(60)}
+    request = pb.ListContainersRequest(labels=labels)
+    refused = await failing(service.stub.ListContainers(request, timeout=9))
+    assert refused.reason == "INVALID_FIELD"
+    assert len(refused.fields) == 10
+
+
+async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(
+    service: Service,
+) -> None:
+    request = pb.GetContainerRequest(container_id="x" * (5 << 20))
+    refused = await failing(service.stub.GetContainer(request, timeout=9))
+    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
+
+
+NOT_BUILT = (
+    "CreateVolume",
+    "GetVolume",
+    "ListVolumes",
+    "DeleteVolume",
+    "CreateVolumeSnapshot",
+    "ListVolumeSnapshots",
+)
+
+
+@pytest.mark.parametrize("method", NOT_BUILT)
+async def test_what_is_not_built_yet_says_so(service: Service, method: str) -> None:
+    request = getattr(pb, f"{method}Request")()
+    refused = await failing(getattr(service.stub, method)(request, timeout=9))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
+
+
+async def test_streams_that_are_not_built_yet_say_so(service: Service) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async for _ in service.stub.CaptureState(pb.CaptureStateRequest(), timeout=9):
+            raise AssertionError("a chunk came")
+    assert read_failure(refused.value).reason == "NOT_BUILT_YET"
+    sent = service.stub.RestoreState(iter([pb.RestoreStateRequest()]), timeout=9)
+    assert (await failing(sent)).reason == "NOT_BUILT_YET"
+
+
+async def test_the_request_id_comes_back_and_a_wild_one_is_replaced(service: Service) -> None:
+    for sent, kept in (("abc-123", True), ("spaces are not", False), ("x" * 65, False)):
+        call = service.stub.ListContainers(
+            pb.ListContainersRequest(), timeout=9, metadata=(("x-request-id", sent),)
+        )
+        await call
+        trailers = dict(await call.trailing_metadata() or ())
+        assert (trailers["x-request-id"] == sent) is kept
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await service.stub.GetContainer(
+            pb.GetContainerRequest(), timeout=9, metadata=(("x-request-id", "abc-123"),)
+        )
+    assert dict(refused.value.trailing_metadata() or ())["x-request-id"] == "abc-123"
+
+
+async def test_each_call_leaves_a_line_without_what_was_in_it(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "container_service")
+    spec = pb.ContainerSpec(image="roost/base", env={"PASSWORD": "hunter2"})
+    await service.stub.CreateContainer(
+        pb.CreateContainerRequest(name="roost-wren-1", spec=spec), timeout=9
+    )
+    await failing(service.stub.GetContainer(pb.GetContainerRequest(container_id="0"), timeout=9))
+    lines = [record.getMessage() for record in caplog.records if hasattr(record, "method")]
+    assert [line.split(" in ")[0] for line in lines] == [
+        "Answered CreateContainer with OK",
+        "Answered GetContainer with NOT_FOUND",
+    ]
+    refused = [record for record in caplog.records if hasattr(record, "fly_request_id")]
+    assert refused
+    assert "hunter2" not in caplog.text
+
+
+class Broken(rpc.ContainerServiceServicer):
+    """Fails as nobody foresaw, in every kind of RPC."""
+
+    async def GetContainer(self, request: Any, context: Any) -> Any:
+        raise ValueError("the password is hunter2")
+
+    async def CaptureState(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield pb.CaptureStateResponse(chunk=b"a")
+        raise ValueError("the password is hunter2")
+
+    async def RestoreState(self, request_iterator: Any, context: Any) -> Any:
+        async for _ in request_iterator:
+            raise ValueError("the password is hunter2")
+
+
+async def test_what_nobody_foresaw_is_logged_whole_and_told_nothing_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = grpc.aio.server(interceptors=(RequestLog(), ErrorAnswer()))
+    rpc.add_ContainerServiceServicer_to_server(Broken(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rpc.ContainerServiceStub(channel)
+        unary = await failing(stub.GetContainer(pb.GetContainerRequest(), timeout=9))
+        sent = await failing(stub.RestoreState(iter([pb.RestoreStateRequest()]), timeout=9))
+        stream = stub.CaptureState(pb.CaptureStateRequest(), timeout=9)
+        with pytest.raises(grpc.aio.AioRpcError) as broken:
+            async for _ in stream:
+                pass
+    await server.stop(None)
+    for failure in (unary, sent, read_failure(broken.value)):
+        assert (failure.code, failure.message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert caplog.text.count("ValueError: the password is hunter2") == 3
+
+
+async def health_of(service: Service, name: str) -> int:
+    stub: Any = health_pb2_grpc.HealthStub(service.channel)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=9)
+    status: int = answer.status
+    return status
+
+
+async def test_it_serves_once_the_provider_answers(service: Service) -> None:
+    for name in ("", SERVICE):
+
+        async def serves(name: str = name) -> bool:
+            return await health_of(service, name) == health_pb2.HealthCheckResponse.SERVING
+
+        await until(serves)
+    await service.admin.set_fault("unavailable")
+    # An outage later is each call's to tell: callers must still be let in to hear it.
+    assert await health_of(service, "") == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_it_does_not_serve_while_the_provider_does_not_take_its_token(
+    emulator: Emulator,
+) -> None:
+    async with serving(emulator, fly_token="another") as service:
+
+        async def was_asked() -> bool:
+            seen = await service.admin.requests()
+            return any(request.action == "app_get" for request in seen)
+
+        await until(was_asked)
+        assert await health_of(service, "") == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await health_of(service, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_watcher_hears_when_it_begins_to_serve() -> None:
+    answers = asyncio.Event()
+
+    class Answering:
+        async def check(self, app: str, deadline: object) -> None:
+            await answers.wait()
+
+    provider: Provider = Answering()  # type: ignore[assignment]
+    health = Health(provider, APP, (SERVICE,))
+    await health.begin()
+    server = grpc.aio.server(interceptors=(RequestLog(), ErrorAnswer()))
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE), timeout=9)
+        first = await watch.read()
+        running = asyncio.create_task(health.run())
+        answers.set()
+        second = await watch.read()
+        await running
+        watch.cancel()
+    await server.stop(None)
+    assert (first.status, second.status) == (
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+        health_pb2.HealthCheckResponse.SERVING,
+    )
+
+
+async def test_reflection_lists_the_service(service: Service) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, service.channel))
+    messages: Any = reflection_pb2
+    request = messages.ServerReflectionRequest(list_services="")
+    async for answer in stub.ServerReflectionInfo(iter([request]), timeout=9):
+        names = {each.name for each in answer.list_services_response.service}
+        assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+async def test_a_taken_port_is_an_error(service: Service, emulator: Emulator) -> None:
+    with pytest.raises(PortTaken):
+        async with serve(config_for(emulator, listen=service.target)):
+            raise AssertionError("shares a port")
+
+
+async def test_a_call_in_flight_is_finished_before_the_end(emulator: Emulator) -> None:
+    async with AsyncExitStack() as outlasting, serving(emulator) as service:
+        container_id = await service.create()
+        await service.admin.set_fault("slow_after", action="exec", delay_ms=300)
+        request = pb.ExecContainerRequest(container_id=container_id, command=["echo", "done"])
+        async with serve(config_for(emulator)) as ending:
+            channel = grpc.aio.insecure_channel(ending.target)
+            await outlasting.enter_async_context(channel)
+            stub = rpc.ContainerServiceStub(channel)
+            call = asyncio.ensure_future(stub.ExecContainer(request, timeout=9))
+            await until(lambda: service.asked("exec"))
+        assert (await call).stdout == "done\n"

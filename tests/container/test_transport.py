@@ -1,0 +1,219 @@
+"""One HTTP call: what is sent, what is repeated, and what stays secret. The network is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from container_service.container import ContainerRef, ContainerState
+from container_service.deadlines import Deadline
+from container_service.errors import (
+    LeaseLost,
+    OutcomeUnknown,
+    ProviderRateLimited,
+    ProviderUnavailable,
+)
+from container_service.fly.client import FlyClient, open_client
+from container_service.fly.transport import LONG_CALLS, authorization
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REF = ContainerRef("birds", "1857156b526dd8")
+MACHINE = {"id": REF.container_id, "state": "started"}
+
+
+class Script:
+    """Answers in order, the last one for ever; an exception is raised, a function is asked."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers: Iterator[Any] = iter(answers)
+        self._last: Any = None
+        self.requests: list[httpx.Request] = []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        """One answer."""
+        self.requests.append(request)
+        self._last = next(self._answers, self._last)
+        if isinstance(self._last, Exception):
+            raise self._last
+        if isinstance(self._last, httpx.Response):
+            return self._last
+        answer: httpx.Response = await self._last(request)
+        return answer
+
+
+def answer(status: int = 200, body: Any = None, **headers: str) -> Callable[..., Any]:
+    """An answer that may be given often."""
+
+    async def respond(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, json=body, headers=headers)
+
+    return respond
+
+
+def client(script: Script, token: str = "secret-token") -> Any:
+    return open_client("http://fly.test", token, transport=httpx.MockTransport(script))
+
+
+def soon() -> Deadline:
+    return Deadline.after(10)
+
+
+async def test_paths_headers_and_bodies_are_flys() -> None:
+    script = Script(answer(200, MACHINE))
+    fly: FlyClient
+    async with client(script) as fly:
+        await fly.get(REF, soon())
+        await fly.stop(REF, "a-nonce", 2.0, soon())
+        await fly.destroy(REF, "", soon(), force=True)
+        await fly.wait(REF, {ContainerState.STOPPED, ContainerState.SUSPENDED}, 90, soon())
+    stem = "/v1/apps/birds/machines/1857156b526dd8"
+    get, stop, destroy, wait = script.requests
+    assert (get.method, get.url.path) == ("GET", stem)
+    assert get.headers["authorization"] == "Bearer secret-token"
+    assert "fly-machine-lease-nonce" not in get.headers
+    assert (stop.method, stop.url.path) == ("POST", f"{stem}/stop")
+    assert stop.headers["fly-machine-lease-nonce"] == "a-nonce"
+    assert json.loads(stop.content) == {"timeout": "2s"}
+    assert (destroy.method, destroy.url.query) == ("DELETE", b"force=true")
+    assert dict(wait.url.params) == {"state": "stopped,suspended", "timeout": "9"}
+
+
+@pytest.mark.parametrize(
+    ("token", "header"),
+    [
+        ("plain", "Bearer plain"),
+        ("fm2_abc,fm2_def", "FlyV1 fm2_abc,fm2_def"),
+        ("fo1_x,fm1r_abc", "FlyV1 fo1_x,fm1r_abc"),
+        ("FlyV1 fm2_abc", "FlyV1 fm2_abc"),
+        ("Bearer plain", "Bearer plain"),
+    ],
+)
+def test_a_token_goes_in_the_form_that_fits(token: str, header: str) -> None:
+    assert authorization(token) == header
+
+
+async def test_a_read_is_repeated_over_trouble() -> None:
+    script = Script(httpx.ReadError("reset"), answer(503), answer(200, MACHINE))
+    async with client(script) as fly:
+        assert (await fly.get(REF, soon())).state is ContainerState.STARTED
+    assert len(script.requests) == 3
+
+
+async def test_a_read_is_not_repeated_for_ever() -> None:
+    script = Script(answer(502))
+    async with client(script) as fly:
+        with pytest.raises(ProviderUnavailable):
+            await fly.get(REF, soon())
+    assert len(script.requests) == 3
+
+
+@pytest.mark.parametrize("lost", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")])
+async def test_a_change_whose_answer_is_lost_is_not_repeated(lost: Exception) -> None:
+    script = Script(lost)
+    async with client(script) as fly:
+        with pytest.raises(OutcomeUnknown):
+            await fly.suspend(REF, "", soon())
+        with pytest.raises(OutcomeUnknown):
+            await fly.execute(REF, ["true"], 1, soon())
+    assert len(script.requests) == 2
+
+
+async def test_a_change_that_never_left_is_repeated() -> None:
+    script = Script(httpx.ConnectError("refused"), answer(200, {"ok": True}))
+    async with client(script) as fly:
+        await fly.suspend(REF, "", soon())
+    assert len(script.requests) == 2
+
+
+async def test_a_change_that_cannot_leave_was_not_made() -> None:
+    script = Script(httpx.ConnectError("refused"))
+    async with client(script) as fly:
+        with pytest.raises(ProviderUnavailable) as failed:
+            await fly.suspend(REF, "", soon())
+    assert not isinstance(failed.value, OutcomeUnknown)
+
+
+async def test_what_can_be_done_twice_is_repeated() -> None:
+    script = Script(httpx.ReadError("reset"), answer(200, {"ok": True}))
+    async with client(script) as fly:
+        await fly.set_cordoned(REF, "", soon(), cordoned=True)
+    assert len(script.requests) == 2
+
+
+async def test_no_call_outlives_its_deadline() -> None:
+    async def never(_: httpx.Request) -> httpx.Response:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    begun = time.monotonic()
+    async with client(Script(never)) as fly:
+        with pytest.raises(OutcomeUnknown):
+            await fly.start(REF, "", Deadline.after(0.1))
+        with pytest.raises(ProviderUnavailable):
+            await fly.get(REF, Deadline.after(0.1))
+        with pytest.raises(ProviderUnavailable):
+            await fly.get(REF, Deadline.after(-1))
+    assert time.monotonic() - begun < 2
+
+
+async def test_waits_do_not_stand_in_the_way_of_short_calls() -> None:
+    release = asyncio.Event()
+
+    async def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/wait"):
+            await release.wait()
+        return httpx.Response(200, json=MACHINE)
+
+    async with client(Script(respond)) as fly:
+        refs = [ContainerRef("birds", f"m{number}") for number in range(LONG_CALLS + 8)]
+        waits = [
+            asyncio.ensure_future(fly.wait(ref, {ContainerState.STARTED}, 5, soon()))
+            for ref in refs
+        ]
+        await asyncio.sleep(0)
+        assert (await fly.get(REF, Deadline.after(2))).state is ContainerState.STARTED
+        release.set()
+        assert set(await asyncio.gather(*waits)) == {ContainerState.STARTED}
+
+
+async def test_flys_word_on_when_to_come_back_is_kept() -> None:
+    refusal = answer(429, {"error": "rate limit exceeded"}, **{"retry-after": "30"})
+    async with client(Script(refusal)) as fly:
+        with pytest.raises(ProviderRateLimited) as refused:
+            await fly.start(REF, "", Deadline.after(5))
+    assert refused.value.retry_after == 30.0
+
+
+async def test_a_refresh_that_became_another_lease_is_a_lease_lost() -> None:
+    """Between the two leases anybody could have changed the machine."""
+    script = Script(answer(201, {"data": {"nonce": "new", "expires_at": 1}}), answer(200))
+    async with client(script) as fly:
+        with pytest.raises(LeaseLost):
+            await fly.refresh_lease(REF, "old", 30, soon())
+    assert [request.method for request in script.requests] == ["POST", "DELETE"]
+    assert script.requests[1].headers["fly-machine-lease-nonce"] == "new"
+
+
+async def test_a_create_whose_answer_makes_no_sense_may_have_been_done() -> None:
+    from container_service.container import ContainerSpec
+
+    async with client(Script(answer(200, {"no": "id"}))) as fly:
+        with pytest.raises(OutcomeUnknown):
+            await fly.create("birds", "n", ContainerSpec("roost/base"), {}, soon())
+
+
+async def test_the_token_is_in_no_log_and_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    script = Script(answer(401, {"error": "Authenticate: token validation error"}))
+    async with client(script) as fly:
+        with pytest.raises(Exception, match="FLY_API_TOKEN") as refused:
+            await fly.get(REF, soon())
+    assert "secret-token" not in caplog.text
+    assert "secret-token" not in repr(refused.value)
