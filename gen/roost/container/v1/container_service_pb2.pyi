@@ -144,7 +144,11 @@ MEMORY_PRESERVED_UNKNOWN: MemoryPreserved.ValueType  # 3
 
 @typing.final
 class Container(message.Message):
-    """A container, as the provider shows it."""
+    """A container, as the provider shows it.
+
+    `app`, `container_id` and `state` are always set. Get, List and Create show the rest too; the
+    replies of the other calls show it where a read was part of what they had to do.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -724,7 +728,9 @@ class StartContainerResponse(message.Message):
     """The guest's boot id; empty where it did not answer."""
     @builtins.property
     def container(self) -> Container:
-        """The container, running."""
+        """The container, running. Its `last_start_time` is to be kept: it is not set where it could not
+        be read.
+        """
 
     def __init__(
         self,
@@ -836,7 +842,9 @@ class ResumeContainerResponse(message.Message):
     """A sentence for people: what the verdict rests on."""
     @builtins.property
     def container(self) -> Container:
-        """The container, running."""
+        """The container, running. Its `last_start_time` is to be kept: it is not set where it could not
+        be read.
+        """
 
     def __init__(
         self,
