@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc
@@ -178,7 +180,10 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCa
         database, containers, outside.previews, looker, ownership, outside.installation_id
     )
     work = Work(
-        database, ownership, climber, Rester(database, containers, looker, config.lag_window)
+        database,
+        ownership,
+        climber,
+        Rester(database, containers, looker, config.lag_window, machine_lease(config.lease)),
     )
     joining = Joining(database, outside.notices, work)
     defaults = Defaults(
@@ -189,6 +194,14 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCa
     )
     starts = Starts(database, looker, work, joining, defaults)
     return UseCases(starts, Rests(database, work, joining), Lookups(database)), work
+
+
+def machine_lease(lease: timedelta) -> timedelta:
+    """How long a machine's lease lasts: somewhat longer than its owner's, in whole seconds.
+
+    Whoever takes over a session waits it out; a request that comes later is refused by it.
+    """
+    return timedelta(seconds=math.ceil(lease.total_seconds() * 1.5))
 
 
 def bind(server: grpc.aio.Server, listen: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@overload
+async def eventually(
+    fn: Callable[[], Awaitable[T]], timeout: float = ..., interval: float = ...
+) -> T: ...
+@overload
+async def eventually(fn: Callable[[], T], timeout: float = ..., interval: float = ...) -> T: ...
 async def eventually(
     fn: Callable[[], Awaitable[T] | T], timeout: float = 5.0, interval: float = 0.02
 ) -> T:

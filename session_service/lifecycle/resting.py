@@ -44,12 +44,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: A machine lease's life, in s: longer than one request of its holder may take.
-LEASE_TTL = 15.0
-#: How long to wait for another's machine lease, in s: until any of ours has run out.
-LEASE_WAIT = LEASE_TTL + 5.0
-#: What one request under the lease may take, in s: less than the lease's life.
-REQUEST_TIMEOUT = 12.0
+#: Beyond another's machine lease, in s, before it counts as held by somebody who is not us.
+LEASE_PATIENCE = 5.0
 #: Transitions after which the session is over.
 OVER = frozenset({Transition.END, Transition.PURGE})
 
@@ -87,11 +83,14 @@ class Rester:
         containers: Containers,
         looker: Looker,
         lag_window: timedelta,
+        machine_lease: timedelta,
     ) -> None:
+        """`machine_lease` is how long a lease at the provider lasts, in whole seconds."""
         self._database = database
         self._containers = containers
         self._looker = looker
         self._lag = lag_window.total_seconds()
+        self._lease = machine_lease.total_seconds()
 
     async def carry_out(self, held: Held) -> None:
         """Pause or end, and write down what came of it. Raises OwnershipLost."""
@@ -115,18 +114,17 @@ class Rester:
     async def _work(self, task: Task) -> None:
         ending = task.session.transition is Transition.END
         nonce = await self._containers.acquire_lease(
-            address(task.container), ttl=LEASE_TTL, wait=LEASE_WAIT, timeout=task.held.left
+            address(task.container),
+            ttl=self._lease,
+            wait=min(self._lease + LEASE_PATIENCE, task.held.left),
+            timeout=task.held.left,
         )
         if task.session.transition is Transition.PURGE:
-            await self._containers.destroy(
-                address(task.container), nonce, timeout=self._timeout(task)
-            )
+            await self._containers.destroy(address(task.container), nonce, timeout=task.held.left)
             await self._settle_gone(task.held, task.session, task.now, gone=True)
             return
         if ending:
-            await self._containers.cordon(
-                address(task.container), nonce, timeout=self._timeout(task)
-            )
+            await self._containers.cordon(address(task.container), nonce, timeout=task.held.left)
         rest = Rest(await self._rest(task, nonce, ending=ending), cordoned=ending)
         await self._settle(task, rest)
         if not task.held.taken_over:
@@ -135,9 +133,6 @@ class Rester:
             await self._containers.release_lease(
                 address(task.container), nonce, timeout=LOOK_TIMEOUT
             )
-
-    def _timeout(self, task: Task) -> float:
-        return min(REQUEST_TIMEOUT, task.held.left)
 
     # --- provider ------------------------------------------------------------------------------
 
@@ -153,12 +148,12 @@ class Rester:
             if not ending:
                 raise
             seen = await self._containers.stop(
-                address(task.container), nonce, timeout=self._timeout(task)
+                address(task.container), nonce, timeout=task.held.left
             )
             return _depth(seen.state)
 
     async def _ask(self, task: Task, nonce: str) -> ContainerState:
-        where, timeout = address(task.container), self._timeout(task)
+        where, timeout = address(task.container), task.held.left
         if task.target is PauseDepth.STOPPED:
             return (await self._containers.stop(where, nonce, timeout=timeout)).state
         return (await self._containers.suspend(where, nonce, timeout=timeout)).state

@@ -1,0 +1,144 @@
+"""Many starts of one key at once: one works, the rest join, the provider creates once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from roost.session.v1 import session_pb2 as pb
+from tests.container.harness import failing
+from tests.session.harness import request_id, spec
+
+if TYPE_CHECKING:
+    from roost.session.v1.session_service_pb2 import StartSessionResponse
+    from tests.session.harness import World
+
+
+async def many(roost: World, count: int, **fields: Any) -> list[StartSessionResponse]:
+    """So many starts at once, spread over the replicas. Any: fields of every type."""
+    calls = [
+        roost.replicas[number % len(roost.replicas)].start(request_id=request_id(), **fields)
+        for number in range(count)
+    ]
+    return await asyncio.gather(*calls)
+
+
+@pytest.mark.parametrize("fault", ["none", "answer_lost", "slow_after", "stale_read"])
+async def test_fifty_starts_at_two_replicas_make_one_create(roost: World, fault: str) -> None:
+    """Rules 1, 2 and 6, also with the create's answer lost, late, or not found at once."""
+    if fault == "answer_lost":
+        await roost.admin.set_fault("answer_lost", action="create", answer="close")
+    elif fault != "none":
+        await roost.admin.set_fault(fault, action="create", delay_ms=300)
+    answers = await many(roost, 50)
+    assert await roost.committed("create") == 1
+    assert len({answer.session.session_id for answer in answers}) == 1
+    own = [answer for answer in answers if not answer.joined]
+    outcomes = Counter(answer.outcome for answer in own)
+    assert outcomes[pb.START_OUTCOME_CREATED] == 1
+    assert set(outcomes) <= {pb.START_OUTCOME_CREATED, pb.START_OUTCOME_REUSED}
+    leader = next(a for a in own if a.outcome == pb.START_OUTCOME_CREATED)
+    joined = [answer for answer in answers if answer.joined]
+    assert joined, "with 50 at once nobody joined: the test shows nothing"
+    assert all(answer.outcome == pb.START_OUTCOME_CREATED for answer in joined)
+    decisions = await roost.one.decisions(leader.session.session_id)
+    assert len(decisions) == 50
+    leaders = {d.leader_decision_id for d in decisions if d.joined}
+    assert leaders == {leader.decision_id}
+
+
+async def test_many_starts_of_a_paused_session_resume_it_once(roost: World) -> None:
+    """Whoever joins is told the leader's continuity."""
+    session = (await roost.one.start()).session
+    await roost.click_twice(session)
+    await roost.one.stop(session.session_id)
+    answers = await many(roost, 20)
+    assert await roost.committed("start") <= 2  # the create's own, and one resume
+    assert {a.continuity for a in answers} == {pb.CONTINUITY_MEMORY}
+    assert await roost.counter(session) == "2"
+
+
+async def test_fresh_joins_a_fresh_of_an_equal_spec(roost: World) -> None:
+    """Rule 2: all who ask for the same fresh session at once get the same."""
+    await roost.one.start()
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
+    answers = await many(roost, 10, mode=pb.START_MODE_FRESH)
+    assert len({answer.session.session_id for answer in answers}) == 1
+    assert sum(not answer.joined for answer in answers) == 1
+    assert await roost.committed("create") == 2
+
+
+async def test_fresh_of_another_spec_takes_its_turn(roost: World) -> None:
+    """It does not join; it replaces what the first made."""
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=300)
+    first = asyncio.create_task(
+        roost.one.start(mode=pb.START_MODE_FRESH, spec=spec(env={"A": "1"}))
+    )
+    await roost.until_live("wren")
+    second = await roost.two.start(mode=pb.START_MODE_FRESH, spec=spec(env={"A": "2"}))
+    made = await first
+    assert second.session.session_id != made.session.session_id
+    assert second.session.predecessor_session_id == made.session.session_id
+
+
+async def test_fail_if_live_does_not_join_a_start_in_flight(roost: World) -> None:
+    """It is refused at once, not after the other start."""
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
+    first = asyncio.create_task(roost.one.start())
+    await roost.until_live("wren")
+    failure = await failing(roost.two.start(mode=pb.START_MODE_FAIL_IF_LIVE))
+    assert failure.reason == "LIVE_SESSION_EXISTS"
+    assert not first.done()
+    assert (await first).outcome == pb.START_OUTCOME_CREATED
+
+
+async def test_a_joiner_is_held_to_its_own_min_continuity(roost: World) -> None:
+    """The leader is content with files; the joiner asked for memory and is told no."""
+    session = (await roost.one.start()).session
+    await roost.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
+    await roost.admin.set_fault("slow_before", action="start", delay_ms=400)
+    leader = asyncio.create_task(roost.one.start())
+    await roost.until_state(session.session_id, pb.Session.STATE_STARTING)
+    failure = await failing(roost.two.start(min_continuity=pb.CONTINUITY_MEMORY))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    assert (await leader).continuity == pb.CONTINUITY_FILESYSTEM
+
+
+async def test_joiners_share_a_failure_and_the_next_start_goes_on(roost: World) -> None:
+    """Nobody hammers a provider that is down; what was begun is gone on with under its name."""
+    await roost.admin.set_fault("capacity", action="create", times=None)
+    calls = [failing(roost.replicas[n % 2].start(request_id=request_id())) for n in range(10)]
+    failures = await asyncio.gather(*calls)
+    assert {failure.reason for failure in failures} == {"PROVIDER_CAPACITY"}
+    assert all(failure.retry_seconds for failure in failures)
+    assert await roost.committed("create") == 0
+    await roost.admin.clear_faults()
+    answer = await roost.two.start()
+    assert (answer.outcome, answer.joined) == (pb.START_OUTCOME_CREATED, False)
+    assert answer.session.generation == 1
+    assert await roost.committed("create") == 1
+
+
+async def test_the_caller_going_away_does_not_undo_a_start(roost: World) -> None:
+    """Rule 13: the next caller joins what goes on."""
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
+    gone = asyncio.create_task(roost.one.start())
+    await roost.until_live("wren")
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    answer = await roost.two.start()
+    assert (answer.outcome, answer.joined) == (pb.START_OUTCOME_CREATED, True)
+    assert await roost.committed("create") == 1
+
+
+async def test_a_stop_waits_for_the_start_in_flight(roost: World) -> None:
+    """Transitions of one session take turns."""
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=300)
+    starting = asyncio.create_task(roost.one.start())
+    session = await roost.until_live("wren")
+    stopped = await roost.two.stop(session.session_id)
+    assert stopped.state == pb.Session.STATE_PAUSED
+    assert (await starting).outcome == pb.START_OUTCOME_CREATED
