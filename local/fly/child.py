@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from local.fly.command import arguments
+from local.fly.processes import launcher
 from local.fly.settings import Settings
 
 READY_WITHIN_S = 20.0
@@ -32,8 +33,8 @@ class NotReady(Exception):
 async def running(settings: Settings) -> AsyncIterator[EmulatorProcess]:
     """Run the emulator in a process of its own until the block ends, then stop it."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "local", "fly"),
+        *launcher(),
+        *(sys.executable, "-m", "local", "fly"),
         *arguments(settings),
         stdin=DEVNULL,
         stdout=PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from local.fly import images
-from local.fly.processes import ChildProcess
+from local.fly.processes import ChildProcess, Spawner
 from local.fly.records import MachineRecord
 from local.fly.wire import mapping, number, texts
 
@@ -43,8 +43,14 @@ class Guest:
     """
 
     def __init__(
-        self, main: ChildProcess, boot_id: str, folder: Path, env: Mapping[str, str]
+        self,
+        main: ChildProcess,
+        boot_id: str,
+        folder: Path,
+        env: Mapping[str, str],
+        spawner: Spawner,
     ) -> None:
+        self._spawner = spawner
         self.boot_id = boot_id
         self.main = main
         self.env = env
@@ -62,6 +68,7 @@ class Guest:
         boot_id: str,
         port: int,
         extra_images: Mapping[str, tuple[str, ...]],
+        spawner: Spawner,
     ) -> "Guest":
         """Start the machine's command in its root file system, which `lay_out` has made.
 
@@ -71,8 +78,8 @@ class Guest:
         rootfs = folder / "rootfs"
         env = environment(record, rootfs, port)
         with (folder / "guest.log").open("ab") as log:
-            main = ChildProcess.spawn(argv, cwd=rootfs, env=env, stdout=log, stderr=log)
-        return cls(main, boot_id, folder, env)
+            main = spawner.spawn(argv, cwd=rootfs, env=env, stdout=log, stderr=log)
+        return cls(main, boot_id, folder, env, spawner)
 
     def freeze(self) -> None:
         """Stop every process of the guest where it stands; memory is kept."""
@@ -109,7 +116,7 @@ class Guest:
         argv = [part.replace(BOOT_ID_PATH, str(self._folder / "boot_id")) for part in argv]
         # Memory and not pipes: a process left behind that holds a pipe open would hold us too.
         with _memory_file(stdin) as given, _memory_file() as out, _memory_file() as err:
-            process = ChildProcess.spawn(
+            process = self._spawner.spawn(
                 argv,
                 cwd=self._folder / "rootfs",
                 env=self.env,

@@ -12,6 +12,7 @@ from local.fly.images import UnknownImage
 from local.fly.log import ActionLog
 from local.fly.machines import Machine, event
 from local.fly.ports import free_port
+from local.fly.processes import Spawner
 from local.fly.settings import Settings
 from local.fly.wire import JsonObject, flag, mapping, number, text
 
@@ -22,7 +23,15 @@ RESTART_WINDOW_S = 300
 class Jobs:
     """Moves machines from a transient state to the resting one it leads to."""
 
-    def __init__(self, settings: Settings, actions: ActionLog, faults: Faults, disk: Disk) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        actions: ActionLog,
+        faults: Faults,
+        disk: Disk,
+        spawner: Spawner,
+    ) -> None:
+        self._spawner = spawner
         self._disk = disk
         self._settings = settings
         self._actions = actions
@@ -96,7 +105,8 @@ class Jobs:
     async def replace(self, machine: Machine, *, run: bool) -> None:
         """Put an update into force; a machine that ran is booted again, others rest stopped."""
         if machine.guest is not None:
-            code = await self._end(machine, signal.SIGINT, 5)
+            # One that did not run is frozen, and could not answer a signal.
+            code = await self._end(machine, signal.SIGINT if run else signal.SIGKILL, 5)
             machine.move("replacing", event("exit", "stopped", "flyd", _exit(code, {})))
         await _pause(self._settings.replace_ms)
         if run:
@@ -120,7 +130,9 @@ class Jobs:
     def _spawn(self, machine: Machine, boot_id: str) -> Guest:
         self._ports = {port: guest for port, guest in self._ports.items() if guest.main.running}
         port = free_port(frozenset(self._ports))
-        guest = Guest.boot(machine.record, machine.folder, boot_id, port, self._settings.images)
+        guest = Guest.boot(
+            machine.record, machine.folder, boot_id, port, self._settings.images, self._spawner
+        )
         self._ports[port] = guest
         return guest
 

@@ -4,28 +4,38 @@ Run as a script, not imported. A script and not a function between fork and exec
 code there is unsafe in a process with threads.
 """
 
-import ctypes
 import os
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_INHERITED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
 def main(parent: int, argv: list[str]) -> None:
     """Die with the parent from here on, and exec `argv`."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The parent may have died before the line above: then no signal will ever come.
-    if os.getppid() != parent:
-        os._exit(137)
+    # A stop that comes now waits for the command: exec would drop one that Python has only noted.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INHERITED)
+    _die_with(parent)
     # A shell's background job ignores SIGINT, and that would be inherited: a stop would time out.
-    for ignored in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(ignored, signal.SIG_DFL)
+    for name in _INHERITED:
+        signal.signal(name, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _die_with(parent: int) -> None:
+    # Imported late: it takes half of this script's time, in which a signal must not be lost.
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before the line above: then no signal will ever come.
+    if os.getppid() != parent:
+        os._exit(137)
 
 
 if __name__ == "__main__":

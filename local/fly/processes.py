@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 _LAUNCHER = str(Path(__file__).with_name("launch.py"))
+_UNDERTAKER = str(Path(__file__).with_name("undertaker.py"))
 
 
 class ChildProcess:
@@ -20,37 +22,15 @@ class ChildProcess:
     a signal can never hit a stranger that got the same number.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], ended: Callable[[int], None] | None = None
+    ) -> None:
         self._popen = popen
+        self._tell_ended = ended
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._pidfd = os.pidfd_open(popen.pid)
         self._loop.add_reader(self._pidfd, self._reap)
-
-    @classmethod
-    def spawn(
-        cls,
-        argv: Sequence[str],
-        *,
-        cwd: Path,
-        env: Mapping[str, str],
-        stdin: IO[bytes] | None = None,
-        stdout: IO[bytes] | None = None,
-        stderr: IO[bytes] | None = None,
-    ) -> "ChildProcess":
-        """Run `argv`; a command that cannot be run exits 126 or 127, as in a shell."""
-        launcher = [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())]
-        # Does not block for long: fork and exec of a small interpreter, about a millisecond.
-        popen = subprocess.Popen(
-            [*launcher, *argv],
-            cwd=cwd,
-            env=env,
-            stdin=stdin or subprocess.DEVNULL,
-            stdout=stdout or subprocess.DEVNULL,
-            stderr=stderr or subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        return cls(popen)
 
     @property
     def pid(self) -> int:
@@ -83,3 +63,62 @@ class ChildProcess:
         # What the leader left behind goes first: once it is reaped its number is free again.
         self.signal_group(signal.SIGKILL)
         self._ended.set_result(self._popen.wait())
+        if self._tell_ended is not None:
+            self._tell_ended(self.pid)
+
+
+class Spawner:
+    """Starts processes that end with us, however we end, with all that they have started.
+
+    On our orderly end their owners end them. When we are killed the kernel ends each of them, and
+    the undertaker, a process of ours that outlives us for that moment, what they have started.
+    """
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # Never blocks: a few bytes a process, and the undertaker does nothing but read.
+        ours.setblocking(False)
+        with theirs:
+            command = [sys.executable, "-I", "-S", _UNDERTAKER]
+            popen = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)
+        self._undertaker = ChildProcess(popen)
+        self._line = ours
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> ChildProcess:
+        """Run `argv`; a command that cannot be run exits 126 or 127, as in a shell."""
+        # Does not block for long: fork and exec of a small interpreter, about a millisecond.
+        popen = subprocess.Popen(
+            [*launcher(), *argv],
+            cwd=cwd,
+            env=env,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout or subprocess.DEVNULL,
+            stderr=stderr or subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._tell("+", popen.pid)
+        return ChildProcess(popen, lambda pid: self._tell("-", pid))
+
+    async def close(self) -> None:
+        """Let the undertaker go; every process must have ended."""
+        self._line.close()
+        await self._undertaker.wait()
+
+    def _tell(self, change: str, pid: int) -> None:
+        # Without an undertaker there is nobody to tell, and nothing else is the worse for it.
+        with contextlib.suppress(OSError):
+            self._line.send(f"{change}{pid}\n".encode())
+
+
+def launcher() -> list[str]:
+    """The words before a command that let it die with this process."""
+    return [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())]

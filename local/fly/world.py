@@ -11,6 +11,7 @@ from local.fly.jobs import Jobs
 from local.fly.lifecycle import Lifecycle
 from local.fly.limits import Limits
 from local.fly.log import ActionLog, RequestLog
+from local.fly.processes import Spawner
 from local.fly.settings import Settings
 from local.fly.store import Store
 
@@ -29,10 +30,17 @@ class World:
     requests: RequestLog
 
     @classmethod
-    def build(cls, settings: Settings, store: Store, actions: ActionLog, disk: Disk) -> "World":
+    def build(
+        cls,
+        settings: Settings,
+        store: Store,
+        actions: ActionLog,
+        disk: Disk,
+        spawner: Spawner,
+    ) -> "World":
         """All parts over an open store and log."""
         faults = Faults()
-        jobs = Jobs(settings, actions, faults, disk)
+        jobs = Jobs(settings, actions, faults, disk, spawner)
         lifecycle = Lifecycle(settings, actions, faults, jobs)
         fleet = Fleet(settings, store, actions, faults, lifecycle)
         return cls(settings, disk, fleet, lifecycle, faults, Limits(), actions, RequestLog())
@@ -50,7 +58,9 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         stack.callback(store.close)
         await disk.run(actions.open)
         stack.push_async_callback(disk.run, actions.close)
-        world = World.build(settings, store, actions, disk)
+        spawner = Spawner()
+        stack.push_async_callback(spawner.close)
+        world = World.build(settings, store, actions, disk, spawner)
         world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
         stack.push_async_callback(world.fleet.close)
         yield world
