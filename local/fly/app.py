@@ -27,6 +27,9 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 """All that the API can do; an area is added by its line here."""
 
+ACTIONS = frozenset(operation.action for operation in OPERATIONS)
+"""What the operations are called in the request log, in faults and in the rate limits."""
+
 
 def build_api(world: World) -> ASGIApp:
     """The API over this world, `/_emulator` included."""
@@ -35,7 +38,7 @@ def build_api(world: World) -> ASGIApp:
         for operation in OPERATIONS
     ]
     api = Starlette(
-        routes=[*routes, *Control(world).routes()],
+        routes=[*routes, *Control(world, ACTIONS).routes()],
         exception_handlers={
             HTTPException: _http_error,
             ApiError: _api_error,

@@ -179,7 +179,7 @@ def _parse(fault_id: str, fields: Mapping[str, object]) -> Fault:
     answer = _text(fields, "answer") or ("408" if kind == "answer_lost" else "")
     if answer and answer not in ANSWERS:
         raise BadFault("answer", f"must be one of {', '.join(ANSWERS)}")
-    status = _number(fields, "status", 100)
+    status = _status(fields)
     delay_ms = _number(fields, "delay_ms", 0)
     return Fault(
         id=fault_id,
@@ -221,6 +221,13 @@ def _probability(fields: Mapping[str, object]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise BadFault("probability", "must be a number above 0 and at most 1")
     return float(value)
+
+
+def _status(fields: Mapping[str, object]) -> int | None:
+    status = _number(fields, "status", 400)
+    if status is not None and status > 599:
+        raise BadFault("status", "must be an HTTP error, 400 to 599")
+    return status
 
 
 def _number(fields: Mapping[str, object], name: str, least: int) -> int | None:

@@ -42,6 +42,10 @@ class Limits:
             self._forget_idle(now)
         return admitted
 
+    def __len__(self) -> int:
+        """How many buckets are remembered."""
+        return len(self._buckets)
+
     def _forget_idle(self, now: float) -> None:
         # A minute fills every bucket there is.
         self._buckets = {key: held for key, held in self._buckets.items() if now - held[1] < 60}

@@ -7,16 +7,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from local.fly.errors import ApiError
-from local.fly.faults import Fault
+from local.fly.faults import BadFault, Fault
 from local.fly.wire import parse_object
 from local.fly.world import World
 
 
 class Control:
-    """The logs, and faults on demand."""
+    """The logs, and faults on demand; `actions` are the names that a fault may match."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, actions: frozenset[str]) -> None:
         self._world = world
+        self._actions = actions
 
     def routes(self) -> list[Route]:
         """Where they are."""
@@ -40,7 +41,9 @@ class Control:
 
     async def set_fault(self, request: Request) -> Response:
         """Set a fault; 400 names the field that is wrong."""
-        fault = self._world.faults.add(parse_object(await request.body(), "fault"))
+        fields = parse_object(await request.body(), "fault")
+        self._check_action(fields.get("match"))
+        fault = self._world.faults.add(fields)
         await self._strike_at_once(fault)
         return JSONResponse(self._shown(fault), 201)
 
@@ -57,6 +60,12 @@ class Control:
         """Delete one fault."""
         found = self._world.faults.remove(request.path_params["id"])
         return Response(status_code=204 if found else 404)
+
+    def _check_action(self, match: object) -> None:
+        action = match.get("action", "") if isinstance(match, dict) else ""
+        if isinstance(action, str) and action not in self._actions | {""}:
+            known = ", ".join(sorted(self._actions))
+            raise BadFault("match.action", f"no such action; there are {known}")
 
     async def _strike_at_once(self, fault: Fault) -> None:
         """A machine that is named and for no action vanishes now, not at the next request."""

@@ -1,0 +1,131 @@
+"""Inside a machine: exec, its boot id, its environment."""
+
+import json
+
+import pytest
+
+from local.fly.emulator import serve
+from local.fly.settings import Settings
+from tests.local.fly.wire_client import App, Json, WireClient
+
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"command": ["sh", "-c", "echo out; echo err >&2; exit 3"]},
+        {"cmd": "sh -c 'echo out; echo err >&2; exit 3'"},
+    ],
+)
+async def test_exec_tells_how_a_command_ended(app: App, body: Json) -> None:
+    """Fly conformance case 65."""
+    machine = await app.started()
+    ran = await machine.post("exec", body)
+    assert (ran["exit_code"], ran["exit_signal"]) == (3, 0)
+    assert (ran["stdout"], ran["stderr"]) == ("out\n", "err\n")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"command": ["cat", BOOT_ID]},
+        {"command": ["/bin/cat", BOOT_ID]},
+        {"command": ["sh", "-c", f"cat {BOOT_ID}"]},
+        {"command": ["sh", "-c", f"read id <{BOOT_ID}; echo $id"]},
+        {"cmd": f"cat {BOOT_ID}"},
+    ],
+)
+async def test_the_boot_id_is_the_machines_own(app: App, body: Json) -> None:
+    first, second = await app.started(), await app.started()
+    ran = await first.post("exec", body)
+    assert len(ran["stdout"].strip()) == 36
+    assert ran["stdout"].strip() == await first.boot_id() != await second.boot_id()
+
+
+async def test_an_exec_that_takes_too_long_is_killed(app: App) -> None:
+    machine = await app.started()
+    failed = await machine.post("exec", {"command": ["sleep", "100"], "timeout": 1}, status=408)
+    assert failed["error"].startswith("deadline_exceeded")
+    processes = await app.client.expect(200, "GET", f"{machine.path}/ps")
+    assert not [process for process in processes if "sleep" in process["command"]]
+
+
+async def test_an_exec_killed_by_a_signal_says_which(app: App) -> None:
+    machine = await app.started()
+    ran = await machine.run("sh", "-c", "kill -9 $$")
+    assert (ran["exit_code"], ran["exit_signal"]) == (0, 9)
+
+
+async def test_a_command_that_is_not_there_exits_127(app: App) -> None:
+    machine = await app.started()
+    ran = await machine.run("no-such-command")
+    assert ran["exit_code"] == 127
+    assert "no-such-command" in ran["stderr"]
+
+
+async def test_much_output_comes_whole(app: App) -> None:
+    machine = await app.started()
+    ran = await machine.run("sh", "-c", "yes | head -c 3000000; yes | head -c 3000000 >&2")
+    assert (len(ran["stdout"]), len(ran["stderr"])) == (3_000_000, 3_000_000)
+
+
+@pytest.mark.parametrize(("choice", "got"), [("dropped", ""), ("delivered", "given")])
+async def test_stdin_is_delivered_when_it_is_set(settings: Settings, choice: str, got: str) -> None:
+    async with (
+        serve(settings.with_texts({"exec_stdin": choice})) as emulator,
+        WireClient(emulator.api_url) as client,
+    ):
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
+        machine = await App(client, "birds").started()
+        assert (await machine.run("cat", stdin="given"))["stdout"] == got
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"command": []}, {"cmd": ""}, {"cmd": "'"}, {"command": "ls"}, {"cmd": ["ls"]}]
+)
+async def test_an_exec_without_a_command_is_refused(app: App, body: Json) -> None:
+    machine = await app.started()
+    await machine.post("exec", body, status=400)
+
+
+async def test_a_guest_finds_itself_in_its_environment(app: App) -> None:
+    machine = await app.started(
+        env={"COLOUR": "red", "FLY_APP_NAME": "mine", "PRIMARY_REGION": "lhr"},
+        guest={"cpu_kind": "shared", "cpus": 1, "memory_mb": 512},
+    )
+    code = "import json, os; print(json.dumps(dict(os.environ)))"
+    env = json.loads((await machine.run("python3", "-c", code))["stdout"])
+    shown = await machine.get()
+    assert env["COLOUR"] == "red"
+    assert env["PRIMARY_REGION"] == "lhr"
+    assert env["FLY_APP_NAME"] == "birds"
+    assert env["FLY_MACHINE_ID"] == env["FLY_ALLOC_ID"] == machine.id
+    assert env["FLY_REGION"] == "iad"
+    assert env["FLY_MACHINE_VERSION"] == shown["instance_id"]
+    assert env["FLY_PRIVATE_IP"] == shown["private_ip"]
+    assert env["FLY_VM_MEMORY_MB"] == "512"
+    assert env["FLY_IMAGE_REF"] == "registry-1.docker.io/roost/counter:latest"
+    assert int(env["PORT"]) > 0
+    assert env["HOME"] == (await machine.run("pwd"))["stdout"].strip()
+
+
+async def test_a_guest_does_not_see_the_emulators_environment(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLY_API_TOKEN", "secret")
+    machine = await app.started()
+    assert "secret" not in (await machine.run("env"))["stdout"]
+
+
+async def test_machines_do_not_share_files(app: App) -> None:
+    first, second = await app.started(), await app.started()
+    await first.run("touch", "mark")
+    assert (await second.run("ls"))["stdout"] == ""
+
+
+async def test_ps_lists_the_main_process(app: App) -> None:
+    machine = await app.started()
+    listed = await app.client.expect(200, "GET", f"{machine.path}/ps")
+    assert "local.counter" in listed[0]["command"]
+    assert listed[0]["rss"] > 0
