@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol
 
 from container_service.container import (
-    MEMORY_LIMIT_MB,
     SPEC_HASH_LABEL,
     WAITABLE_STATES,
     ContainerRef,
     ContainerSpec,
     ContainerState,
-    Guest,
-    Mount,
-    RestartPolicy,
-    ServicePort,
-    StateHook,
 )
 from container_service.creation import Wish
 from container_service.fields import Fields, item
+from container_service.specs import parse_spec
 from roost.container.v1 import container_service_pb2 as pb
 
-_RESTART_POLICIES = {
-    pb.RESTART_POLICY_UNSPECIFIED: RestartPolicy.ON_FAILURE,
-    pb.RESTART_POLICY_NO: RestartPolicy.NO,
-    pb.RESTART_POLICY_ON_FAILURE: RestartPolicy.ON_FAILURE,
-    pb.RESTART_POLICY_ALWAYS: RestartPolicy.ALWAYS,
-}
 _STATES = {
     pb.ContainerState.Value(f"CONTAINER_STATE_{state.name}"): state for state in ContainerState
 }
-#: What a shared and a performance machine may have of processors (Fly docs: machine sizing).
-_CPUS = {"shared": (1, 2, 4, 6, 8), "performance": (1, 2, 4, 8, 16)}
-#: Least memory per processor, and the step that memory comes in, in MB.
-_MEMORY = {"shared": (256, 256), "performance": (2048, 1024)}
 
 LEASE_SECONDS = 30
 EXEC_SECONDS = 10.0
@@ -144,7 +129,7 @@ def parse_wait(
             rule = "must be STARTED, STOPPED, SUSPENDED, DESTROYED or FAILED"
             fields.wrong(f"states[{index}]", rule)
     timeout = request.timeout if request.HasField("timeout") else None
-    seconds = fields.seconds("timeout", timeout, 0.1, 600)
+    seconds = fields.seconds("timeout", timeout, 0, 600)
     fields.done()
     return ref, frozenset(states) or frozenset({ContainerState.STARTED}), seconds
 
@@ -188,34 +173,6 @@ def parse_refresh(
     return ref, nonce, ttl
 
 
-def parse_spec(fields: Fields, spec: pb.ContainerSpec) -> ContainerSpec:
-    """What a container is to be made of, with every default filled in."""
-    if " " in spec.image:
-        fields.wrong("spec.image", "must not hold spaces")
-    policy = _RESTART_POLICIES.get(spec.restart_policy)
-    if policy is None:
-        fields.wrong("spec.restart_policy", "is not a value that this version knows")
-    stop_timeout = fields.seconds(
-        "spec.stop_timeout",
-        spec.stop_timeout if spec.HasField("stop_timeout") else None,
-        0.1,
-        300,
-    )
-    return ContainerSpec(
-        image=fields.text("spec.image", spec.image, 512, required=True),
-        env=fields.env("spec.env", spec.env),
-        guest=_guest(fields, spec.guest),
-        region=fields.text("spec.region", spec.region, 64),
-        services=_services(fields, spec),
-        command=fields.command("spec.command", spec.command),
-        ephemeral_root_filesystem=spec.ephemeral_root_filesystem,
-        restart_policy=policy or RestartPolicy.ON_FAILURE,
-        mounts=_mounts(fields, spec),
-        state_hook=_state_hook(fields, spec),
-        stop_timeout_seconds=5.0 if stop_timeout is None else float(stop_timeout),
-    )
-
-
 def _ref(fields: Fields, request: Named, default_app: str) -> ContainerRef:
     return ContainerRef(
         fields.app(request.app, default_app), fields.container_id(request.container_id)
@@ -226,73 +183,3 @@ def _ttl(fields: Fields, request: pb.AcquireLeaseRequest | pb.RefreshLeaseReques
     value = request.ttl if request.HasField("ttl") else None
     seconds = fields.seconds("ttl", value, 1, 600, whole=True)
     return LEASE_SECONDS if seconds is None else int(seconds)
-
-
-def _guest(fields: Fields, guest: pb.Guest) -> Guest:
-    kind = guest.cpu_kind or "shared"
-    if kind not in _CPUS:
-        fields.wrong("spec.guest.cpu_kind", 'must be "shared" or "performance"')
-        return Guest()
-    cpus = guest.cpus or 1
-    if cpus not in _CPUS[kind]:
-        rule = ", ".join(str(count) for count in _CPUS[kind])
-        fields.wrong("spec.guest.cpus", f"must be one of {rule}")
-        return Guest()
-    per_cpu, step = _MEMORY[kind]
-    least = per_cpu * cpus
-    memory = guest.memory_mb or least
-    if not least <= memory <= MEMORY_LIMIT_MB:
-        rule = f"must be between {least} and {MEMORY_LIMIT_MB}, for a suspend to be dependable"
-        fields.wrong("spec.guest.memory_mb", rule)
-    elif memory % step:
-        fields.wrong("spec.guest.memory_mb", f"must be a multiple of {step}")
-    return Guest(cast(Literal["shared", "performance"], kind), cpus, memory)
-
-
-def _services(fields: Fields, spec: pb.ContainerSpec) -> tuple[ServicePort, ...]:
-    if len(spec.services) > 16:
-        fields.wrong("spec.services", "must be at most 16")
-        return ()
-    services = []
-    for index, port in enumerate(spec.services):
-        path = f"spec.services[{index}]"
-        protocol = port.protocol or "tcp"
-        if protocol not in ("tcp", "udp"):
-            fields.wrong(f"{path}.protocol", 'must be "tcp" or "udp"')
-        if not 1 <= port.internal_port <= 65_535:
-            fields.wrong(f"{path}.internal_port", "must be between 1 and 65535")
-        services.append(
-            ServicePort(
-                port.internal_port,
-                cast(Literal["tcp", "udp"], protocol),
-                autostart=not port.disable_autostart,
-            )
-        )
-    if len({(port.internal_port, port.protocol) for port in services}) < len(services):
-        fields.wrong("spec.services", "must not name a port twice")
-    return tuple(services) or (ServicePort(internal_port=8080),)
-
-
-def _mounts(fields: Fields, spec: pb.ContainerSpec) -> tuple[Mount, ...]:
-    if len(spec.mounts) > 1:
-        fields.wrong("spec.mounts", "must be at most one")
-        return ()
-    mounts = []
-    for mount in spec.mounts:
-        volume_id = fields.volume_id("spec.mounts[0].volume_id", mount.volume_id)
-        path = fields.text("spec.mounts[0].path", mount.path, 256)
-        if not path.startswith("/"):
-            fields.wrong("spec.mounts[0].path", "must be an absolute path")
-        mounts.append(Mount(volume_id, path))
-    return tuple(mounts)
-
-
-def _state_hook(fields: Fields, spec: pb.ContainerSpec) -> StateHook | None:
-    kind = spec.state_hook.WhichOneof("hook")
-    if kind is None:
-        return None
-    field = f"spec.state_hook.{kind}"
-    value = fields.text(field, getattr(spec.state_hook, kind), 1024, required=True)
-    if kind == "http_path" and not value.startswith("/"):
-        fields.wrong(field, "must begin with a slash")
-    return StateHook(kind, value)

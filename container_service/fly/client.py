@@ -166,7 +166,7 @@ class FlyClient:
             # Seen where the machine is not heading for the state: a GET tells, a moment later.
             await asyncio.sleep(min(1.0, deadline.remaining()))
             return None
-        return _reached(answer, states)
+        return schema.read_wait(answer, states)
 
     async def execute(
         self, ref: ContainerRef, command: Sequence[str], timeout_seconds: float, deadline: Deadline
@@ -275,12 +275,3 @@ async def open_client(
 def _path(ref: ContainerRef, verb: str = "") -> str:
     machine = f"apps/{ref.app}/machines/{ref.container_id}"
     return f"{machine}/{verb}" if verb else machine
-
-
-def _reached(answer: Any, states: Collection[ContainerState]) -> ContainerState | None:
-    """The state that ended a wait; Fly names it, but older answers only say ok."""
-    word = answer.get("state", "") if isinstance(answer, dict) else ""
-    state = schema.read_state(word)
-    if state in states:
-        return state
-    return next(iter(states)) if len(states) == 1 else None

@@ -6,7 +6,7 @@ body that cannot be what was asked for at all is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -141,6 +141,14 @@ def read_exec(body: Json) -> ExecResult:
         stdout=_text(answer, "stdout"),
         stderr=_text(answer, "stderr"),
     )
+
+
+def read_wait(body: Json, states: Collection[ContainerState]) -> ContainerState | None:
+    """The state that ended a wait; Fly names it, but older answers only say ok."""
+    state = read_state(_text(body, "state") if isinstance(body, dict) else "")
+    if state in states:
+        return state
+    return next(iter(states)) if len(states) == 1 else None
 
 
 def write_create(name: str, spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
