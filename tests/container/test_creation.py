@@ -125,7 +125,6 @@ async def test_a_caller_that_goes_away_does_not_end_it_for_those_who_joined(
     leading = asyncio.ensure_future(leader)
     await until(lambda: service.asked("create"))
     joined = asyncio.ensure_future(service.stub.CreateContainer(request(), timeout=20))
-    await asyncio.sleep(0.05)
     leader.cancel()
     assert (await joined).container.container_id
     await asyncio.wait([leading])
