@@ -137,6 +137,7 @@ class Guest:
             raise ExecTimedOut from None
         finally:
             process.signal_group(signal.SIGKILL)
+            await process.wait()
             self._execs.discard(process)
 
     def _signal_all(self, number: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import httpx
@@ -76,15 +76,17 @@ class Proxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request = Request(scope, receive)
-        try:
-            response = await self._forward(request)
-        except NoRoute as error:
-            response = PlainTextResponse(error.text + "\n", error.status)
-        except (ClientDisconnect, httpx.HTTPError) as error:
-            response = PlainTextResponse(f"upstream failed: {type(error).__name__}\n", 502)
-        await response(scope, receive, send)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                response = await self._forward(request, stack)
+            except NoRoute as error:
+                response = PlainTextResponse(error.text + "\n", error.status)
+            except (ClientDisconnect, httpx.HTTPError) as error:
+                response = PlainTextResponse(f"upstream failed: {type(error).__name__}\n", 502)
+            await response(scope, receive, send)
 
-    async def _forward(self, request: Request) -> Response:
+    async def _forward(self, request: Request, stack: contextlib.AsyncExitStack) -> Response:
+        """The guest's answer, whose body is still to come; the stack closes it."""
         machine = self._pick(Target.of(request))
         guest = await self._running(machine)
         await self._accepting(guest)
@@ -95,7 +97,9 @@ class Proxy:
             content=request.stream() if _has_body(request) else None,
         )
         answer = await self._client.send(outgoing, stream=True)
-        response = StreamingResponse(_body(answer), answer.status_code)
+        stack.push_async_callback(answer.aclose)
+        body = _body(answer, request.scope["extensions"]["roost.abort"])
+        response = StreamingResponse(body, answer.status_code)
         response.raw_headers = [
             (name.lower(), value)
             for name, value in answer.headers.raw
@@ -204,9 +208,11 @@ def _passed_on(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
 
 
-async def _body(answer: httpx.Response) -> AsyncIterator[bytes]:
+async def _body(answer: httpx.Response, abort: Callable[[], None]) -> AsyncIterator[bytes]:
     try:
         async for chunk in answer.aiter_raw():
             yield chunk
-    finally:
-        await answer.aclose()
+    except httpx.HTTPError:
+        # The head is out: all that can tell the client is the end of its own connection.
+        abort()
+        await asyncio.sleep(0)

@@ -19,7 +19,7 @@ async def create(world: World, call: Call) -> Reply:
     world.fleet.app(call.app)
     body = call.json("main.createMachineRequest")
     config = configs.accepted(_config(body))
-    ttl_s = wire.number(body, "lease_ttl")
+    ttl_s = _lease_ttl(body)
     run = not wire.flag(body, "skip_launch")
     name, region = wire.text(body, "name") or "", wire.text(body, "region") or ""
     machine = world.fleet.create_machine(call.app, name, region, config, run=run)
@@ -44,7 +44,7 @@ async def update(world: World, call: Call) -> Reply:
     machine = call.machine(world)
     body = call.json("main.updateMachineRequest")
     config = configs.accepted(_config(body))
-    ttl_s = wire.number(body, "lease_ttl")
+    ttl_s = _lease_ttl(body)
     expected = wire.text(body, "current_version") or ""
     world.lifecycle.update(machine, config, expected, "user")
     return Reply(200, view.machine(machine.record, nonce=_lease(machine, call, ttl_s)))
@@ -90,7 +90,15 @@ def _config(body: JsonObject) -> JsonObject:
     return wire.mapping(body, "config") or {}
 
 
-def _lease(machine: Machine, call: Call, ttl_s: int | None) -> str:
+def _lease_ttl(body: JsonObject) -> int:
+    """The seconds of the lease asked for, 0 for none; looked at before anything is committed."""
+    ttl_s = wire.number(body, "lease_ttl") or 0
+    if ttl_s < 0:
+        raise ApiError(400, "invalid_argument: lease_ttl must be positive")
+    return ttl_s
+
+
+def _lease(machine: Machine, call: Call, ttl_s: int) -> str:
     """Take the lease that a create or update asked for; its nonce, or nothing."""
     if not ttl_s:
         return ""

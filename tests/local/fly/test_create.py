@@ -59,6 +59,7 @@ async def test_a_machine_of_an_unknown_app_is_not_made(client: WireClient) -> No
         {"config": {"image": COUNTER, "services": [{"autostop": 3}]}},
         {"config": {"image": COUNTER, "services": ["http"]}},
         {"config": {"image": COUNTER}, "lease_ttl": "30"},
+        {"config": {"image": COUNTER}, "lease_ttl": -1},
         {"config": {"image": COUNTER}, "name": 3},
     ],
 )
