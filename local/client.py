@@ -86,6 +86,7 @@ class SessionClient:
     def _call(self, method: str, request: Message, answer: type[T]) -> T:
         deadline = time.monotonic() + self._timeout
         pause = FIRST_PAUSE_SECONDS
+        unavailable: Refused | None = None
         # The path by hand: the generated stub is typed for asyncio alone.
         rpc = self._channel.unary_unary(
             f"/{SERVICE.full_name}/{method}",
@@ -97,10 +98,14 @@ class SessionClient:
                 return rpc(request, timeout=deadline - time.monotonic())
             except grpc.RpcError as error:
                 refused, asked_pause = _explained(error)
+                if refused.code is grpc.StatusCode.DEADLINE_EXCEEDED and unavailable:
+                    # The last try was cut short; what the one before it was told says more.
+                    raise unavailable from error
                 wait = pause if asked_pause is None else asked_pause
                 last = time.monotonic() + wait >= deadline
                 if refused.code is not grpc.StatusCode.UNAVAILABLE or last:
                     raise refused from error
+                unavailable = refused
             time.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,10 @@ SETTLE_SECONDS = 15.0
 NOT_SETTLED = (pb.Session.STATE_STARTING, pb.Session.STATE_PAUSING, pb.Session.STATE_ENDING)
 
 
+class StoryOver(Exception):
+    """A call failed that the rest of the story needs."""
+
+
 class Demo:
     """Plays the story against a running stack; the report takes each answer as it came."""
 
@@ -47,10 +52,8 @@ class Demo:
 
     async def play(self) -> None:
         """The whole story. An error that is no part of it is a wrong value and ends it."""
-        try:
+        with contextlib.suppress(StoryOver):
             await self._story()
-        except Refused as refused:
-            self._report.row("(the call above)", str(refused), 0, {"answer": ("none", refused)})
 
     async def _story(self) -> None:
         old = await self._start("CREATED", "NONE", counter=0)
@@ -78,7 +81,8 @@ class Demo:
         other_than: pb.Session | None = None,
     ) -> pb.Session:
         mode = pb.START_MODE_FRESH if fresh else pb.START_MODE_UNSPECIFIED
-        reply, spent = await self._timed(lambda: self._client.start(KEY, IMAGE, mode))
+        call = "StartSession FRESH" if fresh else "StartSession"
+        reply, spent = await self._ask(call, lambda: self._client.start(KEY, IMAGE, mode))
         session = reply.session
         told: dict[str, tuple[object, object]] = {
             "outcome": (outcome, _outcome(reply)),
@@ -91,9 +95,8 @@ class Demo:
             told["session"] = (_short(same_as), _short(session))
         if other_than:
             told["another session"] = (True, session.session_id != other_than.session_id)
-        proved = ", proved" if reply.continuity_verified else ""
-        answer = f"{_outcome(reply)}, session {_short(session)}, kept {_continuity(reply)}{proved}"
-        self._report.row("StartSession FRESH" if fresh else "StartSession", answer, spent, told)
+        answer = f"{_outcome(reply)}, session {_short(session)}{_kept(reply)}"
+        self._report.row(call, answer, spent, told)
         await self._read(session, counter)
         return session
 
@@ -117,30 +120,30 @@ class Demo:
         self._report.row(f"GET {path} of the preview", f"counter {came}", spent, told)
 
     async def _stop(self, session: pb.Session) -> None:
-        stopped, spent = await self._timed(lambda: self._client.stop(session.session_id))
-        self._state_row("StopSession", stopped, "PAUSED", spent)
+        await self._move("StopSession", lambda: self._client.stop(session.session_id), "PAUSED")
 
     async def _end(self, session: pb.Session) -> None:
-        ended, spent = await self._timed(lambda: self._client.end(session.session_id))
-        self._state_row("EndSession, the new one", ended, "ENDED", spent)
+        call = "EndSession, the new one"
+        await self._move(call, lambda: self._client.end(session.session_id), "ENDED")
 
     async def _undelete(self, session: pb.Session) -> None:
-        back, spent = await self._timed(lambda: self._client.undelete(session.session_id))
-        self._state_row("UndeleteSession, the old one", back, "PAUSED", spent)
+        call = "UndeleteSession, the old one"
+        await self._move(call, lambda: self._client.undelete(session.session_id), "PAUSED")
 
     async def _look(self, session: pb.Session, expected: str) -> None:
+        call = "GetSession, the old one"
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            seen, spent = await self._timed(lambda: self._client.get(session.session_id))
+            seen, spent = await self._ask(call, lambda: self._client.get(session.session_id))
             if seen.state not in NOT_SETTLED or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.05)
-        self._state_row("GetSession, the old one", seen, expected, spent)
+        self._state_row(call, seen, expected, spent)
 
     async def _refused_undelete(self, session: pb.Session, reason: str) -> None:
         began = time.monotonic()
         try:
-            await self._timed(lambda: self._client.undelete(session.session_id))
+            await asyncio.to_thread(self._client.undelete, session.session_id)
             came = "no error"
         except Refused as refused:
             came = refused.reason or str(refused)
@@ -160,10 +163,20 @@ class Demo:
         answer = f"{state}, session {_short(session)}"
         self._report.row(call, answer, spent, {"state": (expected, state)})
 
-    async def _timed(self, call: Callable[[], T]) -> tuple[T, float]:
+    async def _move(self, name: str, call: Callable[[], pb.Session], expected: str) -> None:
+        session, spent = await self._ask(name, call)
+        self._state_row(name, session, expected, spent)
+
+    async def _ask(self, name: str, call: Callable[[], T]) -> tuple[T, float]:
         """The blocking client's answer, from a thread, and the milliseconds that it took."""
         began = time.monotonic()
-        answer = await asyncio.to_thread(call)
+        try:
+            answer = await asyncio.to_thread(call)
+        except Refused as refused:
+            spent = 1000 * (time.monotonic() - began)
+            came = refused.reason or refused.code.name
+            self._report.row(name, f"refused: {came}", spent, {"answer": ("a session", refused)})
+            raise StoryOver from refused
         return answer, 1000 * (time.monotonic() - began)
 
 
@@ -173,6 +186,13 @@ def _outcome(reply: StartSessionResponse) -> str:
 
 def _continuity(reply: StartSessionResponse) -> str:
     return pb.Continuity.Name(reply.continuity).removeprefix("CONTINUITY_")
+
+
+def _kept(reply: StartSessionResponse) -> str:
+    """What the user got back, in words."""
+    if reply.continuity in (pb.CONTINUITY_UNSPECIFIED, pb.CONTINUITY_NONE):
+        return ""
+    return f", {_continuity(reply)} kept: {'proved' if reply.continuity_verified else 'not proved'}"
 
 
 def _state(session: pb.Session) -> str:

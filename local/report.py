@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CALL, ANSWER = 40, 56
+CALL, ANSWER = 38, 50
 
 
 @dataclass
@@ -16,6 +16,7 @@ class Report:
     """Writes rows as things happen, and keeps count of what was expected and what came."""
 
     out: TextIO
+    rows: int = 0
     checked: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -31,14 +32,15 @@ class Report:
         told: Mapping[str, tuple[object, object]],
     ) -> None:
         """One call: its answer as it came; `told` maps a value's name to (expected, come)."""
+        self.rows += 1
         self.checked += len(told)
         amiss = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
-        mark = "ok" if not amiss else "WRONG"
-        self.say(f"  {call:{CALL}} {answer:{ANSWER}} {milliseconds:6.0f} ms  {mark}")
+        mark = "WRONG" if amiss else "ok"
+        columns = f"{call:{CALL}} {answer:{ANSWER}} {milliseconds:6.0f} ms  {mark}"
+        self.say(f"{self.rows:3}  {columns}")
         for name, (expected, came) in amiss.items():
-            text = f"{call}: {name}: expected {expected}, got {came}"
-            self.wrong.append(text)
-            self.say(f"      {name}: expected {expected}, got {came}")
+            self.wrong.append(f"{self.rows}  {call}: {name}: expected {expected}, got {came}")
+            self.say(f"     {name}: expected {expected}, got {came}")
 
     def summarise(self) -> None:
         """The last lines: how many values were as told, and which were not."""

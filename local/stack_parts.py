@@ -80,7 +80,9 @@ def _session_service(
 def _service(
     settings: StackSettings, name: str, module: str, target: str, variables: Mapping[str, str]
 ) -> Part:
-    environment = {**_inherited(), **settings.environment, **variables}
+    # So that a first StartSession needs nothing but a key.
+    default = {"ROOST_DEFAULT_IMAGE": "roost/counter"}
+    environment = {**_inherited(), **default, **settings.environment, **variables}
     return Part(name, _python(module), environment, target, settings.logs / f"{name}.log")
 
 

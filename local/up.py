@@ -17,7 +17,7 @@ from local.stack_settings import StackSettings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-START = '{"key": {"project_id": "demo", "user_id": "me"}, "spec": {"image": "roost/counter"}}'
+START = '{"key": {"project_id": "demo", "user_id": "me"}}'
 
 TABLE = """\
 Roost is up. Ctrl-C stops it; its data stays in {data}/, and the next `up` finds it.
@@ -108,7 +108,7 @@ def table(stack: Stack) -> str:
     ]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {a:{wide[0]}}   {b:{wide[1]}}   {c}".rstrip() for a, b, c in rows]
-    buf = Path(sys.executable).with_name("buf")
+    buf = os.path.relpath(Path(sys.executable).with_name("buf"))
     call = f"{buf} curl --protocol grpc --http2-prior-knowledge"
     service = f"http://{stack.session_targets[0]}/roost.session.v1.SessionService"
     return TABLE.format(

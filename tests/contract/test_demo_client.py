@@ -140,3 +140,14 @@ def test_retries_end_with_the_time_that_was_given(server: Server) -> None:
     server.refuse("GetSession", grpc.StatusCode.UNAVAILABLE, retry)
     with pytest.raises(Refused, match=r"^UNAVAILABLE"):
         call.result(1)
+
+
+def test_a_last_try_that_is_cut_short_does_not_hide_why(server: Server) -> None:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(10)
+    info = error_details_pb2.ErrorInfo(reason="PROVIDER_UNAVAILABLE", domain="roost")
+    call = server.calling(lambda c: c.get("0198"))
+    server.refuse("GetSession", grpc.StatusCode.UNAVAILABLE, info, retry)
+    server.refuse("GetSession", grpc.StatusCode.DEADLINE_EXCEEDED)
+    with pytest.raises(Refused, match=r"^PROVIDER_UNAVAILABLE: no$"):
+        call.result(5)

@@ -60,10 +60,10 @@ def test_the_report_counts_and_tells_what_was_wrong() -> None:
     report.row("GET /", "counter 0", 4.5, {"counter": ("2", "0")})
     report.summarise()
     lines = out.getvalue().splitlines()
-    assert lines[0].split() == ["StartSession", "RESUMED", "12", "ms", "ok"]
+    assert lines[0].split() == ["1", "StartSession", "RESUMED", "12", "ms", "ok"]
     assert lines[1].endswith("ms  WRONG")
     assert lines[2].strip() == "counter: expected 2, got 0"
     assert lines[-2:] == [
         "1 of 2 values were not as told:",
-        "  GET /: counter: expected 2, got 0",
+        "  2  GET /: counter: expected 2, got 0",
     ]
