@@ -13,6 +13,11 @@ from dataclasses import dataclass
 SWEEP_ABOVE = 1024
 
 
+#: How much later than the earliest moment a call that has to wait goes out. Fly counts arrivals:
+#: without it one that is a little faster on its way than the one before would be refused.
+JITTER_SECONDS = 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """So many calls a second, and so many at once after a rest."""
@@ -87,7 +92,8 @@ class Pacing:
         None, and nothing taken, when that is longer than `patience`.
         """
         bucket = self._bucket(action, subject, now)
-        delay = bucket.delay(now)
+        due = bucket.delay(now)
+        delay = due + JITTER_SECONDS if due else 0.0
         if delay > patience:
             return None
         bucket.take(now)

@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from container_service.fly.pacing import DEFAULT_RATE, GET_RATE, SWEEP_ABOVE, Pacing
+from container_service.fly.pacing import DEFAULT_RATE, GET_RATE, JITTER_SECONDS, SWEEP_ABOVE, Pacing
 
 
 def test_a_rested_action_has_its_burst_and_then_one_a_second() -> None:
     pacing = Pacing()
     delays = [pacing.reserve("start", "m", 100.0, 10.0) for _ in range(5)]
-    assert delays == [0.0, 0.0, 0.0, 1.0, 2.0]
+    assert delays == [0.0, 0.0, 0.0, 1.0 + JITTER_SECONDS, 2.0 + JITTER_SECONDS]
 
 
 def test_reading_a_machine_is_faster() -> None:
     pacing = Pacing()
     delays = [pacing.reserve("get", "m", 100.0, 10.0) for _ in range(12)]
     assert delays[:10] == [0.0] * 10
-    assert delays[10:] == [pytest.approx(0.2), pytest.approx(0.4)]
+    assert delays[10:] == [pytest.approx(due + JITTER_SECONDS) for due in (0.2, 0.4)]
 
 
 def test_actions_and_subjects_do_not_share() -> None:
@@ -34,20 +34,21 @@ def test_beyond_the_patience_nothing_is_taken() -> None:
     pacing = Pacing()
     for _ in range(3):
         pacing.reserve("start", "m", 100.0, 10.0)
-    assert pacing.reserve("start", "m", 100.0, 0.5) is None
-    assert pacing.reserve("start", "m", 100.0, 1.0) == 1.0
+    assert pacing.reserve("start", "m", 100.0, 1.0) is None
+    assert pacing.reserve("start", "m", 100.0, 1.1) == 1.0 + JITTER_SECONDS
 
 
 def test_a_refusal_empties_the_bucket() -> None:
     pacing = Pacing()
     assert pacing.reserve("start", "m", 100.0, 10.0) == 0.0
     assert pacing.refused("start", "m", 100.0) == 1.0
-    assert pacing.reserve("start", "m", 100.0, 10.0) == 1.0
+    assert pacing.reserve("start", "m", 100.0, 10.0) == 1.0 + JITTER_SECONDS
 
 
 def test_a_share_is_slower_but_never_still() -> None:
     pacing = Pacing(share=0.25)
-    assert [pacing.reserve("start", "m", 100.0, 99.0) for _ in range(3)] == [0.0, 4.0, 8.0]
+    delays = [pacing.reserve("start", "m", 100.0, 99.0) for _ in range(3)]
+    assert delays == [0.0, 4.0 + JITTER_SECONDS, 8.0 + JITTER_SECONDS]
 
 
 def test_idle_buckets_are_dropped() -> None:
