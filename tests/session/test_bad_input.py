@@ -1,0 +1,149 @@
+"""Bad input: refused naming the field, nothing written, and the server stays up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.container.harness import failing
+from tests.session.harness import key, request_id, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from tests.session.harness import World
+
+LONG = "x" * 129
+
+
+def start(**fields: Any) -> rpc_pb.StartSessionRequest:
+    """A start with a sound key and whatever else. Any: fields of every type."""
+    return rpc_pb.StartSessionRequest(**{"key": key(), **fields})
+
+
+STARTS = {
+    "key": rpc_pb.StartSessionRequest(),
+    "key.project_id": start(key=pb.SessionKey(user_id="u")),
+    "key.user_id": start(key=pb.SessionKey(project_id="p", user_id=LONG)),
+    "key.slot": start(key=pb.SessionKey(project_id="p", user_id="u", slot="a\nb")),
+    "request_id": start(request_id="not-a-uuid"),
+    "mode": start(mode=77),
+    "min_continuity": start(min_continuity=99),
+    "spec.image": start(spec=container_pb.ContainerSpec()),
+    "spec.guest.memory_mb": start(spec=spec(guest=container_pb.Guest(memory_mb=4096))),
+    "spec.guest.cpus": start(spec=spec(guest=container_pb.Guest(cpus=-1))),
+    "spec.services[0].internal_port": start(spec=spec(services=[container_pb.ServicePort()])),
+    'spec.env["1A"]': start(spec=spec(env={"1A": "x"})),
+    "spec.restart_policy": start(spec=spec(restart_policy=44)),
+}
+
+
+@pytest.mark.parametrize("field", STARTS)
+async def test_a_wrong_start_names_its_field_and_writes_nothing(roost: World, field: str) -> None:
+    """INVALID_ARGUMENT, INVALID_FIELD, BadRequest; no session, no decision, no provider call."""
+    failure = await failing(roost.one.stub.StartSession(STARTS[field], timeout=9))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert field in failure.fields
+    assert field in failure.message
+    async with roost.one.running.database.connection() as connection:
+        rows = await connection.execute(
+            "SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM decisions)"
+        )
+        assert await rows.fetchone() == (0,)
+    assert await roost.calls() == []
+
+
+async def test_every_fault_of_a_request_is_named_at_once(roost: World) -> None:
+    """So that a caller mends them in one go."""
+    request = start(key=pb.SessionKey(), request_id="x", mode=77)
+    failure = await failing(roost.one.stub.StartSession(request, timeout=9))
+    assert set(failure.fields) == {"key.project_id", "key.user_id", "request_id", "mode"}
+    preview = rpc_pb.PreviewStartRequest(start=request)
+    failure = await failing(roost.one.stub.PreviewStart(preview, timeout=9))
+    assert "start.key.user_id" in failure.fields
+
+
+async def test_wrong_ids_pages_and_filters_are_named(roost: World) -> None:
+    """Ids that are no UUIDs, negative pages, foreign tokens, filters that cannot be read."""
+    stub = roost.one.stub
+    calls: dict[str, Awaitable[object]] = {
+        "session_id": stub.GetSession(rpc_pb.GetSessionRequest(session_id="{}"), timeout=9),
+        "page_size": stub.ListSessions(rpc_pb.ListSessionsRequest(page_size=-1), timeout=9),
+        "page_token": stub.ListSessions(rpc_pb.ListSessionsRequest(page_token="zzz"), timeout=9),
+        "filter": stub.ListSessions(rpc_pb.ListSessionsRequest(filter="colour = 1"), timeout=9),
+        "order_by": stub.ListSessions(rpc_pb.ListSessionsRequest(order_by="user_id"), timeout=9),
+        "depth": stub.PauseSession(
+            rpc_pb.PauseSessionRequest(session_id=request_id(), depth=9),  # type: ignore[arg-type]
+            timeout=9,
+        ),
+        "activity": stub.TouchSession(
+            rpc_pb.TouchSessionRequest(session_id=request_id(), activity=LONG), timeout=9
+        ),
+    }
+    for field, call in calls.items():
+        failure = await failing(call)
+        assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, (field,))
+
+
+async def test_what_does_not_exist_is_not_found(roost: World) -> None:
+    """SESSION_NOT_FOUND on every call that names a session."""
+    nobody = request_id()
+    for call in (
+        roost.one.get(nobody),
+        roost.one.stop(nobody),
+        roost.one.end(nobody),
+        roost.one.undelete(nobody),
+        roost.one.resume(nobody),
+    ):
+        failure = await failing(call)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
+
+
+async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(roost: World) -> None:
+    """5 MiB are RESOURCE_EXHAUSTED, by gRPC itself."""
+    huge = start(spec=container_pb.ContainerSpec(image="x" * (5 * 1024 * 1024)))
+    failure = await failing(roost.one.stub.StartSession(huge, timeout=9))
+    assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
+
+
+async def test_what_is_not_built_says_so(roost: World) -> None:
+    """UNIMPLEMENTED with a reason, never a made-up answer; also for a stream."""
+    stub = roost.one.stub
+    session_id = request_id()
+
+    async def watch() -> object:
+        stream = stub.WatchSession(rpc_pb.WatchSessionRequest(session_id=session_id), timeout=9)
+        return [event async for event in stream]
+
+    for call in (
+        stub.PutHold(rpc_pb.PutHoldRequest(session_id=session_id), timeout=9),
+        stub.ReleaseHold(rpc_pb.ReleaseHoldRequest(session_id=session_id), timeout=9),
+        stub.ExplainIdle(rpc_pb.ExplainIdleRequest(session_id=session_id), timeout=9),
+        stub.GetSessionStats(rpc_pb.GetSessionStatsRequest(), timeout=9),
+        stub.StartSession(start(choice_token="x"), timeout=9),
+        watch(),
+    ):
+        failure = await failing(call)
+        assert (failure.code, failure.reason) == (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "NOT_BUILT_YET",
+        )
+
+
+async def test_secrets_of_a_spec_are_in_no_answer_and_no_log(
+    roost: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The environment may hold any secret: it goes to the container and nowhere else."""
+    caplog.set_level("DEBUG", "session_service")
+    secret = "hunter2hunter2"
+    answer = await roost.one.start(spec=spec(env={"PASSWORD": secret}))
+    decisions = await roost.one.decisions(answer.session.session_id)
+    assert secret not in str(answer)
+    assert secret not in str(decisions)
+    assert secret not in caplog.text

@@ -1,0 +1,79 @@
+"""ListSessions and ListDecisions: filters, order, pages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.container.harness import failing
+
+if TYPE_CHECKING:
+    from tests.session.harness import World
+
+
+async def pages(roost: World, **fields: object) -> list[list[str]]:
+    """The users of each page of a listing, to its end."""
+    found: list[list[str]] = []
+    token = ""
+    while True:
+        request = rpc_pb.ListSessionsRequest(page_size=2, page_token=token, **fields)  # type: ignore[arg-type]  # any field
+        answer = await roost.one.stub.ListSessions(request, timeout=9)
+        found.append([session.key.user_id for session in answer.sessions])
+        token = answer.next_page_token
+        if not token:
+            return found
+
+
+async def test_pages_hold_every_session_once_in_order(roost: World) -> None:
+    """In both directions; the last page has no token."""
+    users = [f"u{number}" for number in range(5)]
+    for user in users:
+        await roost.one.start(user)
+    assert await pages(roost) == [users[:2], users[2:4], users[4:]]
+    back = users[::-1]
+    assert await pages(roost, order_by="create_time desc") == [back[:2], back[2:4], back[4:]]
+
+
+async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) -> None:
+    """A token of another listing is refused, naming it."""
+    for user in ("wren", "robin", "finch"):
+        session = (await roost.one.start(user)).session
+        if user == "finch":
+            await roost.one.stop(session.session_id)
+    assert await pages(roost, filter='user_id = "robin"') == [["robin"]]
+    assert await pages(roost, filter="state = PAUSED AND live = true") == [["finch"]]
+    assert await pages(roost, filter="live = false") == [[]]
+    assert await pages(roost, filter='create_time > "2020-01-01T00:00:00Z"') == [
+        ["wren", "robin"],
+        ["finch"],
+    ]
+    first = await roost.one.stub.ListSessions(rpc_pb.ListSessionsRequest(page_size=1), timeout=9)
+    foreign = rpc_pb.ListSessionsRequest(
+        page_size=1, page_token=first.next_page_token, filter="live = true"
+    )
+    failure = await failing(roost.one.stub.ListSessions(foreign, timeout=9))
+    assert failure.fields == ("page_token",)
+
+
+async def test_decisions_are_newest_first_in_pages(roost: World) -> None:
+    """Of one session or of all; a token of one is no token of the other."""
+    session = (await roost.one.start()).session
+    for _ in range(3):
+        await roost.one.start()
+    await roost.one.start("robin")
+    seen: list[pb.Decision] = []
+    token = ""
+    while True:
+        request = rpc_pb.ListDecisionsRequest(
+            session_id=session.session_id, page_size=3, page_token=token
+        )
+        answer = await roost.one.stub.ListDecisions(request, timeout=9)
+        seen.extend(answer.decisions)
+        token = answer.next_page_token
+        if not token:
+            break
+    assert [d.outcome for d in seen] == [pb.START_OUTCOME_REUSED] * 3 + [pb.START_OUTCOME_CREATED]
+    everything = await roost.one.stub.ListDecisions(rpc_pb.ListDecisionsRequest(), timeout=9)
+    assert len(everything.decisions) == 5
+    assert everything.decisions[0].outcome == pb.START_OUTCOME_CREATED

@@ -1,0 +1,201 @@
+"""session_service as a process: exit statuses, one-line errors, health, graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+
+from container_service.main import serve as serve_containers
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from tests.container.harness import APP, config_for
+from tests.eventually import eventually
+from tests.session.harness import IMAGE, key
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncGenerator
+
+    from local.fly.emulator import Emulator
+
+NOWHERE = "postgresql://roost@127.0.0.1:9/roost"
+BASE = {"PATH": os.environ["PATH"], "ROOST_DEFAULT_IMAGE": IMAGE, "ROOST_FLY_APP": APP}
+
+
+async def launch(*arguments: str, **environment: str) -> Process:
+    """The service as a child."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "session_service", *arguments),
+        env=BASE | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def outcome(process: Process) -> tuple[int | None, str, str]:
+    """Its exit status and what it wrote."""
+    out, err = await asyncio.wait_for(process.communicate(), 20)
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def running(
+    database_url: str, container_target: str
+) -> AsyncGenerator[tuple[Process, grpc.aio.Channel]]:
+    """A process that serves, and a channel to it."""
+    process = await launch(
+        ROOST_DATABASE_URL=database_url,
+        ROOST_SESSION_LISTEN="127.0.0.1:0",
+        ROOST_CONTAINER_TARGET=container_target,
+    )
+    assert process.stderr is not None
+    try:
+        line = ""
+        while not (found := re.search(r"serving on (\S+)", line)):
+            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            assert line, "it ended"
+        async with grpc.aio.insecure_channel(found.group(1)) as channel:
+            yield process, channel
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def health(channel: grpc.aio.Channel, service: str = "") -> int:
+    """What the health service says."""
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+        response_deserializer=health_pb2.HealthCheckResponse.FromString,
+    )
+    answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=9)
+    return int(answer.status)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ROOST_DATABASE_URL", ""),
+        ("ROOST_DATABASE_URL", "mysql://somebody:secret@db/roost"),
+        ("ROOST_SESSION_LISTEN", "50051"),
+        ("ROOST_CONTAINER_TARGET", "nowhere"),
+        ("ROOST_URL_TEMPLATE", "http://{host}/"),
+        ("ROOST_LAG_WINDOW", "-1"),
+        ("ROOST_LEASE", "nan"),
+        ("ROOST_LOG_LEVEL", "LOUD"),
+    ],
+)
+async def test_a_wrong_setting_is_one_line_and_status_2(variable: str, value: str) -> None:
+    """It names the variable, and shows no secret."""
+    environment = {"ROOST_DATABASE_URL": NOWHERE, variable: value}
+    status, out, err = await outcome(await launch(**environment))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert variable in err
+    assert "secret" not in err
+
+
+async def test_help_lists_every_variable() -> None:
+    """With what it means and its default."""
+    status, out, _ = await outcome(await launch("--help"))
+    assert status == 0
+    assert "ROOST_DATABASE_URL" in out
+    assert "(default 127.0.0.1:50051)" in out
+
+
+async def test_a_taken_port_is_one_line_and_status_2(database_url: str) -> None:
+    """Not a second server that takes half of the calls."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        process = await launch(ROOST_DATABASE_URL=database_url, ROOST_SESSION_LISTEN=listen)
+        status, _, err = await outcome(process)
+    assert (status, err.count("\n")) == (2, 1)
+    assert listen in err
+
+
+async def test_migrate_brings_the_database_up_to_date_and_ends(empty_database_url: str) -> None:
+    """By command, for those who do not want it at start."""
+    process = await launch("migrate", ROOST_DATABASE_URL=empty_database_url)
+    status, _, err = await outcome(process)
+    assert (status, err) == (0, "")
+
+
+async def test_it_does_not_serve_until_container_service_does(
+    emulator: Emulator, database_url: str
+) -> None:
+    """NOT_SERVING with the peer away, SERVING once it answers; by service name as well."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{reserved.getsockname()[1]}"
+    async with running(database_url, target) as (_, channel):
+        assert await health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+        async with serve_containers(config_for(emulator, listen=target)):
+
+            async def serving() -> bool:
+                name = "roost.session.v1.SessionService"
+                return await health(channel, name) == health_pb2.HealthCheckResponse.SERVING
+
+            await eventually(serving, timeout=15)
+
+
+async def test_a_stop_signal_lets_calls_in_flight_finish(
+    emulator: Emulator, database_url: str
+) -> None:
+    """The start that is under way is answered; then the process ends with status 0."""
+    from local.fly.admin import Admin
+
+    async with (
+        Admin(emulator.api_url) as admin,
+        serve_containers(config_for(emulator)) as containers,
+        running(database_url, containers.target) as (process, channel),
+    ):
+        await admin.set_fault("slow_before", action="create", delay_ms=700)
+        request = rpc_pb.StartSessionRequest(key=key())
+        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=9))
+
+        async def under_way() -> bool:
+            return any(fault.fired for fault in await admin.faults())
+
+        await eventually(under_way)
+        process.send_signal(signal.SIGTERM)
+        assert (await start).outcome == pb.START_OUTCOME_CREATED
+        assert await asyncio.wait_for(process.wait(), 15) == 0
+
+
+async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> None:
+    """Whoever will not wait for the calls in flight need not."""
+    from local.fly.admin import Admin
+
+    async with (
+        Admin(emulator.api_url) as admin,
+        serve_containers(config_for(emulator)) as containers,
+        running(database_url, containers.target) as (process, channel),
+    ):
+        await admin.set_fault("slow_before", action="create", delay_ms=8000)
+        request = rpc_pb.StartSessionRequest(key=key())
+        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=9))
+
+        async def under_way() -> bool:
+            return any(fault.fired for fault in await admin.faults())
+
+        await eventually(under_way)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        while b"stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGTERM
+        await asyncio.gather(start, return_exceptions=True)

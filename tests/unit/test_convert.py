@@ -1,0 +1,108 @@
+"""The converters, fed with arbitrary messages: a value of ours, or the fields that are wrong."""
+
+from __future__ import annotations
+
+import string
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.errors import InvalidField, NotBuiltYet
+from session_service.rpc import convert, listings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+texts = st.one_of(
+    st.text(max_size=40),
+    st.text(string.hexdigits + "-", min_size=30, max_size=40),
+    st.uuids().map(str),
+    st.just("x" * 200),
+    st.sampled_from(["live = true", "create_time desc", "a\0b", "shared"]),
+)
+ints = st.integers(-(2**31), 2**31 - 1)
+SCALARS: dict[int, st.SearchStrategy[Any]] = {
+    FieldDescriptor.TYPE_STRING: texts,
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
+    FieldDescriptor.TYPE_INT32: ints,
+    FieldDescriptor.TYPE_INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_ENUM: st.one_of(st.integers(0, 9), ints),
+}
+
+
+@st.composite
+def filled(draw: st.DrawFn, kind: type[Message]) -> Message:
+    """A message with any of its fields filled with anything its types allow."""
+    message = kind()
+    _fill(draw, message, kind.DESCRIPTOR)
+    return message
+
+
+def _fill(draw: st.DrawFn, message: Any, descriptor: Any) -> None:
+    """Fill it in place. Any: protobuf has two kinds of descriptors, alike but for their type."""
+    for field in descriptor.fields:
+        if not draw(st.booleans()):
+            continue
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            value.update(draw(st.dictionaries(texts, texts, max_size=3)))
+        elif field.message_type is not None:
+            repeated = hasattr(value, "add")
+            target = value.add() if repeated else value
+            target.SetInParent()
+            _fill(draw, target, field.message_type)
+        elif hasattr(value, "extend"):
+            value.extend(draw(st.lists(SCALARS[field.type], max_size=3)))
+        else:
+            setattr(message, field.name, draw(SCALARS[field.type]))
+
+
+PARSERS: list[tuple[type[Message], Callable[[Any], object]]] = [
+    (rpc_pb.StartSessionRequest, lambda m: convert.parse_start(m, "t")),
+    (rpc_pb.PreviewStartRequest, lambda m: convert.parse_preview(m, "t")),
+    (rpc_pb.PauseSessionRequest, lambda m: convert.parse_pause(m, "t")),
+    (rpc_pb.ResumeSessionRequest, lambda m: convert.parse_resume(m, "t")),
+    (rpc_pb.StopSessionRequest, lambda m: convert.parse_named(m, "StopSession", "t")),
+    (rpc_pb.EndSessionRequest, lambda m: convert.parse_named(m, "EndSession", "t")),
+    (rpc_pb.UndeleteSessionRequest, lambda m: convert.parse_named(m, "UndeleteSession", "t")),
+    (rpc_pb.FindLiveSessionRequest, lambda m: convert.parse_find(m, "t")),
+    (rpc_pb.TouchSessionRequest, convert.parse_touch),
+    (rpc_pb.GetSessionRequest, lambda m: convert.parse_session_id(m.session_id)),
+    (rpc_pb.ListSessionsRequest, lambda m: listings.parse_sessions(m, "t")),
+    (rpc_pb.ListDecisionsRequest, lambda m: listings.parse_decisions(m, "t")),
+]
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(PARSERS).flatmap(lambda p: st.tuples(filled(p[0]), st.just(p[1]))))
+def test_any_message_is_parsed_or_refused_by_field(
+    case: tuple[Message, Callable[[Any], object]],
+) -> None:
+    """Nothing but InvalidField (or NotBuiltYet) comes of it, and a refusal names its fields."""
+    message, parse = case
+    with suppress(NotBuiltYet):
+        try:
+            parse(message)
+        except InvalidField as error:
+            assert error.violations
+            assert all(violation.field for violation in error.violations)
+
+
+@given(st.uuids(), st.uuids(), st.sampled_from(["", "default"]))
+def test_the_request_hash_is_of_what_is_meant(one: Any, two: Any, slot: str) -> None:
+    """The id is not part of the body, and the default slot has two spellings."""
+
+    def request(request_id: str, slot: str, user: str = "u") -> rpc_pb.StartSessionRequest:
+        made = rpc_pb.StartSessionRequest(request_id=request_id)
+        made.key.project_id, made.key.user_id, made.key.slot = "p", user, slot
+        return made
+
+    first = convert.request_hash(request(str(one), slot))
+    assert first == convert.request_hash(request(str(two), "default"))
+    assert first != convert.request_hash(request(str(one), slot, user="v"))
