@@ -26,7 +26,7 @@ async def test_a_slow_request_is_committed_though_its_caller_has_gone(
     app: App, admin: Admin
 ) -> None:
     machine = await app.started()
-    await admin.set_fault("slow_before", action="suspend", delay_ms=300)
+    await admin.set_fault("slow_before", action="suspend", delay_ms=600)
     with pytest.raises(httpx.ReadTimeout):
         await app.client.http.post(f"{machine.path}/suspend", timeout=0.1)
     assert await actions(admin, "suspend") == 0
@@ -39,7 +39,7 @@ async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
 ) -> None:
     machine = await app.started()
     nonce = (await machine.post("lease", {"ttl": 30}, status=201))["data"]["nonce"]
-    await admin.set_fault("slow_before", action="suspend", delay_ms=300)
+    await admin.set_fault("slow_before", action="suspend", delay_ms=800)
     late = asyncio.create_task(app.client.send("POST", f"{machine.path}/suspend", nonce=nonce))
 
     async def held_up() -> bool:
@@ -99,7 +99,7 @@ async def test_an_outage_is_of_the_api_alone(
 
 
 async def test_an_outage_ends_by_itself(app: App, admin: Admin) -> None:
-    await admin.set_fault("unavailable", for_ms=200)
+    await admin.set_fault("unavailable", for_ms=500)
     assert (await create(app)).status_code == 503
 
     async def works() -> bool:
@@ -151,7 +151,6 @@ async def test_a_failed_suspend_leaves_the_machine_running(app: App, admin: Admi
     boot_id, newest = await machine.boot_id(), (await machine.get())["events"][0]["id"]
     await admin.set_fault("suspend_fails")
     assert await machine.post("suspend") == {"ok": True}
-    assert await machine.state() == "suspending"
     await machine.wait("started", from_event_id=newest)
     assert await machine.boot_id() == boot_id
     await machine.suspended()
@@ -217,7 +216,7 @@ async def test_a_wait_on_a_machine_that_vanishes_is_404(app: App, admin: Admin) 
 
 
 async def test_reads_after_a_create_may_lag(app: App, admin: Admin) -> None:
-    await admin.set_fault("stale_read", delay_ms=400)
+    await admin.set_fault("stale_read", delay_ms=800)
     machine = Machine(app, (await app.create())["id"])
     await app.client.expect(404, "GET", machine.path)
     await machine.wait("started", status=404)
