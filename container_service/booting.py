@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -81,12 +80,12 @@ class Booting:
     async def start(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> Boot:
         """Start a container and wait until it runs; of one that runs already, only report."""
         await self._bring_up(ref, nonce, deadline)
-        # Side by side: the read then costs no time. It is there for the newest start event, which
-        # the caller keeps to notice later that the container restarted by itself.
-        async with asyncio.TaskGroup() as tasks:
-            boot_id = tasks.create_task(self._boot_id(ref, deadline))
-            container = tasks.create_task(self._look(ref, deadline))
-        return Boot(container.result(), boot_id.result())
+        # No read of the newest start event here: beside or after the exec it could be of a later
+        # boot than the boot id, and the pair would vouch for memory that is gone.
+        running = Container(
+            ref, ContainerState.STARTED, provider_state=ContainerState.STARTED.value
+        )
+        return Boot(running, await self._boot_id(ref, deadline))
 
     async def resume(
         self, ref: ContainerRef, expected_boot_id: str, deadline: Deadline
@@ -173,25 +172,6 @@ class Booting:
             )
             return ""
         return read_boot_id(result.exit_code, result.stdout)
-
-    async def _look(self, ref: ContainerRef, deadline: Deadline) -> Container:
-        """The container as a read shows it; that it runs was seen already and stays said."""
-        running = Container(
-            ref, ContainerState.STARTED, provider_state=ContainerState.STARTED.value
-        )
-        try:
-            seen = await self._provider.get(ref, deadline.within(BOOT_ID_SECONDS))
-        except ServiceError:
-            return running
-        if seen.state is ContainerState.STARTED:
-            return seen
-        # A read from before the start: its newest start event is not this start.
-        return replace(
-            seen,
-            state=running.state,
-            provider_state=running.provider_state,
-            last_start_time=None,
-        )
 
 
 def read_boot_id(exit_code: int, stdout: str) -> str:

@@ -728,9 +728,7 @@ class StartContainerResponse(message.Message):
     """The guest's boot id; empty where it did not answer."""
     @builtins.property
     def container(self) -> Container:
-        """The container, running. Its `last_start_time` is to be kept: it is not set where it could not
-        be read.
-        """
+        """The container, running: its app, id and state only. Read it for the rest."""
 
     def __init__(
         self,
@@ -842,9 +840,7 @@ class ResumeContainerResponse(message.Message):
     """A sentence for people: what the verdict rests on."""
     @builtins.property
     def container(self) -> Container:
-        """The container, running. Its `last_start_time` is to be kept: it is not set where it could not
-        be read.
-        """
+        """The container, running: its app, id and state only. Read it for the rest."""
 
     def __init__(
         self,
