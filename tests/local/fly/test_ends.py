@@ -33,7 +33,7 @@ async def test_a_running_machine_is_destroyed_by_force(app: App, word: str) -> N
 
 async def test_a_resting_machine_is_destroyed_without_force(app: App) -> None:
     """Fly conformance case 49."""
-    created = Machine(app, (await app.create())["id"])
+    created = Machine(app, (await app.create(skip_launch=True))["id"])
     await created.delete()
     stopped = await app.started()
     await stopped.stopped()
