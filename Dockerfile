@@ -6,6 +6,8 @@ ARG PIP_INDEX_URL
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --uid 10001 --user-group --no-create-home roost
 WORKDIR /app
+# What is copied here is found from any folder: the emulator's guests start elsewhere.
+RUN pwd > "$(python -c 'import site; print(site.getsitepackages()[0])')/roost.pth"
 
 FROM base AS service
 COPY lock/run.txt lock/run.txt
