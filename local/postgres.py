@@ -76,6 +76,9 @@ class EmbeddedPostgres:
             if await asyncio.to_thread(self.folder.prepare):
                 await self._make_cluster()
             await self._start_on_some_port()
+        except OSError as error:
+            await self._close()
+            raise PostgresFailed(f"{self.folder.path} cannot be used: {error}") from error
         except BaseException:
             await self._close()
             raise

@@ -9,9 +9,11 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
+import httpx
+
 from local.children import Child
 from local.fly.admin import Admin
-from local.fly_app import ensure_app
+from local.fly_app import AppRefused, ensure_app
 from local.health import serving
 from local.lock import FolderLock
 from local.ports import is_taken
@@ -122,7 +124,10 @@ class Stack:
 
     async def _open_all(self) -> None:
         self._open.callback(self._lock.release)
-        await asyncio.to_thread(self._take_folder)
+        try:
+            await asyncio.to_thread(self._take_folder)
+        except OSError as error:
+            raise StackFailed(f"{self.settings.data} cannot be used: {error}", 2) from error
         self._open.push_async_callback(self._end_watchers)
         self.settings = self.settings.with_ports()
         if not self.database_url:
@@ -133,7 +138,13 @@ class Stack:
             self._open.push_async_callback(self.stop, name)
             await self.start(name)
             if name == "emulator":
-                await ensure_app(self.fly_url, TOKEN, self.settings.app)
+                await self._make_app()
+
+    async def _make_app(self) -> None:
+        try:
+            await ensure_app(self.fly_url, TOKEN, self.settings.app)
+        except (AppRefused, httpx.HTTPError) as error:
+            raise StackFailed(f"the emulator makes no app: {error!r}") from error
 
     def _take_folder(self) -> None:
         if not self._lock.acquire():

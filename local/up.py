@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,12 +100,16 @@ def table(stack: Stack) -> str:
     """What listens where, where logs and data are, and what to try first."""
     wanted = stack.settings
     url = wanted.url_template.format(container_id="<container_id>", app=wanted.app)
-    postgres = str(stack.postgres.folder.log) if stack.postgres else "(not ours)"
+    if stack.postgres:
+        postgres = (stack.database_url, str(stack.postgres.folder.log))
+    else:
+        # Somebody's own server: its password is not for a terminal's history.
+        postgres = (re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", stack.database_url), "(not ours)")
     rows = [
         ("", "where", "log"),
         *((part.name, part.address, str(part.log)) for part in stack.parts.values()),
         ("previews", url, ""),
-        ("PostgreSQL", stack.database_url, postgres),
+        ("PostgreSQL", *postgres),
     ]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"  {a:{wide[0]}}   {b:{wide[1]}}   {c}".rstrip() for a, b, c in rows]
