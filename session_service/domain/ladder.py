@@ -315,7 +315,20 @@ def _climb(
             f"nothing is left that could bring back {wanted.name if wanted else 'anything'}",
             Refusal.CONTINUITY_UNAVAILABLE,
         )
-    return Climb(f"{rungs[0]}_FIRST", f"the best rung left is {rungs[0]}", rungs)
+    return Climb(f"{rungs[0]}_FIRST", _why(session, container, seen, rungs[0]), rungs)
+
+
+def _why(
+    session: Session, container: Container | None, seen: ContainerState | None, rung: Rung
+) -> str:
+    """A sentence for people: what the container is, and so the best rung that is left."""
+    if container is None or container.container_id is None or container.destroy_time is not None:
+        return f"the session has no container any more, so that only {rung} is left"
+    if seen is not None:
+        return f"the provider shows the container {seen}, so that the best rung is {rung}"
+    return (
+        f"the session rests {session.pause_depth or 'SUSPENDED'}, so that the best rung is {rung}"
+    )
 
 
 #: The most that a rung can bring back.

@@ -17,7 +17,7 @@ from session_service.domain import conditions, ladder
 from session_service.domain import policy as policies
 from session_service.domain.decision import load_attempts
 from session_service.domain.session import ConditionType, Continuity
-from session_service.domain.states import State, Transition
+from session_service.domain.states import State
 from session_service.lifecycle.starts import etag_of
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATES = {state: pb.Session.State.Value(f"STATE_{state.name}") for state in State}
-_NEXT = {
-    State.ACTIVE: pb.NextAction.ACTION_PAUSE,
-    State.PAUSED: pb.NextAction.ACTION_DEEPEN,
-    State.ENDED: pb.NextAction.ACTION_PURGE,
-}
 _RESTING = frozenset({State.PAUSED, State.ENDED})
 
 
@@ -91,7 +86,6 @@ class Renderer:
             pause_time=timestamp(row.pause_time),
             end_time=timestamp(row.end_time),
             purge_time=timestamp(row.purge_time),
-            next_action=_next_action(row),
             etag=etag_of(row),
             start_count=row.start_count,
             end_reason=_end_reason(row),
@@ -285,22 +279,3 @@ def _conditions(record: Record, extra: tuple[ConditionType, ...]) -> list[pb.Con
         )
         for item in (*own, *more)
     ]
-
-
-def _next_action(row: Session) -> pb.NextAction | None:
-    """What happens next: from what the row says, not from the lazily advanced `due_at`."""
-    in_force = policies.load(row.policy)
-    if row.transition is Transition.REPLACE:
-        return None
-    if row.transition is not None:
-        return pb.NextAction(action=pb.NextAction.ACTION_TAKE_OVER, time=timestamp(row.lease_until))
-    match row.state:
-        case State.ACTIVE:
-            time = row.last_active_time + in_force.idle_timeout
-        case State.PAUSED if row.pause_time is not None:
-            time = row.pause_time + in_force.deepen_after
-        case State.ENDED if row.due_at is not None and row.purge_time is not None:
-            time = row.purge_time
-        case _:
-            return None
-    return pb.NextAction(action=_NEXT[row.state], time=timestamp(time))

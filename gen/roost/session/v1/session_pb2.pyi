@@ -430,11 +430,11 @@ class Session(message.Message):
 
     @builtins.property
     def purge_time(self) -> timestamp_pb2.Timestamp:
-        """When an ended session's container is destroyed; undelete it before."""
+        """When an ended session's container may be destroyed; undelete it before."""
 
     @builtins.property
     def next_action(self) -> NextAction:
-        """What happens to it next if nobody does anything."""
+        """What happens to it next if nobody does anything; not set where nothing does."""
 
     def __init__(
         self,
