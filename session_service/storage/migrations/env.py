@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from alembic import context
 
-from session_service.storage.tables import metadata
+from session_service.storage import agent_tables
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
+    target_metadata=agent_tables.metadata,
     transaction_per_migration=True,
 )
 with context.begin_transaction():
