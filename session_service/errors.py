@@ -11,6 +11,10 @@ RoostError
 ├── SuspendFailedStillRunning the pause failed; it runs
 ├── ProviderRefused           the provider will not, whoever asks again
 ├── EtagMismatch              it changed since it was read
+├── AgentSessionNotFound
+├── AgentSessionExists        the id is taken
+├── AgentSessionExpired       it expired or was ended, and takes no turns
+├── TurnConflict              it has other turns than the caller has seen
 ├── NotBuiltYet
 └── Retryable                 the same call may go through later
 ├── ProviderCapacity
@@ -117,6 +121,30 @@ class EtagMismatch(RoostError):
     reason = "ETAG_MISMATCH"
 
 
+class AgentSessionNotFound(RoostError):
+    """No such agent session, or none that this tenant may see, or it was purged."""
+
+    reason = "AGENT_SESSION_NOT_FOUND"
+
+
+class AgentSessionExists(RoostError):
+    """The tenant has an agent session of this id."""
+
+    reason = "AGENT_SESSION_EXISTS"
+
+
+class AgentSessionExpired(RoostError):
+    """The agent session expired or was ended; the metadata's `state` says which."""
+
+    reason = "AGENT_SESSION_EXPIRED"
+
+
+class TurnConflict(RoostError):
+    """Others appended since the caller read; the metadata has the current `turn_count`."""
+
+    reason = "TURN_CONFLICT"
+
+
 class NotBuiltYet(RoostError):
     """The contract has it, this version does not."""
 
@@ -170,6 +198,10 @@ RECORDED: dict[str, type[RoostError]] = {
         SuspendFailedStillRunning,
         ProviderRefused,
         EtagMismatch,
+        AgentSessionNotFound,
+        AgentSessionExists,
+        AgentSessionExpired,
+        TurnConflict,
         ProviderCapacity,
         ProviderRateLimited,
         ProviderUnavailable,
