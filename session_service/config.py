@@ -61,6 +61,18 @@ class Config:
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
 
+    agent_idle_timeout: timedelta = timedelta(hours=1)
+    """How long an agent session that asks for nothing else may be without a turn."""
+
+    agent_retention: timedelta = timedelta(days=30)
+    """How long an expired or ended agent session can be brought back; then it is purged."""
+
+    janitor_interval: timedelta = timedelta(minutes=15)
+    """Between two passes that expire and purge."""
+
+    search_language: str = "english"
+    """PostgreSQL's text search configuration; another one indexes everything anew."""
+
     grace: float = 10.0
     """Seconds that calls in flight have to finish after a stop signal."""
 
@@ -143,6 +155,23 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise ValueError(text)
     return text.lower() in ("true", "1", "yes")
+
+
+def _language(text: str) -> str:
+    if text.lower() not in LANGUAGES:
+        raise ValueError(text)
+    return text.lower()
+
+
+#: The text search configurations that PostgreSQL 15 and newer come with.
+LANGUAGES = frozenset(
+    {
+        *("simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english"),
+        *("finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish"),
+        *("italian", "lithuanian", "nepali", "norwegian", "portuguese", "romanian", "russian"),
+        *("serbian", "spanish", "swedish", "tamil", "turkish", "yiddish"),
+    }
+)
 
 
 def _level(text: str) -> str:
@@ -231,6 +260,26 @@ VARIABLES = (
         "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),
         "a number of seconds from 0 to 2592000",
         "seconds that an ended session can be brought back",
+    ),
+    Variable(
+        "ROOST_AGENT_IDLE_TIMEOUT", "agent_idle_timeout", _span(1, 316_224_000),
+        "a number of seconds from 1 to 316224000",
+        "seconds that an agent session may be without a turn, where it asks for nothing else",
+    ),
+    Variable(
+        "ROOST_AGENT_RETENTION", "agent_retention", _span(0, 3_162_240_000),
+        "a number of seconds from 0 to 3162240000",
+        "seconds that an expired or ended agent session can be brought back",
+    ),
+    Variable(
+        "ROOST_JANITOR_INTERVAL", "janitor_interval", _span(1, 86_400),
+        "a number of seconds from 1 to 86400",
+        "seconds between two passes that expire and purge",
+    ),
+    Variable(
+        "ROOST_SEARCH_LANGUAGE", "search_language", _language,
+        "a language that PostgreSQL has a text search configuration for, or simple",
+        "the language that agents' turns are searched in; all replicas' must be the same",
     ),
     Variable(
         "ROOST_GRACE", "grace", _number(0, 3600), "a number of seconds from 0 to 3600",

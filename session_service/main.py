@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1 import session_service_pb2_grpc as rpc
-from session_service import logs
+from session_service import agent_service, logs
 from session_service.clients.containers import GrpcContainers
 from session_service.clients.preview import Preview
 from session_service.config import Config, ConfigError, describe
@@ -102,11 +102,11 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         channel = await stack.enter_async_context(
             grpc.aio.insecure_channel(config.container_target)
         )
-        watch = Health(database, channel, (SERVICE,))
+        watch = Health(database, channel, (SERVICE, agent_service.SERVICE))
         await watch.begin()
         server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(watch.servicer, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, agent_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         port = bind(server, config.listen)
 
@@ -117,6 +117,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         rpc.add_SessionServiceServicer_to_server(
             SessionServicer(cases, Renderer(outside.previews)), server
         )
+        await agent_service.add(stack, server, config, database)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
         stack.push_async_callback(ownership.drain, config.grace)

@@ -1,0 +1,164 @@
+"""roost.agent.v1.AgentSessionService: parse, call, render."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from roost.agent.v1 import agent_session_service_pb2 as pb
+from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceServicer
+from session_service.domain.session import DEFAULT_TENANT
+from session_service.errors import NotBuiltYet
+from session_service.rpc import agent_convert as convert
+from session_service.rpc import agent_listings as listings
+from session_service.rpc import agent_render as render
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import timedelta
+
+    from session_service.agents.conversations import Conversations
+    from session_service.agents.turns import Conversing
+
+# Any: the generated base leaves the context's own parameters open.
+Context = grpc.aio.ServicerContext[Any, Any]
+
+#: Until calls are authenticated, everybody is of the one tenant.
+TENANT = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True)
+class AgentCases:
+    """What the servicer calls, and the idle time-out of sessions that ask for none."""
+
+    conversations: Conversations
+    turns: Conversing
+    idle_timeout: timedelta | None
+
+
+class AgentServicer(AgentSessionServiceServicer):
+    """Answers the contract; the work is the use cases'."""
+
+    def __init__(self, cases: AgentCases) -> None:
+        self._cases = cases
+
+    async def CreateAgentSession(
+        self, request: pb.CreateAgentSessionRequest, context: Context
+    ) -> pb.CreateAgentSessionResponse:
+        """Begin a conversation."""
+        parsed = convert.parse_create(request, TENANT, self._cases.idle_timeout)
+        made = await self._cases.conversations.create(*parsed)
+        return pb.CreateAgentSessionResponse(agent_session=render.session(made))
+
+    async def AppendTurn(
+        self, request: pb.AppendTurnRequest, context: Context
+    ) -> pb.AppendTurnResponse:
+        """Append a turn."""
+        wanted = convert.parse_append(request, TENANT)
+        return render.appended(await self._cases.turns.append(wanted))
+
+    async def GetAgentSession(
+        self, request: pb.GetAgentSessionRequest, context: Context
+    ) -> pb.GetAgentSessionResponse:
+        """Read one session."""
+        session_id = convert.parse_id(request.session_id)
+        found = await self._cases.conversations.get(TENANT, session_id)
+        return pb.GetAgentSessionResponse(agent_session=render.session(found))
+
+    async def ListAgentSessions(
+        self, request: pb.ListAgentSessionsRequest, context: Context
+    ) -> pb.ListAgentSessionsResponse:
+        """List sessions, a page at a time."""
+        wanted = listings.parse_sessions(request, TENANT)
+        rows = await self._cases.conversations.page(
+            TENANT, wanted.filter, wanted.after, wanted.size + 1, descending=wanted.descending
+        )
+        return listings.render_sessions(rows, wanted)
+
+    async def ListTurns(
+        self, request: pb.ListTurnsRequest, context: Context
+    ) -> pb.ListTurnsResponse:
+        """List a session's turns, a page at a time."""
+        wanted = listings.parse_turns(request, TENANT)
+        found = await self._cases.turns.page(
+            TENANT,
+            wanted.session_id,
+            wanted.position,
+            size=wanted.size,
+            max_bytes=convert.REPLY_BYTES,
+            descending=wanted.descending,
+        )
+        return listings.render_turns(found, wanted)
+
+    async def GetContext(
+        self, request: pb.GetContextRequest, context: Context
+    ) -> pb.GetContextResponse:
+        """Read what to give to the model."""
+        session_id, budget = convert.parse_context(request)
+        found = await self._cases.turns.context(TENANT, session_id, budget)
+        return render.context(found, estimates=budget.estimates_count)
+
+    async def EndAgentSession(
+        self, request: pb.EndAgentSessionRequest, context: Context
+    ) -> pb.EndAgentSessionResponse:
+        """End a conversation."""
+        ended = await self._cases.conversations.end(*convert.parse_end(request, TENANT))
+        return pb.EndAgentSessionResponse(agent_session=render.session(ended))
+
+    async def UndeleteAgentSession(
+        self, request: pb.UndeleteAgentSessionRequest, context: Context
+    ) -> pb.UndeleteAgentSessionResponse:
+        """Bring a session back."""
+        named = convert.parse_named(request, "UndeleteAgentSession", TENANT)
+        back = await self._cases.conversations.undelete(*named)
+        return pb.UndeleteAgentSessionResponse(agent_session=render.session(back))
+
+    def WatchTurns(
+        self, request: pb.WatchTurnsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchTurnsResponse]:
+        """Not built yet."""
+        raise NotBuiltYet("WatchTurns is not built yet")
+
+    async def ForkAgentSession(
+        self, request: pb.ForkAgentSessionRequest, context: Context
+    ) -> pb.ForkAgentSessionResponse:
+        """Not built yet."""
+        raise NotBuiltYet("ForkAgentSession is not built yet")
+
+    async def RewindAgentSession(
+        self, request: pb.RewindAgentSessionRequest, context: Context
+    ) -> pb.RewindAgentSessionResponse:
+        """Not built yet."""
+        raise NotBuiltYet("RewindAgentSession is not built yet")
+
+    async def UndoRewind(
+        self, request: pb.UndoRewindRequest, context: Context
+    ) -> pb.UndoRewindResponse:
+        """Not built yet."""
+        raise NotBuiltYet("UndoRewind is not built yet")
+
+    async def SearchTurns(
+        self, request: pb.SearchTurnsRequest, context: Context
+    ) -> pb.SearchTurnsResponse:
+        """Not built yet."""
+        raise NotBuiltYet("SearchTurns is not built yet")
+
+    async def GetAgentStats(
+        self, request: pb.GetAgentStatsRequest, context: Context
+    ) -> pb.GetAgentStatsResponse:
+        """Not built yet."""
+        raise NotBuiltYet("GetAgentStats is not built yet")
+
+    async def ImportAgentSessions(
+        self, request_iterator: AsyncIterator[pb.ImportAgentSessionsRequest], context: Context
+    ) -> pb.ImportAgentSessionsResponse:
+        """Not built yet."""
+        raise NotBuiltYet("ImportAgentSessions is not built yet")
+
+    def ExportAgentSessions(
+        self, request: pb.ExportAgentSessionsRequest, context: Context
+    ) -> AsyncIterator[pb.ExportAgentSessionsResponse]:
+        """Not built yet."""
+        raise NotBuiltYet("ExportAgentSessions is not built yet")
