@@ -1,0 +1,114 @@
+"""What the agent tests share: a server in this process, and a caller's view of it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import grpc.aio
+
+from roost.agent.v1 import agent_session_pb2 as pb
+from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
+from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceStub
+from session_service import agent_service
+from session_service.config import Config
+from session_service.main import SERVER_OPTIONS
+from session_service.rpc.interceptors import ErrorAnswer
+from session_service.storage.database import Database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+#: One call, in s: more than anything here should take.
+TIMEOUT = 20.0
+
+
+def said(content: str, role: str = "user", **fields: Any) -> pb.Message:
+    """A message. Any: whatever fields a test gives."""
+    return pb.Message(role=role, content=content, **fields)
+
+
+def request_id() -> str:
+    """A new one."""
+    return str(uuid4())
+
+
+@dataclass
+class Replica:
+    """A running agent service, and a client's view of it."""
+
+    stub: AgentSessionServiceStub
+    database: Database
+    target: str
+
+    async def create(self, agent_role: str = "ceo", **fields: Any) -> pb.AgentSession:
+        """CreateAgentSession. Any: whatever fields a test gives."""
+        request = rpc_pb.CreateAgentSessionRequest(agent_role=agent_role, **fields)
+        return (await self.stub.CreateAgentSession(request, timeout=TIMEOUT)).agent_session
+
+    async def append(
+        self, session_id: str, *contents: str, tokens: int | None = 10, **fields: Any
+    ) -> rpc_pb.AppendTurnResponse:
+        """AppendTurn of messages that user and assistant say by turns, each of so many tokens."""
+        if "messages" not in fields:
+            fields["messages"] = [
+                said(content, ("user", "assistant")[i % 2], tokens=tokens)
+                for i, content in enumerate(contents)
+            ]
+        request = rpc_pb.AppendTurnRequest(session_id=session_id, **fields)
+        return await self.stub.AppendTurn(request, timeout=TIMEOUT)
+
+    async def get(self, session_id: str) -> pb.AgentSession:
+        """GetAgentSession."""
+        request = rpc_pb.GetAgentSessionRequest(session_id=session_id)
+        return (await self.stub.GetAgentSession(request, timeout=TIMEOUT)).agent_session
+
+    async def context(self, session_id: str, **fields: Any) -> rpc_pb.GetContextResponse:
+        """GetContext."""
+        request = rpc_pb.GetContextRequest(session_id=session_id, **fields)
+        return await self.stub.GetContext(request, timeout=TIMEOUT)
+
+    async def turns(self, session_id: str, **fields: Any) -> list[pb.Turn]:
+        """Every page of ListTurns."""
+        found: list[pb.Turn] = []
+        token = ""
+        while True:
+            request = rpc_pb.ListTurnsRequest(session_id=session_id, page_token=token, **fields)
+            page = await self.stub.ListTurns(request, timeout=TIMEOUT)
+            found += page.turns
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def contents(self, session_id: str, **fields: Any) -> list[str]:
+        """The first message of every turn."""
+        return [turn.messages[0].content for turn in await self.turns(session_id, **fields)]
+
+    async def rows(self, query: str, *params: Any) -> list[tuple[Any, ...]]:
+        """What the database holds. Any: columns of every type."""
+        async with self.database.connection() as connection:
+            cursor = await connection.execute(query.encode(), params)
+            return await cursor.fetchall() if cursor.description else []
+
+
+def numbers(turns: Sequence[pb.Turn]) -> list[int]:
+    """The turns' numbers."""
+    return [turn.turn_number for turn in turns]
+
+
+@asynccontextmanager
+async def replica(database_url: str, **settings: Any) -> AsyncGenerator[Replica]:
+    """A server of the agent service alone, as main puts it together. Any: Config's fields."""
+    config = Config(database_url=database_url, **settings)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database(database_url, max_size=8))
+        server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await agent_service.add(stack, server, config, database)
+        await server.start()
+        stack.push_async_callback(server.stop, 1.0)
+        target = f"127.0.0.1:{port}"
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
+        yield Replica(AgentSessionServiceStub(channel), database, target)
