@@ -140,7 +140,8 @@ class Climber:
 
     async def _climb(self, climb: Climb) -> Landing:
         """Try the rungs that the row says are left, each only after those before are lost."""
-        for rung in rungs_for(climb.session, climb.container):
+        # A new container that vanishes as it comes up is made once more, as the next generation.
+        for rung in (*rungs_for(climb.session, climb.container), Rung.CREATE):
             if climb.least is not None and BEST_OF[rung] < climb.least:
                 continue
             began = monotonic()
@@ -148,7 +149,8 @@ class Climber:
                 return await self._try(climb, rung)
             except RungLost as lost:
                 climb.note(rung, AttemptResult.FAILED, str(lost), began)
-                climb.found = (ConditionType.CONTAINER_LOST,)
+                if climb.container.start_time is not None:
+                    climb.found = (ConditionType.CONTAINER_LOST,)
             except LessSurvived:
                 climb.note(rung, AttemptResult.DEGRADED, "BOOT_ID_CHANGED", began)
                 raise
@@ -158,6 +160,8 @@ class Climber:
             except (ContainerAbsent, LeaseHeld, LeaseLost) as error:
                 climb.note(rung, AttemptResult.FAILED, "PROVIDER_BUSY", began)
                 raise ProviderUnavailable(f"{error}; try again") from error
+        if climb.least is None or climb.least <= BEST_OF[Rung.CREATE]:
+            raise ProviderUnavailable("new containers vanish as they come up; try again")
         raise ContinuityUnavailable(
             "nothing is left that could bring back what was asked for; "
             "start with a lower min_continuity to get a new container"

@@ -141,6 +141,16 @@ async def test_a_container_lost_while_it_rested_is_created_anew_and_named(roost:
     assert again.session.generation == 2
 
 
+async def test_a_new_container_that_vanishes_is_made_once_more(roost: World) -> None:
+    """Nothing of the user's was lost: the next generation is created in the same call."""
+    await roost.admin.set_fault("machine_vanished", action="wait")
+    answer = await roost.one.start()
+    assert (answer.outcome, answer.session.generation) == (pb.START_OUTCOME_CREATED, 2)
+    assert [a.reason for a in answer.attempts] == ["CONTAINER_LOST", "CREATED"]
+    assert not answer.session.conditions
+    assert await roost.counter(answer.session) == "0"
+
+
 async def test_a_lost_container_is_not_replaced_where_something_had_to_survive(
     roost: World,
 ) -> None:
