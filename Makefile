@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FAULT ?=
 PYTEST_ARGS ?=
+# Most of a test is waiting for processes: as many at once as there are cores, 2 at least.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(max(2, os.cpu_count() or 2))")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test lint format bench gen lock clean
@@ -28,7 +30,7 @@ up: setup  ## run the whole stack in the foreground; Ctrl-C ends it
 	@$(BIN)/python -m local up
 
 test: lint  ## every check: lint, types, layers, protos, tests
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: setup  ## style, types, layers, protos, generated code
 	@$(BIN)/ruff check .
