@@ -55,7 +55,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def stale() -> list[str]:
-    """Names of files in gen/ that differ from what protos/ compile to, are missing, or are left over."""
+    """Files of gen/ that differ from what protos/ compile to, are missing, or are left over."""
     with tempfile.TemporaryDirectory() as scratch:
         compile_protos(Path(scratch))
         fresh, committed = tree(Path(scratch)), tree(GEN)
