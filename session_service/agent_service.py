@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from roost.agent.v1 import agent_session_service_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2_grpc as rpc
+from session_service.agents.branching import Branching
 from session_service.agents.conversations import Conversations
 from session_service.agents.turns import Conversing
 from session_service.rpc.agent_servicer import AgentCases, AgentServicer
@@ -25,9 +26,11 @@ async def add(
     stack: AsyncExitStack, server: grpc.aio.Server, config: Config, database: Database
 ) -> None:
     """Let the server answer the agent service's calls; the stack ends what runs behind them."""
+    conversations = Conversations(database, config.agent_retention)
     cases = AgentCases(
-        conversations=Conversations(database, config.agent_retention),
+        conversations=conversations,
         turns=Conversing(database),
+        branching=Branching(database, conversations),
         idle_timeout=config.agent_idle_timeout,
     )
     rpc.add_AgentSessionServiceServicer_to_server(AgentServicer(cases), server)

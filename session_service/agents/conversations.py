@@ -44,27 +44,31 @@ class Conversations:
     async def create(self, request: Request, opening: Opening) -> AgentSession:
         """Begin a conversation. Raises AgentSessionExists where the id that was given is taken."""
         for _ in range(DRAWS):
-            session_id = opening.session_id or self._new_id(opening.agent_role)
+            session_id = opening.session_id or self.new_id(opening.agent_role)
             try:
                 return await agent_sessions.create(self._database, request, session_id, opening)
             except psycopg.errors.UniqueViolation as violation:
                 earlier = await replay(self._database, request)
                 if earlier is not None:
-                    return await self.get(request.tenant, earlier.session_id)
+                    return await self.get(request.tenant, earlier.session_id, context=True)
                 clash = violation.diag.constraint_name == SESSION_KEY
                 if clash and opening.session_id is not None:
                     break
         taken = refusals.taken(opening.session_id or opening.agent_role)
         earlier = await refuse(self._database, request, opening.session_id or "", taken)
-        return await self.get(request.tenant, earlier.session_id)
+        return await self.get(request.tenant, earlier.session_id, context=True)
 
-    def _new_id(self, agent_role: str) -> str:
+    def new_id(self, agent_role: str) -> str:
+        """An id for a session of this role, which may be taken."""
         # The replica's clock gives a name here, and decides nothing.
         return agent.session_id(agent_role, int(time.time()), self._draw())
 
-    async def get(self, tenant: str, session_id: str) -> AgentSession:
-        """The tenant's session with its startup context. Raises AgentSessionNotFound."""
-        found = await agent_sessions.get(self._database, tenant, session_id, context=True)
+    async def get(self, tenant: str, session_id: str, *, context: bool = False) -> AgentSession:
+        """The tenant's session; `context` reads its startup context too.
+
+        Raises AgentSessionNotFound.
+        """
+        found = await agent_sessions.get(self._database, tenant, session_id, context=context)
         if found is None:
             raise refusals.missing(session_id)
         return found

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from session_service import errors
-from session_service.agents import refusals
 from session_service.domain.decision import dump_error
 from session_service.storage import agent_requests
 
@@ -38,6 +37,10 @@ class Earlier:
     branch_id: int | None
 
 
+class IdTaken(Exception):
+    """The work would have made a session under an id that is taken."""
+
+
 async def once(
     database: Database,
     request: Request,
@@ -47,7 +50,7 @@ async def once(
     """Do the work in one transaction with the record of its request, or tell what it did before.
 
     The work locks what it changes first, so that a repeat that comes meanwhile waits. Raises
-    whatever refusal the work raises, or the one that is recorded.
+    whatever refusal the work raises, or the one that is recorded; IdTaken.
     """
     try:
         async with database.transaction() as connection:
@@ -60,7 +63,7 @@ async def once(
     except psycopg.errors.UniqueViolation as violation:
         earlier = await replay(database, request)
         if earlier is None:
-            raise refusals.taken(session_id) from violation
+            raise IdTaken from violation
         return earlier
     except errors.RoostError as refusal:
         return await refuse(database, request, session_id, refusal)
@@ -80,7 +83,8 @@ async def refuse(
     """Record the refusal, if it is final, and raise it; tell what the request did before, where
     the same request was first.
     """
-    if request.request_id is None or isinstance(refusal, errors.Retryable):
+    final = refusal.reason in errors.RECORDED and not isinstance(refusal, errors.Retryable)
+    if request.request_id is None or not final:
         raise refusal
     error = dump_error(refusal.reason, refusal.message, refusal.metadata)
     return _told(await agent_requests.refuse(database, request, session_id, error), request)

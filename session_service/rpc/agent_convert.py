@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -122,3 +123,47 @@ def parse_end(
     """An end, and how long it can be undone at most."""
     request, session_id = parse_named(message, "EndAgentSession", tenant)
     return request, session_id, timedelta(0) if message.now else NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A fork as asked for."""
+
+    request: Request
+    session_id: str
+    at_turn: int | None
+    new_session_id: str | None
+    labels: str | None
+
+
+def parse_fork(message: rpc_pb.ForkAgentSessionRequest, tenant: str) -> Fork:
+    """A fork."""
+    fields = Fields()
+    request = _request(fields, message, "ForkAgentSession", tenant)
+    session_id = agent_fields.session_id(fields, "session_id", message.session_id)
+    at_turn = None
+    if message.HasField("at_turn"):
+        at_turn = agent_fields.count(fields, "at_turn", message.at_turn)
+    new_id = agent_fields.session_id(
+        fields, "new_session_id", message.new_session_id, required=False
+    )
+    labels = agent_fields.labels(fields, "labels", message.labels) if message.labels else None
+    fields.done()
+    return Fork(request, session_id, at_turn, new_id or None, labels)
+
+
+def parse_rewind(
+    message: rpc_pb.RewindAgentSessionRequest, tenant: str
+) -> tuple[Request, str, int, int | None]:
+    """A rewind: which session, to which turn, out of how many."""
+    fields = Fields()
+    request = _request(fields, message, "RewindAgentSession", tenant)
+    session_id = agent_fields.session_id(fields, "session_id", message.session_id)
+    if not message.HasField("to_turn"):
+        fields.wrong("to_turn", "must be set")
+    to_turn = agent_fields.count(fields, "to_turn", message.to_turn)
+    expected = None
+    if message.HasField("expected_turn_count"):
+        expected = agent_fields.count(fields, "expected_turn_count", message.expected_turn_count)
+    fields.done()
+    return request, session_id, to_turn, expected

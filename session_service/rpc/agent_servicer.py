@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import timedelta
 
+    from session_service.agents.branching import Branching
     from session_service.agents.conversations import Conversations
     from session_service.agents.turns import Conversing
 
@@ -35,6 +36,7 @@ class AgentCases:
 
     conversations: Conversations
     turns: Conversing
+    branching: Branching
     idle_timeout: timedelta | None
 
 
@@ -64,7 +66,7 @@ class AgentServicer(AgentSessionServiceServicer):
     ) -> pb.GetAgentSessionResponse:
         """Read one session."""
         session_id = convert.parse_id(request.session_id)
-        found = await self._cases.conversations.get(TENANT, session_id)
+        found = await self._cases.conversations.get(TENANT, session_id, context=True)
         return pb.GetAgentSessionResponse(agent_session=render.session(found))
 
     async def ListAgentSessions(
@@ -124,20 +126,31 @@ class AgentServicer(AgentSessionServiceServicer):
     async def ForkAgentSession(
         self, request: pb.ForkAgentSessionRequest, context: Context
     ) -> pb.ForkAgentSessionResponse:
-        """Not built yet."""
-        raise NotBuiltYet("ForkAgentSession is not built yet")
+        """Begin another conversation that shares this one's past."""
+        fork = convert.parse_fork(request, TENANT)
+        made = await self._cases.branching.fork(
+            fork.request, fork.session_id, fork.at_turn, fork.new_session_id, fork.labels
+        )
+        return pb.ForkAgentSessionResponse(agent_session=render.session(made))
 
     async def RewindAgentSession(
         self, request: pb.RewindAgentSessionRequest, context: Context
     ) -> pb.RewindAgentSessionResponse:
-        """Not built yet."""
-        raise NotBuiltYet("RewindAgentSession is not built yet")
+        """Go back to a turn."""
+        done = await self._cases.branching.rewind(*convert.parse_rewind(request, TENANT))
+        return pb.RewindAgentSessionResponse(
+            agent_session=render.session(done.session), set_aside_branch_id=done.branch_id or 0
+        )
 
     async def UndoRewind(
         self, request: pb.UndoRewindRequest, context: Context
     ) -> pb.UndoRewindResponse:
-        """Not built yet."""
-        raise NotBuiltYet("UndoRewind is not built yet")
+        """Take the last rewind back."""
+        named = convert.parse_named(request, "UndoRewind", TENANT)
+        done = await self._cases.branching.undo(*named)
+        return pb.UndoRewindResponse(
+            agent_session=render.session(done.session), set_aside_branch_id=done.branch_id or 0
+        )
 
     async def SearchTurns(
         self, request: pb.SearchTurnsRequest, context: Context

@@ -86,6 +86,33 @@ class Replica:
         """The first message of every turn."""
         return [turn.messages[0].content for turn in await self.turns(session_id, **fields)]
 
+    async def fork(self, session_id: str, **fields: Any) -> pb.AgentSession:
+        """ForkAgentSession. Any: whatever fields a test gives."""
+        request = rpc_pb.ForkAgentSessionRequest(session_id=session_id, **fields)
+        return (await self.stub.ForkAgentSession(request, timeout=TIMEOUT)).agent_session
+
+    async def rewind(
+        self, session_id: str, to_turn: int, **fields: Any
+    ) -> rpc_pb.RewindAgentSessionResponse:
+        """RewindAgentSession."""
+        request = rpc_pb.RewindAgentSessionRequest(session_id=session_id, to_turn=to_turn, **fields)
+        return await self.stub.RewindAgentSession(request, timeout=TIMEOUT)
+
+    async def undo(self, session_id: str, **fields: Any) -> rpc_pb.UndoRewindResponse:
+        """UndoRewind."""
+        request = rpc_pb.UndoRewindRequest(session_id=session_id, **fields)
+        return await self.stub.UndoRewind(request, timeout=TIMEOUT)
+
+    async def end(self, session_id: str, **fields: Any) -> pb.AgentSession:
+        """EndAgentSession."""
+        request = rpc_pb.EndAgentSessionRequest(session_id=session_id, **fields)
+        return (await self.stub.EndAgentSession(request, timeout=TIMEOUT)).agent_session
+
+    async def undelete(self, session_id: str, **fields: Any) -> pb.AgentSession:
+        """UndeleteAgentSession."""
+        request = rpc_pb.UndeleteAgentSessionRequest(session_id=session_id, **fields)
+        return (await self.stub.UndeleteAgentSession(request, timeout=TIMEOUT)).agent_session
+
     async def rows(self, query: str, *params: Any) -> list[tuple[Any, ...]]:
         """What the database holds. Any: columns of every type."""
         async with self.database.connection() as connection:
