@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local.fly import ids
-from local.fly.api import apps, guests, leases, machines, metadata, runs, waits
+from local.fly.api import apps, guests, leases, machines, metadata, runs, volumes, waits
 from local.fly.api.control import Control
 from local.fly.calls import Operation
 from local.fly.errors import ApiError
@@ -24,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *leases.OPERATIONS,
     *metadata.OPERATIONS,
     *guests.OPERATIONS,
+    *volumes.OPERATIONS,
 )
 """All that the API can do; an area is added by its line here."""
 

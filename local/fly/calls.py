@@ -35,6 +35,17 @@ class Call:
         return self.path.get("machine", "")
 
     @property
+    def volume_id(self) -> str:
+        """The volume named in the path, empty when there is none."""
+        return self.path.get("volume", "")
+
+    @property
+    def subject(self) -> str:
+        """What the rate limits count it on: a machine, a volume, an app or an organisation."""
+        named = (self.machine_id, self.volume_id, self.app, self.path.get("org", ""))
+        return next((name for name in named if name), "")
+
+    @property
     def nonce(self) -> str:
         """The lease nonce it carries, empty when there is none."""
         return self.headers.get(NONCE_HEADER, "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from local.fly import mounts
 from local.fly.errors import ApiError
 from local.fly.wire import JsonObject, flag, items, mapping, number, text, texts
 
@@ -28,6 +29,7 @@ def accepted(config: JsonObject) -> JsonObject:
     texts(config, "env")
     texts(config, "metadata")
     flag(config, "auto_destroy")
+    mounts.wish(config)
     _check_policies(config)
     services = [_service(service) for service in items(config, "services")]
     filled: JsonObject = {"dns": {}, "guest": dict(_GUEST), "init": {}}

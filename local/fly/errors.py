@@ -134,6 +134,37 @@ def host_full() -> ApiError:
     )
 
 
+def volume_not_found() -> ApiError:
+    """No volume of this id was ever made, or it is long gone."""
+    return ApiError(404, "volume not found")
+
+
+def volume_claimed(machine_id: str) -> ApiError:
+    """A machine is to mount a volume that another one has."""
+    return ApiError(412, f"failed_precondition: volume already claimed by machine {machine_id}")
+
+
+def volume_bound(machine_id: str) -> ApiError:
+    """A volume is only deleted when no machine has it any more."""
+    return ApiError(412, f"failed_precondition: volume is currently bound to machine: {machine_id}")
+
+
+def snapshot_scheduled(at: str) -> ApiError:
+    """A snapshot of the volume is being written."""
+    return ApiError(412, f"failed_precondition: snapshot is already scheduled at {at}")
+
+
+def no_room_for_volume() -> ApiError:
+    """The region has no room for another volume."""
+    return ApiError(412, "insufficient resources to create new volume")
+
+
+def volume_host_full(volume_id: str) -> ApiError:
+    """The host that has the volume has no room for a machine."""
+    text = f"insufficient resources to create new machine with existing volume id '{volume_id}'"
+    return ApiError(412, text, "volume_placement_capacity")
+
+
 def lease_held(machine_id: str, owner: str, expires: str) -> LeaseError:
     """Somebody else holds the lease."""
     return LeaseError(

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Iterable
 
-from local.fly import errors, ids
+from local.fly import errors, ids, regions
+from local.fly.claims import Claims
 from local.fly.clock import unix_ms
 from local.fly.faults import Faults, Occasion
 from local.fly.lifecycle import Lifecycle, new_record
@@ -12,6 +13,7 @@ from local.fly.machines import Machine, event
 from local.fly.records import App, MachineRecord
 from local.fly.settings import Settings
 from local.fly.store import Store
+from local.fly.volumes import Volumes
 from local.fly.wire import JsonObject
 
 _RESTING = frozenset({"stopped", "failed", "destroyed"})
@@ -27,7 +29,11 @@ class Fleet:
         actions: ActionLog,
         faults: Faults,
         lifecycle: Lifecycle,
+        claims: Claims,
+        volumes: Volumes,
     ) -> None:
+        self._claims = claims
+        self._volumes = volumes
         self._store = store
         self._actions = actions
         self._faults = faults
@@ -87,6 +93,7 @@ class Fleet:
         del self._apps[name]
         self._store.forget_app(name)
         self._actions.app(name, "app_destroy", "user")
+        self._volumes.forget_app(name)
         for machine in machines.values():
             await self._erase(machine)
 
@@ -122,10 +129,16 @@ class Fleet:
         for other in self._machines[app].values():
             if name and other.record.name == name and other.record.live:
                 raise errors.name_violation(other.id, name)
+        wanted = "" if region in regions.ALIASES else regions.place(region, self._region)
+        volume = self._claims.wanted(app, config, wanted)
         if self._faults.fire("capacity", Occasion("create", app)):
-            raise errors.no_candidate_host()
+            raise errors.volume_host_full(volume.id) if volume else errors.no_candidate_host()
         machine_id, name = ids.machine_id(), name or ids.machine_name()
-        record = new_record(app, machine_id, name, self._place(region), config)
+        # A machine with a volume is placed on the volume's host.
+        place = volume.region if volume else regions.place(region, self._region)
+        if volume is not None:
+            self._claims.take(volume, machine_id)
+        record = new_record(app, machine_id, name, place, config)
         machine = Machine(record, self._store.machine_folder(machine_id), self._store.save_machine)
         stale = self._faults.fire("stale_read", Occasion("create", app, machine_id))
         if stale is not None:
@@ -149,14 +162,9 @@ class Fleet:
 
     async def _erase(self, machine: Machine) -> None:
         machine.gone = True
+        self._claims.release_later(machine.id)
         await machine.close()
         self._store.forget_machine(machine.id)
-
-    def _place(self, region: str) -> str:
-        """The region for a request: the first that is a region's code, not an alias."""
-        wanted = region.split(",")[0].strip()
-        aliases = ("", "any", "us", "eu", "apac", "sa", "na")
-        return self._region if wanted in aliases else wanted
 
 
 def _hidden(machine: Machine) -> bool:

@@ -6,12 +6,13 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from local.fly import images
+from local.fly.mounts import Mount
 from local.fly.processes import ChildProcess, Spawner
 from local.fly.records import MachineRecord
 from local.fly.wire import mapping, number, texts
@@ -49,7 +50,9 @@ class Guest:
         folder: Path,
         env: Mapping[str, str],
         spawner: Spawner,
+        rewrite: Callable[[str], str],
     ) -> None:
+        self._rewrite = rewrite
         self._spawner = spawner
         self.boot_id = boot_id
         self.main = main
@@ -69,17 +72,19 @@ class Guest:
         port: int,
         extra_images: Mapping[str, tuple[str, ...]],
         spawner: Spawner,
+        mount: Mount | None = None,
     ) -> "Guest":
         """Start the machine's command in its root file system, which `lay_out` has made.
 
         Raises `UnknownImage` when there is no command. What it prints goes to `guest.log`.
         """
-        argv = images.command(record.config, extra_images)
+        rewrite = mount.rewrite if mount else _as_it_is
+        argv = [rewrite(part) for part in images.command(record.config, extra_images)]
         rootfs = folder / "rootfs"
-        env = environment(record, rootfs, port)
+        env = environment(record, rootfs, port, rewrite)
         with (folder / "guest.log").open("ab") as log:
             main = spawner.spawn(argv, cwd=rootfs, env=env, stdout=log, stderr=log)
-        return cls(main, boot_id, folder, env, spawner)
+        return cls(main, boot_id, folder, env, spawner, rewrite)
 
     def freeze(self) -> None:
         """Stop every process of the guest where it stands; memory is kept."""
@@ -114,6 +119,7 @@ class Guest:
             return ExecResult(0, 0, self.boot_id.encode() + b"\n", b"")
         # Guests share the host's /proc: send whoever names the file to this boot's own.
         argv = [part.replace(BOOT_ID_PATH, str(self._folder / "boot_id")) for part in argv]
+        argv = [self._rewrite(part) for part in argv]
         # Memory and not pipes: a process left behind that holds a pipe open would hold us too.
         with _memory_file(stdin) as given, _memory_file() as out, _memory_file() as err:
             process = self._spawner.spawn(
@@ -145,7 +151,9 @@ class Guest:
             process.signal_group(number)
 
 
-def environment(record: MachineRecord, rootfs: Path, port: int) -> dict[str, str]:
+def environment(
+    record: MachineRecord, rootfs: Path, port: int, rewrite: Callable[[str], str]
+) -> dict[str, str]:
     """What a guest finds in its environment (Fly docs: the runtime environment).
 
     `PORT` stands for the service's `internal_port`: guests share the host's network, so two of
@@ -157,7 +165,7 @@ def environment(record: MachineRecord, rootfs: Path, port: int) -> dict[str, str
         **{name: os.environ[name] for name in _HOST_ENV if name in os.environ},
         "HOME": str(rootfs),
         "PRIMARY_REGION": record.region,
-        **texts(record.config, "env"),
+        **{name: rewrite(value) for name, value in texts(record.config, "env").items()},
         "PORT": str(port),
         "FLY_APP_NAME": record.app,
         "FLY_MACHINE_ID": record.id,
@@ -172,17 +180,23 @@ def environment(record: MachineRecord, rootfs: Path, port: int) -> dict[str, str
     }
 
 
-def lay_out(folder: Path, boot_id: str, *, keep_rootfs: bool) -> None:
+def lay_out(folder: Path, boot_id: str, *, keep_rootfs: bool, mount: Mount | None = None) -> None:
     """Give a boot its root file system, the one there was or an empty one, and its boot id."""
     if not keep_rootfs:
         clear(folder)
     (folder / "rootfs").mkdir(parents=True, exist_ok=True)
+    if mount is not None:
+        mount.place(folder / "rootfs")
     (folder / "boot_id").write_text(boot_id + "\n")
 
 
 def clear(folder: Path) -> None:
     """Remove a machine's root file system."""
     shutil.rmtree(folder / "rootfs", ignore_errors=True)
+
+
+def _as_it_is(words: str) -> str:
+    return words
 
 
 def _memory_file(content: bytes = b"") -> IO[bytes]:

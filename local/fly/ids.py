@@ -6,6 +6,7 @@ import time
 import uuid
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_WORD = "0123456789abcdefghijklmnopqrstuvwxyz"
 _ADJECTIVES = ("aged", "bold", "calm", "damp", "dark", "fragrant", "green", "late", "quiet", "wild")
 _NOUNS = ("bird", "brook", "cloud", "dew", "field", "fog", "leaf", "night", "thunder", "wave")
 
@@ -24,6 +25,21 @@ def machine_name() -> str:
     return f"{_names.choice(_ADJECTIVES)}-{_names.choice(_NOUNS)}-{digits}"
 
 
+def volume_id() -> str:
+    """`vol_` and 16 letters and digits."""
+    return f"vol_{_word(16)}"
+
+
+def snapshot_id() -> str:
+    """`vs_` and 20 letters and digits."""
+    return f"vs_{_word(20)}"
+
+
+def zone() -> str:
+    """A host's zone: four hex digits, drawn anew since no two volumes share a host here."""
+    return secrets.token_hex(2)
+
+
 def nonce() -> str:
     """12 hex digits, as lease nonces look."""
     return secrets.token_hex(6)
@@ -38,6 +54,10 @@ def private_ip() -> str:
 def owner(token: str) -> str:
     """Who holds a lease: the same words for the same token, from which it cannot be read back."""
     return f"{uuid.uuid5(uuid.NAMESPACE_OID, token)}@tokens.fly.io"
+
+
+def _word(length: int) -> str:
+    return "".join(secrets.choice(_WORD) for _ in range(length))
 
 
 class Ulids:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import uuid
 
+from local.fly.claims import Claims
 from local.fly.clock import rfc3339_now
 from local.fly.disk import Disk
 from local.fly.faults import Faults, Occasion
@@ -11,6 +12,7 @@ from local.fly.guests import Guest, clear, lay_out
 from local.fly.images import UnknownImage
 from local.fly.log import ActionLog
 from local.fly.machines import Machine, event
+from local.fly.mounts import Mount
 from local.fly.ports import free_port
 from local.fly.processes import Spawner
 from local.fly.settings import Settings
@@ -30,7 +32,9 @@ class Jobs:
         faults: Faults,
         disk: Disk,
         spawner: Spawner,
+        claims: Claims,
     ) -> None:
+        self._claims = claims
         self._spawner = spawner
         self._disk = disk
         self._settings = settings
@@ -51,9 +55,12 @@ class Jobs:
         """Cold boot: a new process, a new boot id, an empty root file system unless it is kept."""
         await _pause(self._settings.start_ms)
         boot_id = str(uuid.uuid4())
-        await self._disk.run(lambda: lay_out(machine.folder, boot_id, keep_rootfs=keep_rootfs))
+        mount = await self._claims.mount(machine.record)
+        await self._disk.run(
+            lambda: lay_out(machine.folder, boot_id, keep_rootfs=keep_rootfs, mount=mount)
+        )
         try:
-            guest = self._spawn(machine, boot_id)
+            guest = self._spawn(machine, boot_id, mount)
         except UnknownImage:
             await self._unbootable(machine)
             return
@@ -109,6 +116,7 @@ class Jobs:
             code = await self._end(machine, signal.SIGINT if run else signal.SIGKILL, 5)
             machine.move("replacing", event("exit", "stopped", "flyd", _exit(code, {})))
         await _pause(self._settings.replace_ms)
+        self._claims.settle(machine.record)
         if run:
             machine.move("starting", event("start", "starting", "flyd"))
             await self.boot(machine, keep_rootfs=machine.record.rootfs_persist == "always")
@@ -124,14 +132,21 @@ class Jobs:
             machine.guest = None
         await _pause(self._settings.destroy_ms)
         await self._disk.run(lambda: clear(machine.folder))
+        self._claims.release_later(machine.id)
         self._actions.machine(machine.record, "destroyed", "flyd")
         machine.move("destroyed", event("destroy", "destroyed", "flyd"))
 
-    def _spawn(self, machine: Machine, boot_id: str) -> Guest:
+    def _spawn(self, machine: Machine, boot_id: str, mount: Mount | None) -> Guest:
         self._ports = {port: guest for port, guest in self._ports.items() if guest.main.running}
         port = free_port(frozenset(self._ports))
         guest = Guest.boot(
-            machine.record, machine.folder, boot_id, port, self._settings.images, self._spawner
+            machine.record,
+            machine.folder,
+            boot_id,
+            port,
+            self._settings.images,
+            self._spawner,
+            mount,
         )
         self._ports[port] = guest
         return guest

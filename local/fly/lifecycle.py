@@ -9,6 +9,7 @@ import signal
 from dataclasses import dataclass
 
 from local.fly import configs, errors, ids
+from local.fly.claims import Claims
 from local.fly.clock import rfc3339_now
 from local.fly.errors import ApiError
 from local.fly.faults import Faults, Occasion
@@ -35,7 +36,15 @@ class StopOrder:
 class Lifecycle:
     """What can be done to a machine, by a caller or by the proxy."""
 
-    def __init__(self, settings: Settings, actions: ActionLog, faults: Faults, jobs: Jobs) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        actions: ActionLog,
+        faults: Faults,
+        jobs: Jobs,
+        claims: Claims,
+    ) -> None:
+        self._claims = claims
         self._settings = settings
         self._actions = actions
         self._faults = faults
@@ -101,6 +110,7 @@ class Lifecycle:
         record = machine.record
         if expected and expected != record.instance_id:
             raise errors.version_mismatch(expected, record.instance_id)
+        self._claims.check_update(record, config)
         self._reserve(machine, "update")
         run = machine.state == "started"
         record.config = config

@@ -9,6 +9,7 @@ from typing import IO, Literal
 from local.fly.clock import unix_ms
 from local.fly.disk import Disk
 from local.fly.records import MachineRecord
+from local.fly.volume_records import VolumeRecord
 from local.fly.wire import JsonObject
 
 Source = Literal["user", "proxy", "flyd"]
@@ -60,6 +61,11 @@ class ActionLog:
     ) -> None:
         """Append an action on a machine."""
         self._append(record.app, record.id, record.name, action, source, record.metadata, detail)
+
+    def volume(self, record: VolumeRecord, action: str, source: Source, detail: JsonObject) -> None:
+        """Append an action on a volume; its id is in the detail."""
+        told = {"volume": record.id, **detail}
+        self._append(record.app, "", record.name, action, source, {}, told)
 
     def app(self, name: str, action: str, source: Source) -> None:
         """Append an action on an app."""

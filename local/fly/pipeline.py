@@ -82,11 +82,10 @@ class Endpoint:
 
     def _limit(self, call: Call, fire: Callable[[str], Fault | None]) -> None:
         rate = self._operation.rate
-        identifier = call.machine_id or call.app
         limited = (
             self._world.settings.limits
             and rate is not None
-            and not self._world.limits.admits(self._operation.action, identifier, rate)
+            and not self._world.limits.admits(self._operation.action, call.subject, rate)
         )
         if limited or fire("rate_limited"):
             raise errors.rate_limited()

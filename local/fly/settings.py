@@ -64,6 +64,21 @@ class Settings:
     restart_delay_ms: int = 50
     """Pause before a machine that crashed is started again by its restart policy."""
 
+    volume_fill_ms: int = 50
+    """How long a restore or a fork lasts beside the copying itself."""
+
+    volume_release_ms: int = 50
+    """How long a volume stays claimed by a machine that is destroyed (seen on Fly: minutes)."""
+
+    volume_linger_ms: int = 0
+    """How long a deleted volume stays in listings."""
+
+    snapshot_ms: int = 50
+    """How long a snapshot is `pending` and `running` beside the copying itself."""
+
+    extend_needs_restart: bool = False
+    """Whether a machine must be restarted to see that its volume has grown."""
+
     lease_ttl_s: int = 60
     """Life of a lease asked for without a ttl; Fly does not document its default."""
 
@@ -123,6 +138,10 @@ class Settings:
             destroy_ms=1_000,
             still_active_ms=2_000,
             restart_delay_ms=1_000,
+            volume_fill_ms=5_000,
+            volume_release_ms=5_000,
+            volume_linger_ms=2_000,
+            snapshot_ms=5_000,
         )
 
     def with_texts(self, texts: Mapping[str, str]) -> "Settings":

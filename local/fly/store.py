@@ -11,6 +11,7 @@ from typing import IO
 from local.fly.disk import Disk
 from local.fly.records import App, MachineRecord
 from local.fly.settings import SettingError
+from local.fly.volume_records import VolumeRecord
 
 
 class Store:
@@ -26,6 +27,7 @@ class Store:
         self._disk = disk
         self._apps = self.data / "apps"
         self._machines = self.data / "machines"
+        self._volumes = self.data / "volumes"
         self._lock: IO[str] | None = None
 
     def open(self) -> None:
@@ -36,6 +38,7 @@ class Store:
         try:
             self._apps.mkdir(parents=True, exist_ok=True)
             self._machines.mkdir(exist_ok=True)
+            self._volumes.mkdir(exist_ok=True)
             self._lock = (self.data / "lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -69,12 +72,38 @@ class Store:
 
     def forget_machine(self, machine_id: str) -> None:
         """Remove a machine and all its files."""
-        folder = self.machine_folder(machine_id)
+        self.forget_folder(self.machine_folder(machine_id))
+
+    def volume_folder(self, volume_id: str) -> Path:
+        """Where a volume's record, files and snapshots are."""
+        return self._volumes / volume_id
+
+    def save_volume(self, record: VolumeRecord) -> None:
+        """Write a volume as it is now."""
+        path, text = self.volume_folder(record.id) / "volume.json", json.dumps(record.to_json())
+        self._disk.later(lambda: _write_in_folder(path, text))
+
+    def forget_volume(self, volume_id: str) -> None:
+        """Remove a volume with its files and snapshots."""
+        self.forget_folder(self.volume_folder(volume_id))
+
+    def forget_folder(self, folder: Path) -> None:
+        """Remove a folder with all that is in it."""
         self._disk.later(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it."""
+        self._disk.later(lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def apps(self) -> list[App]:
         """Read every app."""
         return [App(**json.loads(path.read_text())) for path in sorted(self._apps.glob("*.json"))]
+
+    def volumes(self) -> list[VolumeRecord]:
+        """Read every volume as it was last written, oldest first."""
+        paths = self._volumes.glob("*/volume.json")
+        records = [VolumeRecord.from_json(json.loads(path.read_text())) for path in paths]
+        return sorted(records, key=lambda record: record.created_ms)
 
     def machines(self) -> list[MachineRecord]:
         """Read every machine as it was last written, oldest first."""

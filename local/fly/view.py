@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from local.fly.records import App, Event, Lease, MachineRecord
+from local.fly.volume_records import BLOCK, GB, SnapshotRecord, VolumeRecord
 from local.fly.wire import JsonObject
 
 _ONLY_IN_FULL = ("config", "checks", "events", "host_status", "nonce")
@@ -39,7 +40,7 @@ def events(record: MachineRecord, limit: int) -> list[JsonObject]:
     return [_event(event) for event in reversed(record.events[-limit:])]
 
 
-def app(found: App, machines: int) -> JsonObject:
+def app(found: App, machines: int, volumes: int) -> JsonObject:
     """The App object."""
     return {
         "id": found.name,
@@ -48,12 +49,55 @@ def app(found: App, machines: int) -> JsonObject:
         "network": found.network,
         "internal_numeric_id": found.created_at_ms % 1_000_000_007,
         "machine_count": machines,
-        "volume_count": 0,
+        "volume_count": volumes,
         "organization": {
             "name": found.org_slug,
             "slug": found.org_slug,
             "internal_numeric_id": 1,
         },
+    }
+
+
+def volume(record: VolumeRecord, bytes_used: int = 0) -> JsonObject:
+    """The Volume object; who has it is left out while nobody does."""
+    total = record.size_gb * GB
+    free = max(total - bytes_used, 0) // BLOCK
+    shown: JsonObject = {
+        "id": record.id,
+        "name": record.name,
+        "state": record.state,
+        "size_gb": record.size_gb,
+        "region": record.region,
+        "zone": record.zone,
+        "encrypted": record.encrypted,
+        "created_at": record.created_at,
+        "blocks": total // BLOCK,
+        "block_size": BLOCK,
+        "blocks_free": free,
+        "blocks_avail": free,
+        "bytes_total": total,
+        "bytes_used": bytes_used,
+        "fstype": record.fstype,
+        "snapshot_retention": record.snapshot_retention,
+        "auto_backup_enabled": record.auto_backup_enabled,
+        "host_status": "ok",
+        "type": "local",
+    }
+    if record.machine:
+        shown |= {"attached_machine_id": record.machine}
+    return shown
+
+
+def snapshot(record: SnapshotRecord) -> JsonObject:
+    """The VolumeSnapshot object."""
+    return {
+        "id": record.id,
+        "size": record.size,
+        "volume_size": record.volume_size,
+        "digest": record.digest,
+        "created_at": record.created_at,
+        "status": record.status,
+        "retention_days": record.retention_days,
     }
 
 

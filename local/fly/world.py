@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from local.fly.claims import Claims
 from local.fly.disk import Disk
 from local.fly.faults import Faults
 from local.fly.fleet import Fleet
@@ -13,7 +14,10 @@ from local.fly.limits import Limits
 from local.fly.log import ActionLog, RequestLog
 from local.fly.processes import Spawner
 from local.fly.settings import Settings
+from local.fly.shelf import Shelf
+from local.fly.snapshots import Snapshots
 from local.fly.store import Store
+from local.fly.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class World:
     disk: Disk
     fleet: Fleet
     lifecycle: Lifecycle
+    shelf: Shelf
+    volumes: Volumes
+    snapshots: Snapshots
     faults: Faults
     limits: Limits
     actions: ActionLog
@@ -40,10 +47,24 @@ class World:
     ) -> "World":
         """All parts over an open store and log."""
         faults = Faults()
-        jobs = Jobs(settings, actions, faults, disk, spawner)
-        lifecycle = Lifecycle(settings, actions, faults, jobs)
-        fleet = Fleet(settings, store, actions, faults, lifecycle)
-        return cls(settings, disk, fleet, lifecycle, faults, Limits(), actions, RequestLog())
+        shelf = Shelf(settings, store)
+        claims = Claims(settings, shelf)
+        volumes = Volumes(settings, shelf, actions, faults)
+        jobs = Jobs(settings, actions, faults, disk, spawner, claims)
+        lifecycle = Lifecycle(settings, actions, faults, jobs, claims)
+        return cls(
+            settings=settings,
+            disk=disk,
+            fleet=Fleet(settings, store, actions, faults, lifecycle, claims, volumes),
+            lifecycle=lifecycle,
+            shelf=shelf,
+            volumes=volumes,
+            snapshots=Snapshots(settings, shelf, actions),
+            faults=faults,
+            limits=Limits(),
+            actions=actions,
+            requests=RequestLog(),
+        )
 
 
 @contextlib.asynccontextmanager
@@ -63,4 +84,8 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         world = World.build(settings, store, actions, disk, spawner)
         world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
         stack.push_async_callback(world.fleet.close)
+        stack.push_async_callback(world.shelf.close)
+        claimants = {machine.id for machine in world.fleet.all() if machine.record.live}
+        world.shelf.load(await disk.run(store.volumes), claimants)
+        world.snapshots.resume()
         yield world

@@ -51,7 +51,8 @@ async def delete(world: World, call: Call) -> Reply:
 
 def _show(world: World, app: App) -> JsonObject:
     machines = world.fleet.seen_machines(app.name)
-    return view.app(app, sum(machine.record.live for machine in machines))
+    volumes = sum(record.live for record in world.shelf.listed(app.name))
+    return view.app(app, sum(machine.record.live for machine in machines), volumes)
 
 
 OPERATIONS = (

@@ -1,0 +1,161 @@
+"""All volumes: where their files are, and the work that goes on behind them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+
+from local.fly import errors
+from local.fly.copies import copy_folder
+from local.fly.settings import Settings
+from local.fly.store import Store
+from local.fly.volume_records import UNFINISHED, SnapshotRecord, VolumeRecord
+
+_log = logging.getLogger(__name__)
+
+_SOFT_DELETED_S = 86_400
+
+
+class Shelf:
+    """The volumes of every app. A change is saved in the step that makes it."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._volumes: dict[str, VolumeRecord] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._filled: dict[str, asyncio.Event] = {}
+
+    def load(self, records: list[VolumeRecord], machines: set[str]) -> None:
+        """Take on what an earlier run left; copies it did not finish are begun again.
+
+        `machines` are those that still live: a claim of any other has ended.
+        """
+        for record in records:
+            self._volumes[record.id] = record
+            if record.machine not in machines:
+                record.machine = ""
+                self.save(record)
+        for record in records:
+            if record.source:
+                self.fill(record)
+
+    async def close(self) -> None:
+        """Leave all work where it is; the next run takes it up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def find(self, app: str, volume_id: str) -> VolumeRecord:
+        """A volume of the app, for a day also one that was deleted; else a 404."""
+        record = self._volumes.get(volume_id)
+        if record is None or record.app != app:
+            raise errors.volume_not_found()
+        if not record.live and time.time() - record.deleted_s > _SOFT_DELETED_S:
+            raise errors.volume_not_found()
+        return record
+
+    def live(self, app: str, volume_id: str) -> VolumeRecord:
+        """A volume of the app that was not deleted, or a 404."""
+        record = self.find(app, volume_id)
+        if not record.live:
+            raise errors.volume_not_found()
+        return record
+
+    def ever(self, app: str, volume_id: str) -> VolumeRecord:
+        """A volume of the app, deleted ones whose snapshots may still be there included."""
+        record = self._volumes.get(volume_id)
+        if record is None or record.app != app:
+            raise errors.volume_not_found()
+        return record
+
+    def all(self) -> list[VolumeRecord]:
+        """Every volume, deleted ones included."""
+        return list(self._volumes.values())
+
+    def listed(self, app: str) -> list[VolumeRecord]:
+        """What a listing of the app shows: one that was deleted may linger there for a moment."""
+        lingering_since = time.time() - self._settings.volume_linger_ms / 1000
+        return [
+            record
+            for record in self._volumes.values()
+            if record.app == app and (record.live or record.deleted_s > lingering_since)
+        ]
+
+    def add(self, record: VolumeRecord) -> None:
+        """Put a new volume on the shelf."""
+        self._volumes[record.id] = record
+        self._store.make_folder(self.files(record.id))
+        self.save(record)
+
+    def save(self, record: VolumeRecord) -> None:
+        """Keep a change."""
+        self._store.save_volume(record)
+
+    def forget(self, record: VolumeRecord) -> None:
+        """Remove a volume with its snapshots, as the end of its app does."""
+        self._volumes.pop(record.id, None)
+        self._store.forget_volume(record.id)
+
+    def files(self, volume_id: str) -> Path:
+        """Where a volume's files are."""
+        return self._store.volume_folder(volume_id) / "files"
+
+    def snapshot_files(self, volume_id: str, snapshot_id: str) -> Path:
+        """Where a snapshot's files are."""
+        return self._store.volume_folder(volume_id) / "snapshots" / snapshot_id
+
+    def source(self, record: VolumeRecord) -> Path:
+        """The files that a volume is to be filled with."""
+        for volume in self._volumes.values():
+            if volume.snapshot(record.source) is not None:
+                return self.snapshot_files(volume.id, record.source)
+        return self.files(record.source)
+
+    def snapshot(self, snapshot_id: str) -> SnapshotRecord | None:
+        """A snapshot of any volume, also of one that was deleted."""
+        found = (volume.snapshot(snapshot_id) for volume in self._volumes.values())
+        return next((one for one in found if one is not None), None)
+
+    def fill(self, record: VolumeRecord) -> None:
+        """Copy the source's files into the volume, which is `created` when that is done."""
+        self._filled[record.id] = asyncio.Event()
+        self.begin(self._fill(record), f"filling of {record.id}")
+
+    async def filled(self, volume_id: str) -> None:
+        """Wait until the volume's files are all there."""
+        if volume_id in self._filled:
+            await self._filled[volume_id].wait()
+
+    def drop_unused_files(self, record: VolumeRecord) -> None:
+        """Remove a deleted volume's files, unless a copy of them is still being made."""
+        copied = any(one.source == record.id for one in self._volumes.values())
+        written = any(one.status in UNFINISHED for one in record.snapshots)
+        if not record.live and not copied and not written:
+            self._store.forget_folder(self.files(record.id))
+
+    def begin(self, work: Coroutine[object, object, None], name: str) -> None:
+        """Run background work until it ends or the emulator does."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _fill(self, record: VolumeRecord) -> None:
+        await asyncio.sleep(self._settings.volume_fill_ms / 1000)
+        source, target = self.source(record), self.files(record.id)
+        if source.exists():
+            await asyncio.to_thread(copy_folder, source, target)
+        origin = self._volumes.get(record.source)
+        record.source = ""
+        if record.live:
+            record.state = "created"
+        self.save(record)
+        self._filled.pop(record.id).set()
+        if origin is not None:
+            self.drop_unused_files(origin)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed", task.get_name(), exc_info=task.exception())
