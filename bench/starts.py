@@ -1,7 +1,7 @@
 """`StartSession` answered REUSED, and `GetSession`, beside the floor: RPC/s, latency, CPU per call.
 
 Each server is alone on the first core, and the load and PostgreSQL on the others. Where the server
-kept its core busy, the ratio of RPC/s is the ratio of the servers. Where it did not (with two cores,
+kept its core busy, the ratio of RPC/s is the ratio of the servers. Where it did not (on two cores
 PostgreSQL and the load fill theirs first), the ratio of CPU per call is: it is what a busy server's
 RPC/s would show.
 """
