@@ -34,11 +34,15 @@ class Conversations:
         self,
         database: Database,
         retention: timedelta,
+        changed: Callable[[str, str], None] = lambda *_: None,
         draw: Callable[[], int] = lambda: secrets.randbelow(1_000_000),
     ) -> None:
-        """`retention`: how long an ended or expired session can be brought back."""
+        """`retention`: how long an ended or expired session can be brought back. `changed` hears
+        of each session in another state, by tenant and id.
+        """
         self._database = database
         self._retention = retention
+        self._changed = changed
         self._draw = draw
 
     async def create(self, request: Request, opening: Opening) -> AgentSession:
@@ -121,4 +125,5 @@ class Conversations:
         done = await once(self._database, request, session_id, work)
         if isinstance(done, Earlier):
             return await self.get(request.tenant, done.session_id)
+        self._changed(request.tenant, session_id)
         return done.session

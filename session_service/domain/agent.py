@@ -151,6 +151,27 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class Imported:
+    """A session of a dump. Times that are None are the import's."""
+
+    session_id: str
+    opening: Opening
+    created_at: datetime | None
+    last_query_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedTurn:
+    """A turn of a dump, and which record of the dump it is."""
+
+    record: int
+    session_id: str
+    turn_number: int
+    turn: NewTurn
+    create_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """How much of a conversation to read: at most so many tokens, turns and bytes."""
 
@@ -211,7 +232,7 @@ def load_messages(
     data = iter(attachments or ())
     messages = []
     for role, content, count, extra in zip(
-        roles, contents, counts, json.loads(extras), strict=True
+        roles, contents, counts, json.loads(extras, parse_int=float), strict=True
     ):
         parts: tuple[Part, ...] = ()
         if extra and "parts" in extra:

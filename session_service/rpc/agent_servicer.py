@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,13 @@ import grpc.aio
 
 from roost.agent.v1 import agent_session_service_pb2 as pb
 from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceServicer
+from session_service.agents.dumps import Import, export
 from session_service.domain.session import DEFAULT_TENANT
-from session_service.errors import NotBuiltYet
 from session_service.rpc import agent_convert as convert
 from session_service.rpc import agent_listings as listings
 from session_service.rpc import agent_render as render
+from session_service.rpc import agent_searches as searches
+from session_service.rpc import agent_streams as streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
     from session_service.agents.branching import Branching
     from session_service.agents.conversations import Conversations
+    from session_service.agents.figures import Figures
     from session_service.agents.turns import Conversing
+    from session_service.agents.watching import Watching
+    from session_service.storage.database import Database
 
 # Any: the generated base leaves the context's own parameters open.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -37,6 +43,9 @@ class AgentCases:
     conversations: Conversations
     turns: Conversing
     branching: Branching
+    watching: Watching
+    figures: Figures
+    database: Database
     idle_timeout: timedelta | None
 
 
@@ -117,11 +126,14 @@ class AgentServicer(AgentSessionServiceServicer):
         back = await self._cases.conversations.undelete(*named)
         return pb.UndeleteAgentSessionResponse(agent_session=render.session(back))
 
-    def WatchTurns(
+    async def WatchTurns(
         self, request: pb.WatchTurnsRequest, context: Context
     ) -> AsyncIterator[pb.WatchTurnsResponse]:
-        """Not built yet."""
-        raise NotBuiltYet("WatchTurns is not built yet")
+        """Stream turns as they are appended."""
+        wanted = streams.parse_watch(request)
+        async with aclosing(self._cases.watching.watch(TENANT, *wanted)) as events:
+            async for event in events:
+                yield streams.render_event(event)
 
     async def ForkAgentSession(
         self, request: pb.ForkAgentSessionRequest, context: Context
@@ -155,23 +167,34 @@ class AgentServicer(AgentSessionServiceServicer):
     async def SearchTurns(
         self, request: pb.SearchTurnsRequest, context: Context
     ) -> pb.SearchTurnsResponse:
-        """Not built yet."""
-        raise NotBuiltYet("SearchTurns is not built yet")
+        """Find messages by their words."""
+        wanted = searches.parse_search(request, TENANT)
+        found = await self._cases.figures.search(wanted.search)
+        return searches.render_search(found, wanted)
 
     async def GetAgentStats(
         self, request: pb.GetAgentStatsRequest, context: Context
     ) -> pb.GetAgentStatsResponse:
-        """Not built yet."""
-        raise NotBuiltYet("GetAgentStats is not built yet")
+        """Count what sessions have done."""
+        rows = await self._cases.figures.stats(TENANT, *searches.parse_stats(request))
+        return searches.render_stats(rows)
 
     async def ImportAgentSessions(
         self, request_iterator: AsyncIterator[pb.ImportAgentSessionsRequest], context: Context
     ) -> pb.ImportAgentSessionsResponse:
-        """Not built yet."""
-        raise NotBuiltYet("ImportAgentSessions is not built yet")
+        """Take a dump in."""
+        importing = Import(self._cases.database, TENANT)
+        number = 0
+        async for request in request_iterator:
+            number += 1
+            await streams.take(importing, number, request.record)
+        return streams.render_report(await importing.finish())
 
-    def ExportAgentSessions(
+    async def ExportAgentSessions(
         self, request: pb.ExportAgentSessionsRequest, context: Context
     ) -> AsyncIterator[pb.ExportAgentSessionsResponse]:
-        """Not built yet."""
-        raise NotBuiltYet("ExportAgentSessions is not built yet")
+        """Give a dump out."""
+        wanted = streams.parse_export(request)
+        async with aclosing(export(self._cases.database, TENANT, wanted)) as records:
+            async for record in records:
+                yield streams.render_record(record)

@@ -179,9 +179,9 @@ llm_search = sa.Table(
     sa.Column("branch_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("turn_number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("message_index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("turn_id", sa.BigInteger, nullable=False),
     sa.Column("create_time", _TIME, nullable=False),
     sa.Column("tenant", sa.Text, nullable=False),
-    sa.Column("agent_role", sa.Text, nullable=False),
     sa.Column("role", sa.Text, nullable=False),
     sa.Column("document", TSVECTOR, nullable=False),
 )
@@ -194,6 +194,7 @@ llm_search_state = sa.Table(
     metadata,
     sa.Column("single", sa.Boolean, primary_key=True, server_default=sa.true()),
     sa.Column("indexed_through", sa.BigInteger, nullable=False),
+    sa.Column("indexed_at", _TIME, nullable=False, server_default=sa.func.now()),
     sa.Column("language", sa.Text, nullable=False),
     sa.CheckConstraint("single", name="single"),
 )
