@@ -6,6 +6,7 @@ idempotent by name, resume by what runs; results are written under the transitio
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from time import monotonic
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+#: Between tries to start a machine that somebody has leased, in s.
+LEASE_PAUSE = 0.5
 #: One exec for the guest's boot id, in s.
 PROOF_TIMEOUT = 10.0
 
@@ -201,9 +204,7 @@ class Climber:
     async def _boot(self, climb: Climb, expected_boot_id: str | None) -> Booted:
         container = climb.container
         try:
-            return await self._containers.resume(
-                address(container), expected_boot_id, timeout=climb.held.left
-            )
+            return await self._resume(climb, expected_boot_id)
         except ContainerAbsent:
             if not await self._looker.confirm_absent(container):
                 raise ProviderUnavailable("the provider contradicts itself; try again") from None
@@ -212,6 +213,21 @@ class Climber:
             if await self._destroyed(climb):
                 raise RungLost("CONTAINER_DESTROYED") from None
             raise
+
+    async def _resume(self, climb: Climb, expected_boot_id: str | None) -> Booted:
+        """Resume; a lease that is in the way is waited out.
+
+        It is that of a pause whose owner died, kept so that its late request is refused, or
+        somebody's at the provider; both are short.
+        """
+        where = address(climb.container)
+        while True:
+            try:
+                return await self._containers.resume(
+                    where, expected_boot_id, timeout=climb.held.left
+                )
+            except LeaseHeld:
+                await asyncio.sleep(min(LEASE_PAUSE, climb.held.left))
 
     async def _destroyed(self, climb: Climb) -> bool:
         """Whether the provider, which would not start it, shows it destroyed; no answer is no."""

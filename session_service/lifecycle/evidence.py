@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from session_service.domain.ladder import Evidence, Presence
 from session_service.domain.session import ContainerState
-from session_service.errors import ProviderUnavailable, RoostError
+from session_service.errors import ProviderUnavailable, RoostError, StorageUnavailable
 from session_service.ports import Address, ContainerAbsent
 from session_service.storage import transitions
 from session_service.storage.assignments import NOW
@@ -109,6 +109,8 @@ class Looker:
             return Evidence(Presence.UNKNOWN, preview_answered=False)
         try:
             return await self._at_provider(record, container)
+        except StorageUnavailable:
+            raise
         except RoostError as error:
             _log.warning(
                 "the provider does not say how a container is: %s",

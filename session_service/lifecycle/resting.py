@@ -125,14 +125,24 @@ class Rester:
             return
         if ending:
             await self._containers.cordon(address(task.container), nonce, timeout=task.held.left)
-        rest = Rest(await self._rest(task, nonce, ending=ending), cordoned=ending)
+        try:
+            rest = Rest(await self._rest(task, nonce, ending=ending), cordoned=ending)
+        except SuspendUnsupported:
+            await self._release(task, nonce)
+            raise
+        # Before the outcome is written: whoever waits for that may start the machine at once.
+        await self._release(task, nonce)
         await self._settle(task, rest)
+
+    async def _release(self, task: Task, nonce: str) -> None:
+        """Give the lease back once it is known what came of the last request under it.
+
+        A taker-over lets its lease run out instead, so that a late request of the old owner still
+        meets it.
+        """
         if not task.held.taken_over:
-            # A taker-over lets its lease run out, so that a late request of the old owner still
-            # meets it.
-            await self._containers.release_lease(
-                address(task.container), nonce, timeout=LOOK_TIMEOUT
-            )
+            where = address(task.container)
+            await self._containers.release_lease(where, nonce, timeout=LOOK_TIMEOUT)
 
     # --- provider ------------------------------------------------------------------------------
 

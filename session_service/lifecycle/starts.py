@@ -227,6 +227,8 @@ class Starts:
     ) -> Answer | None:
         """A new session; with `replaced`, in place of that one, which waits for it to stand."""
         spec = start.spec or self._defaults.spec
+        if spec is None and replaced is not None:
+            spec = specs.load(replaced.session.spec)
         if spec is None:
             raise errors.InvalidField.of(
                 "spec.image", "is needed to create a container: no default image is configured"

@@ -134,6 +134,23 @@ async def test_the_caller_going_away_does_not_undo_a_start(roost: World) -> None
     assert await roost.committed("create") == 1
 
 
+async def test_a_start_waits_for_the_stop_in_flight_and_resumes(roost: World) -> None:
+    """It finds the machine's lease given back: no error, no retry by the caller."""
+    session = (await roost.one.start()).session
+    await roost.click_twice(session)
+    for _ in range(3):
+        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=200)
+        stopping = asyncio.create_task(roost.one.stop(session.session_id))
+        await roost.until_state(session.session_id, pb.Session.STATE_PAUSING)
+        answer = await roost.two.start()
+        assert (answer.outcome, answer.continuity) == (
+            pb.START_OUTCOME_RESUMED,
+            pb.CONTINUITY_MEMORY,
+        )
+        assert (await stopping).session_id == session.session_id
+    assert await roost.counter(session) == "2"
+
+
 async def test_a_stop_waits_for_the_start_in_flight(roost: World) -> None:
     """Transitions of one session take turns."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=300)

@@ -79,6 +79,24 @@ async def test_a_pause_that_cannot_be_observed_is_not_claimed(roost: World) -> N
     assert await roost.counter(session) == "2"
 
 
+async def test_a_pause_that_froze_the_machine_unseen_is_found_out(roost: World) -> None:
+    """The suspend was done, its answer and all that followed were lost: memory is still there."""
+    session = (await roost.one.start()).session
+    await roost.click_twice(session)
+    await roost.admin.set_fault("answer_lost", action="suspend", answer="close")
+    await roost.admin.set_fault("server_error", action="wait", times=None)
+    await roost.admin.set_fault("server_error", action="get", times=None)
+    failure = await failing(roost.one.stop(session.session_id))
+    assert failure.reason == "PROVIDER_UNAVAILABLE"
+    await roost.admin.clear_faults()
+    answer = await roost.two.start()
+    assert (answer.outcome, answer.continuity) == (
+        pb.START_OUTCOME_RESUMED,
+        pb.CONTINUITY_MEMORY,
+    )
+    assert await roost.counter(session) == "2"
+
+
 async def test_resting_again_is_no_work_and_deeper_is(roost: World) -> None:
     """Idempotent; SUSPENDED can become STOPPED, never the other way round."""
     session = (await roost.one.start()).session
