@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1 import session_service_pb2_grpc as rpc
-from session_service import agent_service, logs
+from session_service import agent_command, agent_service, logs
 from session_service.clients.containers import GrpcContainers
 from session_service.clients.preview import Preview
 from session_service.config import Config, ConfigError, describe
@@ -245,6 +245,9 @@ async def run(config: Config) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service, or one of its commands; return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["agent"]:
+        return agent_command.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m session_service",
         description="Serves roost.session.v1.SessionService; PostgreSQL is its state.",
@@ -256,7 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         choices=("serve", "migrate"),
         default="serve",
-        help="serve (default), or only bring the database up to date",
+        help="serve (default), or only bring the database up to date; `agent --help` tells of"
+        " moving agent sessions in and out",
     )
     command = parser.parse_args(argv).command
     try:

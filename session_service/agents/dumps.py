@@ -108,6 +108,7 @@ class Import:
     async def finish(self) -> Report:
         """Write what is left, and tell what came of it all."""
         await self._flush()
+        self.report.refusals.sort(key=lambda refusal: refusal.record)
         if self.report.imported_turns >= MANY:
             await agent_moves.analyze(self._database)
         return self.report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 from session_service.domain.agent import Append, Budget, Opening
 from session_service.domain.decision import Request
 from session_service.rpc import agent_fields, agent_messages
-from session_service.rpc.convert import request_hash
 from session_service.rpc.fields import Fields
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ class WithId(Protocol):
     """A request that can be repeated."""
 
     request_id: str
+
+
+def request_hash(message: Message) -> bytes:
+    """SHA-256 of the request's fields but its id. Ids of agent sessions are taken as they are."""
+    same = type(message)()
+    same.CopyFrom(message)
+    same.ClearField("request_id")
+    return hashlib.sha256(same.SerializeToString(deterministic=True)).digest()
 
 
 def _request(fields: Fields, message: WithId, method: str, tenant: str) -> Request:

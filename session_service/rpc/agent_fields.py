@@ -64,7 +64,7 @@ def labels(fields: Fields, name: str, values: Mapping[str, str]) -> str:
         fields.wrong(name, f"must be at most {LABELS_LIMIT}")
     for key, value in values.items():
         fields.text(f"{name} key", key, 63, required=True)
-        fields.text(f"{name}[{key}]", value, 256)
+        fields.text(f'{name}["{key}"]', value, 256)
     return json.dumps(dict(values), sort_keys=True)
 
 

@@ -74,16 +74,14 @@ _GET = {
     for context in (True, False)
 }
 _LOCK = compiled(_at_id(sa.select(*session_columns(context=True))).with_for_update(), make_session)
+_retention: sa.BindParameter[Any] = sa.bindparam("retention", type_=sa.Interval)
 _END = compiled(
     _at_id(sa.update(llm_sessions))
     .values(
         state=sa.literal_column("'ENDED'"),
         # One that ended before keeps its times, unless it is to go at once.
         ended_at=sa.func.coalesce(llm_sessions.c.ended_at, sa.func.now()),
-        purge_at=sa.func.least(
-            sa.func.coalesce(llm_sessions.c.purge_at, sa.func.now() + sa.bindparam("retention")),
-            sa.func.now() + sa.bindparam("retention", type_=sa.Interval),
-        ),
+        purge_at=sa.func.least(llm_sessions.c.purge_at, sa.func.now() + _retention),
     )
     .returning(*session_columns()),
     make_session,

@@ -71,9 +71,11 @@ def _unseen() -> Statement[Head | Turn]:
 
 _UNSEEN = _unseen()
 _TEXTS = ARRAY(sa.Text)
-_asked = sa.func.unnest(
-    sa.bindparam("tenants", type_=_TEXTS), sa.bindparam("session_ids", type_=_TEXTS)
-).table_valued("tenant", "session_id")
+_asked = (
+    sa.func.unnest(sa.bindparam("tenants", type_=_TEXTS), sa.bindparam("session_ids", type_=_TEXTS))
+    .table_valued("tenant", "session_id")
+    .render_derived()
+)
 _MARKS = compiled(
     sa.select(
         llm_sessions.c.tenant,

@@ -20,6 +20,7 @@ from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from datetime import timedelta
 
 #: One call, in s: more than anything here should take.
 TIMEOUT = 20.0
@@ -42,6 +43,7 @@ class Replica:
     stub: AgentSessionServiceStub
     database: Database
     target: str
+    retention: timedelta
 
     async def create(self, agent_role: str = "ceo", **fields: Any) -> pb.AgentSession:
         """CreateAgentSession. Any: whatever fields a test gives."""
@@ -138,4 +140,4 @@ async def replica(database_url: str, **settings: Any) -> AsyncGenerator[Replica]
         stack.push_async_callback(server.stop, 1.0)
         target = f"127.0.0.1:{port}"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
-        yield Replica(AgentSessionServiceStub(channel), database, target)
+        yield Replica(AgentSessionServiceStub(channel), database, target, config.agent_retention)
