@@ -73,6 +73,11 @@ def still_starting() -> ApiError:
     return ApiError(409, "aborted: machine still attempting to start")
 
 
+def already_started() -> ApiError:
+    """A start of a started machine, where that is set to be a conflict; Fly's words not known."""
+    return ApiError(409, "aborted: machine is already started")
+
+
 def still_active() -> ApiError:
     """A start came while the host still held the last run."""
     return ApiError(412, "failed_precondition: machine still active, refusing to start")

@@ -39,6 +39,7 @@ ALREADY: Mapping[Verb, frozenset[str]] = {
 
 _SPECIAL: Mapping[tuple[Verb, str], Callable[[], ApiError]] = {
     ("start", "starting"): errors.still_starting,
+    ("start", "started"): errors.already_started,
     ("start", "suspending"): errors.still_active,
     ("start", "replacing"): errors.getting_replaced,
     ("update", "replacing"): errors.concurrent_update,

@@ -27,6 +27,7 @@ from tests.container.harness import (
     serving,
     until,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -162,11 +163,16 @@ async def test_each_call_leaves_a_line_without_what_was_in_it(
         pb.CreateContainerRequest(name="roost-wren-1", spec=spec), timeout=9
     )
     await failing(service.stub.GetContainer(pb.GetContainerRequest(container_id="0"), timeout=9))
-    lines = [record.getMessage() for record in caplog.records if hasattr(record, "method")]
-    assert [line.split(" in ")[0] for line in lines] == [
-        "Answered CreateContainer with OK",
-        "Answered GetContainer with NOT_FOUND",
-    ]
+
+    def told() -> bool:
+        lines = [record.getMessage() for record in caplog.records if hasattr(record, "method")]
+        return [line.split(" in ")[0] for line in lines] == [
+            "Answered CreateContainer with OK",
+            "Answered GetContainer with NOT_FOUND",
+        ]
+
+    # The line is written once the answer is out, so the caller may be here first.
+    await eventually(told)
     refused = [record for record in caplog.records if hasattr(record, "fly_request_id")]
     assert refused
     assert "hunter2" not in caplog.text

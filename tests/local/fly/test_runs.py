@@ -155,7 +155,7 @@ async def test_a_start_while_starting_is_refused(settings: Settings) -> None:
         assert refused["error"] == "aborted: machine still attempting to start"
 
 
-@pytest.mark.parametrize(("choice", "status"), [("ok", 200), ("conflict", 412)])
+@pytest.mark.parametrize(("choice", "status"), [("ok", 200), ("conflict", 409)])
 async def test_a_start_of_a_started_machine_is_as_it_is_set(
     settings: Settings, choice: str, status: int
 ) -> None:

@@ -1,0 +1,71 @@
+"""Emulators as child processes, spoken to like any other provider: over the wire alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+TOKEN = "conformance"
+
+FAST = {
+    "create_ms": "20",
+    "start_ms": "10",
+    "resume_ms": "10",
+    "suspend_ms": "40",
+    "replace_ms": "40",
+    "destroy_ms": "20",
+    "restart_delay_ms": "20",
+    "volume_fill_ms": "40",
+    "volume_release_ms": "60",
+    "snapshot_ms": "60",
+}
+"""Transitions that take a moment, so that they are there, and no longer."""
+
+SLOW = {
+    **FAST,
+    "create_ms": "1500",
+    "start_ms": "1500",
+    "suspend_ms": "1500",
+    "replace_ms": "1500",
+}
+"""For cases that act in the middle of a transition; at Fly every one lasts as long."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where an emulator is."""
+
+    api_url: str
+    proxy_url: str
+    pid: int
+
+
+@contextlib.contextmanager
+def emulator(data: Path, settings: Mapping[str, str], *, limits: bool = False) -> Iterator[Running]:
+    """Run an emulator until the block ends. A free port, and no rate limits unless asked for."""
+    pairs = [f"--set={name}={value}" for name, value in settings.items()]
+    words = ["--port=0", "--proxy-port=0", f"--token={TOKEN}"]
+    words += [] if limits else ["--no-limits"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "local", "fly", f"--data={data}", *words, *pairs],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout is not None
+        told = json.loads(child.stdout.readline() or "{}")
+        assert told, f"the emulator ended with status {child.wait()}"
+        yield Running(told["api_url"], told["proxy_url"], told["pid"])
+    finally:
+        child.terminate()
+        with child:
+            child.wait(20)
