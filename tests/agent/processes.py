@@ -1,0 +1,59 @@
+"""session_service as a process on a port that stays, to be killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import AsyncGenerator
+
+
+class Service:
+    """The process; `target` is the same for each that follows another."""
+
+    def __init__(self, database_url: str, target: str) -> None:
+        self.target = target
+        self._url = database_url
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        """Start it, and wait until it serves."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "session_service"),
+            env={
+                "PATH": os.environ["PATH"],
+                "ROOST_DATABASE_URL": self._url,
+                "ROOST_SESSION_LISTEN": self.target,
+                # Agent sessions have no need of it.
+                "ROOST_CONTAINER_TARGET": "127.0.0.1:9",
+            },
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stderr is not None
+        line = ""
+        while not re.search(r"serving on (\S+)", line):
+            line = (await asyncio.wait_for(self._process.stderr.readline(), 20)).decode()
+            assert line, "it ended"
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def service(database_url: str, target: str) -> AsyncGenerator[Service]:
+    """A running process; whichever runs at the end is killed."""
+    running = Service(database_url, target)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.kill()
