@@ -249,7 +249,7 @@ VARIABLES = (
         "seconds that a look at a running container counts",
     ),
     Variable(
-        "ROOST_LEASE", "lease", _span(1, 600), "a number of seconds from 1 to 600",
+        "ROOST_LEASE", "lease", _span(1, 300), "a number of seconds from 1 to 300",
         "seconds that a transition's owner may be silent before another takes over",
     ),
     Variable(

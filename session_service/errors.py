@@ -41,6 +41,7 @@ class RoostError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata = dict(metadata or {})
+        self.retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class Retryable(RoostError):
         self, message: str, metadata: Mapping[str, str] | None = None, retry_after: float = 1.0
     ) -> None:
         super().__init__(message, metadata)
-        self.retry_after = retry_after
+        self.retry_after: float = retry_after
 
 
 class ProviderCapacity(Retryable):

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import grpc.aio
+import psycopg
 from grpc_health.v1 import health, health_pb2
 
 from session_service.errors import StorageUnavailable
@@ -61,7 +62,7 @@ class Health:
             await installation.read(self._database)
             request = health_pb2.HealthCheckRequest()
             answer = await self._check_peer(request, timeout=CHECK_SECONDS)
-        except (StorageUnavailable, grpc.aio.AioRpcError) as error:
+        except (StorageUnavailable, psycopg.Error, grpc.aio.AioRpcError) as error:
             reason = error.code().name if isinstance(error, grpc.aio.AioRpcError) else str(error)
             _log.warning("not serving yet: %s", reason, extra={"action": "health"})
             return False

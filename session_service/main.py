@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 import httpx
+import psycopg
 import sqlalchemy.exc
 import uuid_utils.compat as uuids
 from grpc_health.v1 import health, health_pb2_grpc
@@ -154,7 +155,9 @@ async def _outside(
 ) -> Outside:
     notices = Notices(config.database_url)
     await stack.enter_async_context(notices.listening())
-    http = await stack.enter_async_context(httpx.AsyncClient(follow_redirects=False))
+    http = await stack.enter_async_context(
+        httpx.AsyncClient(follow_redirects=False, trust_env=False)
+    )
     found = await installation.read(database)
     if not found.original:
         _log.warning(
@@ -280,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (StorageUnavailable, sqlalchemy.exc.OperationalError):
         return _failed("ROOST_DATABASE_URL: no database answers there", 1)
+    except psycopg.errors.UndefinedTable:
+        return _failed("the database has no tables: run `python -m session_service migrate`", 1)
     except KeyboardInterrupt:
         return 130
     return 0

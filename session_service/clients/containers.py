@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +46,9 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
     "INVALID_FIELD": errors.ProviderRefused,
     "REQUEST_ID_REUSED": errors.ProviderRefused,
 }
+BOOT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+#: The longest that container_service waits for a state, and lets a lease last, in s.
+LONGEST = 600.0
 _WAITED = (pb.CONTAINER_STATE_SUSPENDED, pb.CONTAINER_STATE_STOPPED)
 
 
@@ -118,6 +122,14 @@ def _seen(container: pb.Container) -> Seen:
     )
 
 
+def sound_boot_id(text: str) -> str | None:
+    """The boot id that a guest told; None for anything that is none. The guest's word is the
+    user's code's: it proves nothing where it is empty, and must not reach the database raw.
+    """
+    word = text.strip()
+    return word if BOOT_ID.fullmatch(word) else None
+
+
 class GrpcContainers:
     """Containers over one channel to container_service, kept for the life of the process."""
 
@@ -162,7 +174,7 @@ class GrpcContainers:
             app=address.app,
             container_id=address.container_id,
             states=[pb.CONTAINER_STATE_STARTED],
-            timeout=_duration(timeout),
+            timeout=_duration(min(timeout, LONGEST)),
         )
         await self._call(self._stub.WaitContainer, request, timeout + 1)
 
@@ -171,7 +183,7 @@ class GrpcContainers:
             app=address.app,
             container_id=address.container_id,
             states=_WAITED,
-            timeout=_duration(timeout),
+            timeout=_duration(min(timeout, LONGEST)),
         )
         try:
             answer = await self._call(self._stub.WaitContainer, request, timeout + 2)
@@ -196,7 +208,7 @@ class GrpcContainers:
                 extra={"action": "read_boot_id", "container_id": address.container_id},
             )
             return None
-        return answer.stdout.strip() if answer.exit_code == 0 else None
+        return sound_boot_id(answer.stdout) if answer.exit_code == 0 else None
 
     async def resume(
         self, address: Address, expected_boot_id: str | None, *, timeout: float
@@ -207,7 +219,9 @@ class GrpcContainers:
             expected_boot_id=expected_boot_id or "",
         )
         answer = await self._call(self._stub.ResumeContainer, request, timeout)
-        return Booted(_MEMORY.get(answer.memory_preserved), answer.boot_id or None, answer.evidence)
+        boot_id = sound_boot_id(answer.boot_id)
+        preserved = None if boot_id is None else _MEMORY.get(answer.memory_preserved)
+        return Booted(preserved, boot_id, answer.evidence)
 
     async def suspend(self, address: Address, nonce: str, *, timeout: float) -> Seen:
         request = pb.SuspendContainerRequest(
@@ -246,9 +260,9 @@ class GrpcContainers:
         request = pb.AcquireLeaseRequest(
             app=address.app,
             container_id=address.container_id,
-            ttl=_duration(ttl),
+            ttl=_duration(min(ttl, LONGEST)),
             description="roost session_service",
-            wait_timeout=_duration(wait),
+            wait_timeout=_duration(min(wait, LONGEST)),
         )
         answer = await self._call(self._stub.AcquireLease, request, timeout)
         return answer.lease.nonce

@@ -71,6 +71,15 @@ def load_attempts(raw: str) -> tuple[Attempt, ...]:
     )
 
 
-def dump_error(reason: str, message: str, metadata: Mapping[str, str]) -> str:
-    """A refusal's form in the row."""
-    return json.dumps({"reason": reason, "message": message, "metadata": dict(metadata)})
+def dump_error(
+    reason: str, message: str, metadata: Mapping[str, str], retry_after: float | None = None
+) -> str:
+    """A refusal's form in the row; `retry_after` in s, None where a repeat is of no use."""
+    return json.dumps(
+        {
+            "reason": reason,
+            "message": message,
+            "metadata": dict(metadata),
+            "retry_after": retry_after,
+        }
+    )

@@ -194,7 +194,7 @@ def _in_flight(wish: Wish, mode: Mode, record: Record) -> Decision:
     if record.session.transition is not Transition.START:
         return TakeTurn("BUSY", f"the session is {record.session.state}")
     leader = wishes.load(record.session.wish)
-    equal = leader.mode is Mode.FRESH and leader.fingerprint == wish.fingerprint
+    equal = leader.mode is Mode.FRESH and leader.spec_hash == wish.spec_hash
     if mode is Mode.FRESH and not equal:
         return TakeTurn("FRESH_AFTER_START", "a start of another kind is in flight")
     return Join("START_IN_FLIGHT", "a start of this key is in flight")
@@ -276,11 +276,24 @@ def without_memory(session: Session) -> Continuity:
     return Continuity.FILESYSTEM if specs.keeps_files(session.spec) else Continuity.NONE
 
 
+def _stood(container: Container | None) -> bool:
+    """Whether there is a container that a start once ended well on."""
+    return (
+        container is not None
+        and container.container_id is not None
+        and container.start_time is not None
+        and container.destroy_time is None
+    )
+
+
 def rungs_for(
     session: Session, container: Container | None, seen: ContainerState | None = None
 ) -> tuple[Rung, ...]:
-    """The rungs that could bring the session back, best first. No container: only a new one."""
-    if container is None or container.container_id is None or container.destroy_time is not None:
+    """The rungs that could bring the session back, best first.
+
+    Without a container, or with one that never stood, there is nothing to bring back: create.
+    """
+    if not _stood(container):
         return (Rung.CREATE,)
     stopped = session.pause_depth is PauseDepth.STOPPED
     if seen is not None:
@@ -290,7 +303,7 @@ def rungs_for(
 
 def expected_continuity(session: Session, container: Container | None) -> Continuity:
     """What the next start is expected to bring back; an expectation, not a promise."""
-    if container is None or container.container_id is None or container.destroy_time is not None:
+    if not _stood(container):
         return Continuity.NONE
     if session.loss_untold or session.pause_depth is PauseDepth.STOPPED:
         return without_memory(session)
@@ -322,8 +335,8 @@ def _why(
     session: Session, container: Container | None, seen: ContainerState | None, rung: Rung
 ) -> str:
     """A sentence for people: what the container is, and so the best rung that is left."""
-    if container is None or container.container_id is None or container.destroy_time is not None:
-        return f"the session has no container any more, so that only {rung} is left"
+    if not _stood(container):
+        return f"the session has no container to bring back, so that only {rung} is left"
     if seen is not None:
         return f"the provider shows the container {seen}, so that the best rung is {rung}"
     return (

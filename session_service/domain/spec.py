@@ -25,6 +25,11 @@ def load(raw: str) -> dict[str, Any]:
     return spec
 
 
+def spec_hash(spec: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of the whole spec: equal for specs that ask for the same."""
+    return hashlib.sha256(dump(spec).encode()).hexdigest()
+
+
 def keeps_files(raw: str) -> bool:
     """Whether the root file system of such a container outlives a stop."""
     return not load(raw).get("ephemeral_root_filesystem", False)

@@ -41,7 +41,9 @@ LIVE = frozenset({State.STARTING, State.ACTIVE, State.PAUSING, State.PAUSED})
 
 #: Which states may follow which. Anything else is an IllegalTransition.
 LEGAL: Mapping[State, frozenset[State]] = {
-    State.STARTING: frozenset({State.ACTIVE, State.PAUSED, State.ENDING, State.ENDED}),
+    State.STARTING: frozenset(
+        {State.ACTIVE, State.PAUSING, State.PAUSED, State.ENDING, State.ENDED}
+    ),
     State.ACTIVE: frozenset({State.STARTING, State.PAUSING, State.ENDING}),
     State.PAUSING: frozenset({State.PAUSED, State.ACTIVE}),
     State.PAUSED: frozenset({State.STARTING, State.PAUSING, State.ENDING}),

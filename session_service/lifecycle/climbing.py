@@ -16,7 +16,7 @@ from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.decision import dump_attempts
-from session_service.domain.ladder import BEST_OF, least, rungs_for
+from session_service.domain.ladder import BEST_OF, least, rungs_for, without_memory
 from session_service.domain.session import (
     Attempt,
     AttemptResult,
@@ -86,6 +86,10 @@ class Climb:
     now: datetime
     attempts: list[Attempt] = field(default_factory=list)
     found: tuple[ConditionType, ...] = ()
+    lost: set[int] = field(default_factory=set)
+    """Generations whose containers were proved lost."""
+    up: bool = False
+    """Whether a container of this climb is known to run, so that a failure must put it to rest."""
 
     def note(self, rung: Rung, result: AttemptResult, reason: str, began: float) -> None:
         """Record how a rung went."""
@@ -121,8 +125,9 @@ class Climber:
         self._looker = looker
         self._ownership = ownership
         self._installation_id = installation_id
-        #: Ends the session that a FRESH start replaced; given by whoever wires both together.
-        self.on_replaced: Callable[[Session, float], object] = lambda session, began: None
+        #: Works on a transition that a start's outcome began: the end of the session that it
+        #: replaced, the pause of what came up in vain. Given by whoever wires both together.
+        self.on_begun: Callable[[Session, float], object] = lambda session, began: None
 
     async def carry_out(self, held: Held) -> None:
         """Climb, and write down what came of it. Raises OwnershipLost, StorageUnavailable."""
@@ -134,6 +139,8 @@ class Climber:
         # What is new has nothing to keep, so that nothing can be asked of it.
         wanted = least(wish, policy) if session.prior_state is not None else None
         climb = Climb(held, session, record.container, wanted, record.now)
+        if record.container.destroy_time is not None and record.container.start_time is not None:
+            climb.found = (ConditionType.CONTAINER_LOST,)
         try:
             await self._land(climb, await self._climb(climb))
         except LessSurvived as less:
@@ -152,6 +159,8 @@ class Climber:
                 return await self._try(climb, rung)
             except RungLost as lost:
                 climb.note(rung, AttemptResult.FAILED, str(lost), began)
+                climb.lost.add(climb.container.generation)
+                climb.up = False
                 if climb.container.start_time is not None:
                     climb.found = (ConditionType.CONTAINER_LOST,)
             except LessSurvived:
@@ -171,11 +180,13 @@ class Climber:
         )
 
     async def _try(self, climb: Climb, rung: Rung) -> Landing:
-        if rung is Rung.CREATE:
-            return await self._create(climb)
-        if climb.container.start_time is None:
+        if rung is not Rung.CREATE:
+            return await self._bring_back(climb, rung)
+        container = climb.container
+        unborn = container.container_id is not None and container.start_time is None
+        if unborn and container.destroy_time is None and container.generation not in climb.lost:
             return await self._finish_create(climb)
-        return await self._bring_back(climb, rung)
+        return await self._create(climb)
 
     # --- rungs ---------------------------------------------------------------------------------
 
@@ -187,6 +198,10 @@ class Climber:
             await self._containers.uncordon(address(container), timeout=climb.held.left)
         await self._ready(climb, container)
         landing = _proved(rung, booted, keeps_files=specs.keeps_files(climb.session.spec))
+        if climb.session.loss_untold:
+            # Its memory is whole since a boot that no answer has told of: what was there at the
+            # last answer is gone all the same.
+            landing = _capped(landing, without_memory(climb.session))
         if climb.least is not None and landing.continuity < climb.least:
             if booted.memory_preserved is None and climb.least is Continuity.MEMORY:
                 # It may well be there: back to rest, so that the next start proves it anew.
@@ -204,7 +219,9 @@ class Climber:
     async def _boot(self, climb: Climb, expected_boot_id: str | None) -> Booted:
         container = climb.container
         try:
-            return await self._resume(climb, expected_boot_id)
+            booted = await self._resume(climb, expected_boot_id)
+            climb.up = True
+            return booted
         except ContainerAbsent:
             if not await self._looker.confirm_absent(container):
                 raise ProviderUnavailable("the provider contradicts itself; try again") from None
@@ -257,6 +274,7 @@ class Climber:
         }
         await self._write(climb, Change(session.session_id, session.epoch, container=found))
         await self._wait_started(climb, climb.container)
+        climb.up = True
         await self._ready(climb, climb.container)
         boot_id = await self._containers.read_boot_id(
             address(climb.container), timeout=min(PROOF_TIMEOUT, climb.held.left)
@@ -331,7 +349,8 @@ class Climber:
                 **outcomes.active(session),
                 "start_time": NOW,
                 "last_active_time": NOW,
-                "verified_at": NOW,
+                # Without a boot id nothing vouches for what runs: the next start looks.
+                "verified_at": None if landing.boot_id is None else NOW,
                 "start_count": Plus(),
                 "loss_untold": False,
                 "conditions": outcomes.marked(climb.found, climb.now),
@@ -357,7 +376,7 @@ class Climber:
         if written is None:
             raise OwnershipLost
         if replaced is not None:
-            self.on_replaced(written[1], began)
+            self.on_begun(written[1], began)
 
     async def _replaced(self, session: Session) -> Session | None:
         """The session that waits for this one to stand, if there is one."""
@@ -381,7 +400,7 @@ class Climber:
             session={
                 **outcomes.active(session),
                 "start_time": NOW,
-                "verified_at": NOW,
+                "verified_at": None if less.booted.boot_id is None else NOW,
                 "loss_untold": True,
                 "conditions": outcomes.marked((ConditionType.MEMORY_LOST,), climb.now),
             },
@@ -398,7 +417,11 @@ class Climber:
         _log.warning(
             "a start failed: %s",
             error,
-            extra={"action": "start", "session_id": str(session.session_id), **error.metadata},
+            extra={
+                "action": "start",
+                "session_id": str(session.session_id),
+                "details": error.metadata,
+            },
         )
         replaced = await self._replaced(session)
         tried: dict[str, object] = {"attempts": dump_attempts(climb.attempts)}
@@ -407,6 +430,9 @@ class Climber:
                 _ended(session, error, climb.container, tried),
                 outcomes.gone_back(replaced, None),
             ]
+        elif session.prior_state is not None and climb.up and _stood(climb):
+            await self._put_to_rest(session, error, tried)
+            return
         elif session.prior_state is not None:
             changes = [_back_to_rest(session, error, climb, tried)]
         elif isinstance(error, Retryable):
@@ -419,12 +445,27 @@ class Climber:
         if not changes[0].container.get("wanted", True):
             await self._discard(climb.container)
 
+    async def _put_to_rest(
+        self, session: Session, error: RoostError, tried: dict[str, object]
+    ) -> None:
+        """It came up, and the start failed all the same: it goes back to rest, memory and all."""
+        began = monotonic()
+        change = outcomes.turned_to_pause(session, error, self._ownership.terms.values())
+        written = await transitions.write(self._database, _with(change, tried))
+        if written is None:
+            raise OwnershipLost
+        self.on_begun(written, began)
+
     async def _discard(self, container: Container) -> None:
         """Destroy what nobody wants; where that fails its row says so until it is done."""
-        if container.container_id is None:
-            return
         try:
-            await self._containers.destroy(address(container), None, timeout=PROOF_TIMEOUT)
+            where = None
+            if container.container_id is not None:
+                where = address(container)
+            elif (seen := await self._looker.find(container)) is not None:
+                where = seen.address
+            if where is not None:
+                await self._containers.destroy(where, None, timeout=PROOF_TIMEOUT)
         except (RoostError, LeaseHeld, LeaseLost) as error:
             _log.warning(
                 "a container that nobody wants was not destroyed yet: %s",
@@ -474,6 +515,18 @@ def _reason(booted: Booted) -> str:
     return "BOOT_ID_EQUAL" if booted.memory_preserved else "BOOT_ID_CHANGED"
 
 
+def _capped(landing: Landing, most: Continuity) -> Landing:
+    """The landing with no more claimed than `most`."""
+    if landing.continuity <= most:
+        return landing
+    return Landing(landing.outcome, most, landing.verified, landing.boot_id)
+
+
+def _stood(climb: Climb) -> bool:
+    """Whether the container that runs is one that the user has something in."""
+    return climb.container.start_time is not None
+
+
 def _with(change: Change, tried: dict[str, object]) -> Change:
     """The same change, its decision saying what was tried."""
     return Change(
@@ -490,19 +543,22 @@ def _back_to_rest(
     session: Session, error: RoostError, climb: Climb, tried: dict[str, object]
 ) -> Change:
     """PAUSED, as deep as is known: without a container where that was found lost."""
-    lost = ConditionType.CONTAINER_LOST in climb.found
+    lost = bool(climb.lost) or ConditionType.CONTAINER_LOST in climb.found
     depth = PauseDepth.CHECKPOINT if lost else session.pause_depth or PauseDepth.SUSPENDED
     columns = outcomes.paused(session, depth)
     columns["pause_time"] = session.pause_time or NOW
     columns["verified_at"] = None
     if lost:
         columns["conditions"] = outcomes.marked(climb.found, climb.now)
-    gone = lost and climb.container.container_id is not None
+    # Only the generation that was proved lost; one that was created since may well run.
+    gone = climb.container.generation in climb.lost
+    # Whether it came up is not known where the provider did not say.
+    unknown: dict[str, object] = {"state": ContainerState.UNKNOWN}
     return Change(
         session.session_id,
         session.epoch,
         session=columns,
-        container=outcomes.GONE if gone else {},
+        container=outcomes.GONE if gone else unknown,
         decision={**outcomes.refused(error), **tried},
         decision_id=session.decision_id,
     )

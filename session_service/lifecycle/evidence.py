@@ -16,7 +16,6 @@ from session_service.domain.session import ContainerState
 from session_service.errors import ProviderUnavailable, RoostError, StorageUnavailable
 from session_service.ports import Address, ContainerAbsent
 from session_service.storage import transitions
-from session_service.storage.assignments import NOW
 from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
@@ -77,17 +76,42 @@ class Looker:
         self._previews = previews
         self._installation_id = installation_id
         self._lag = lag_window.total_seconds()
-        self._looks: dict[UUID, asyncio.Task[Evidence]] = {}
+        self._looks: dict[tuple[UUID, int], asyncio.Task[Evidence]] = {}
 
     async def look(self, record: Record) -> Evidence:
         """What is true of an ACTIVE session's container now; proof goes into its row."""
-        session_id = record.session.session_id
-        task = self._looks.get(session_id)
+        # By epoch: a look at an earlier container says nothing of the one there now.
+        about = (record.session.session_id, record.session.epoch)
+        task = self._looks.get(about)
         if task is None:
-            task = asyncio.create_task(self._look(record), name="look")
-            self._looks[session_id] = task
-            task.add_done_callback(lambda _: self._looks.pop(session_id, None))
+            task = asyncio.create_task(self._look(record, keep=True), name="look")
+            self._looks[about] = task
+            task.add_done_callback(lambda done: self._over(about, done))
         return await asyncio.shield(task)
+
+    def _over(self, about: tuple[UUID, int], task: asyncio.Task[Evidence]) -> None:
+        self._looks.pop(about, None)
+        if not task.cancelled():
+            task.exception()  # seen, also where nobody waits for it any more
+
+    async def glance(self, record: Record) -> Evidence:
+        """The same, keeping nothing of it."""
+        return await self._look(record, keep=False)
+
+    async def find(self, container: Container) -> Seen | None:
+        """The container of this name whose id was never recorded; None once it is certain that
+        there is none: listings lag, so that the second comes when the lag window has passed.
+
+        Raises ProviderUnavailable and the like where the provider does not say.
+        """
+        wanted = labels(self._installation_id, container.session_id, container.generation)
+        for last in (False, True):
+            listed = await self._containers.list(container.app, wanted, timeout=LOOK_TIMEOUT)
+            if listed:
+                return listed[0]
+            if not last:
+                await asyncio.sleep(self._lag)
+        return None
 
     async def confirm_absent(self, container: Container) -> bool:
         """Whether a container that was just not found is lost: rule 7 of the design.
@@ -103,12 +127,12 @@ class Looker:
             return all(item.address.container_id != container.container_id for item in listed)
         return seen.state is ContainerState.DESTROYED
 
-    async def _look(self, record: Record) -> Evidence:
+    async def _look(self, record: Record, *, keep: bool) -> Evidence:
         container = record.container
         if container is None or container.container_id is None:
             return Evidence(Presence.UNKNOWN, preview_answered=False)
         try:
-            return await self._at_provider(record, container)
+            return await self._at_provider(record, container, keep=keep)
         except StorageUnavailable:
             raise
         except RoostError as error:
@@ -117,10 +141,12 @@ class Looker:
                 error,
                 extra={"action": "look", "session_id": str(record.session.session_id)},
             )
+        except ContainerAbsent as error:
+            _log.warning("the provider contradicts itself: %s", error, extra={"action": "look"})
         answered = await self._previews.answers(container)
         return Evidence(Presence.UNKNOWN, preview_answered=answered)
 
-    async def _at_provider(self, record: Record, container: Container) -> Evidence:
+    async def _at_provider(self, record: Record, container: Container, *, keep: bool) -> Evidence:
         try:
             seen = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
         except ContainerAbsent:
@@ -133,9 +159,11 @@ class Looker:
             raise ProviderUnavailable(f"the container is {seen.state}; try again")
         if seen.state is not ContainerState.STARTED:
             return Evidence(Presence.PRESENT, seen.state)
-        return await self._running(record, container, seen)
+        return await self._running(record, container, seen, keep=keep)
 
-    async def _running(self, record: Record, container: Container, seen: Seen) -> Evidence:
+    async def _running(
+        self, record: Record, container: Container, seen: Seen, *, keep: bool
+    ) -> Evidence:
         """It runs: is it the boot that was proved last? Only a newer start event costs an exec."""
         boot_id: str | None = container.boot_id
         same_boot = container.boot_time is not None and seen.last_start_time == container.boot_time
@@ -144,12 +172,14 @@ class Looker:
         if boot_id is None:
             return Evidence(Presence.PRESENT, seen.state)
         intact = boot_id == container.boot_id
-        await self._note(record, seen, boot_id, intact=intact)
+        if keep:
+            await self._note(record, seen, boot_id, intact=intact)
         return Evidence(Presence.PRESENT, seen.state, intact)
 
     async def _note(self, record: Record, seen: Seen, boot_id: str, *, intact: bool) -> None:
         """Keep the proof. Memory found lost is kept as untold, until an answer has told it."""
-        found: dict[str, object] = {"verified_at": NOW}
+        # As of before the look: what was seen is no newer than that.
+        found: dict[str, object] = {"verified_at": record.now}
         if not intact:
             found["loss_untold"] = True
         change = Change(

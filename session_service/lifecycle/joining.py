@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from session_service import errors
 from session_service.storage import decisions, sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from session_service.domain.decision import Decision, Request
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from session_service.storage.notifications import Notices
 
 #: How long to wait for a notice before looking all the same, in s.
-POLL = 0.5
+POLL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,16 @@ def raise_recorded(decision: Decision) -> None:
     if decision.error is None:
         return
     row = json.loads(decision.error)
+    raise rebuilt(row, {"decision_id": str(decision.decision_id)})
+
+
+def rebuilt(row: Mapping[str, Any], more: Mapping[str, str]) -> errors.RoostError:
+    """The refusal that a decision's row recorded. Any: JSON."""
     kind = errors.RECORDED.get(row["reason"], errors.RoostError)
-    raise kind(row["message"], {**row["metadata"], "decision_id": str(decision.decision_id)})
+    metadata = {**row["metadata"], **more}
+    if issubclass(kind, errors.Retryable):
+        return kind(row["message"], metadata, row["retry_after"])
+    return kind(row["message"], metadata)
 
 
 class Joining:
@@ -61,14 +70,17 @@ class Joining:
                 await self._wait(decision.session_id, notice)
 
     async def settled(self, session_id: UUID, epoch: int) -> None:
-        """Return once the session is no longer what it was at `epoch`, or has settled."""
+        """Return once the session is no longer what it was at `epoch`, or has settled.
+
+        Or once its owner is gone: then it is for the caller to take over.
+        """
         with self._notices.watch(session_id) as notice:
             while True:
                 notice.clear()
                 record = await sessions.find(self._database, session_id)
                 if record is None or record.session.transition is None:
                     return
-                if record.session.epoch != epoch:
+                if record.session.epoch != epoch or record.lapsed:
                     return
                 await self._wait(session_id, notice)
 

@@ -32,9 +32,14 @@ def marked(kinds: tuple[ConditionType, ...], now: datetime) -> str:
     return conditions.dump(conditions.condition(kind, now) for kind in kinds)
 
 
+def dump(error: RoostError) -> str:
+    """A refusal's form in a decision's row."""
+    return decision.dump_error(error.reason, error.message, error.metadata, error.retry_after)
+
+
 def refused(error: RoostError) -> dict[str, object]:
     """A decision's columns for a refusal. A retryable one frees the request id."""
-    values = finished(error=decision.dump_error(error.reason, error.message, error.metadata))
+    values = finished(error=dump(error))
     if isinstance(error, Retryable):
         values["request_id"] = None
     return values
@@ -52,8 +57,8 @@ def active(session: Session) -> dict[str, object]:
     }
 
 
-def paused(session: Session, depth: PauseDepth) -> dict[str, object]:
-    """The columns of a session at rest."""
+def paused(session: Session, depth: PauseDepth | None) -> dict[str, object]:
+    """The columns of a session at rest; the depth is None where it is not known."""
     check_move(session.state, State.PAUSED)
     return {
         **SETTLED,
@@ -73,11 +78,34 @@ def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict
         **SETTLED,
         "state": State.ENDED,
         "pause_depth": depth,
-        "end_time": NOW,
+        "end_time": session.end_time or NOW,
         "purge_time": purge_time,
         "due_at": None if purged else purge_time,
         "end_reason": session.end_reason or reason,
     }
+
+
+def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, object]) -> Change:
+    """A start that failed after its container came up: its call is told, and a pause of its own
+    begins in the same commit, so that nothing is said to rest that runs.
+    """
+    check_move(session.state, State.PAUSING)
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            **terms,
+            "state": State.PAUSING,
+            "transition": Transition.PAUSE,
+            "prior_state": State.ACTIVE,
+            "pause_depth": PauseDepth.SUSPENDED,
+            "decision_id": None,
+            "wish": None,
+        },
+        container={"state": ContainerState.STARTED},
+        decision=refused(error),
+        decision_id=session.decision_id,
+    )
 
 
 def left_open(session: Session, error: RoostError) -> Change:
@@ -97,7 +125,7 @@ def gone_back(session: Session, error: RoostError | None, **more: object) -> Cha
     if prior is State.ACTIVE:
         columns = active(session)
     else:
-        columns = {**paused(session, session.pause_depth or PauseDepth.SUSPENDED)}
+        columns = {**paused(session, session.pause_depth)}
         columns["pause_time"] = session.pause_time or NOW
     return Change(
         session.session_id,

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from session_service.errors import ProviderUnavailable, StorageUnavailable
+from session_service.lifecycle.outcomes import refused
 from session_service.storage import transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.transitions import Change, Terms
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from session_service.storage.database import Database
 
 _log = logging.getLogger(__name__)
+
+#: Between tries to renew a lease while the database does not answer, in s.
+RENEW_PAUSE = 0.1
 
 
 class OwnershipLost(Exception):
@@ -51,6 +55,7 @@ class Held:
 
     session_id: UUID
     epoch: int
+    decision_id: UUID | None
     until: float
     taken_over: bool
 
@@ -92,7 +97,7 @@ class Ownership:
         the work is in the rows.
         """
         until = began + self._pace.budget.total_seconds()
-        held = Held(session.session_id, session.epoch, until, taken_over)
+        held = Held(session.session_id, session.epoch, session.decision_id, until, taken_over)
         task = asyncio.create_task(self._run(held, began, work), name=f"{session.transition}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -123,7 +128,11 @@ class Ownership:
             await self._stop(job)
 
     async def _ended(self, held: Held, job: asyncio.Future[None]) -> None:
-        """The work is over: well, fenced off, or by a fault, which lets others try at once."""
+        """The work is over: well, fenced off, or by a fault.
+
+        A fault leaves the lease to run out: it would strike the next owner as well, and the lease
+        is what keeps them from taking turns without a pause.
+        """
         error = job.exception()
         if error is None or isinstance(error, OwnershipLost):
             return
@@ -134,7 +143,22 @@ class Ownership:
             exc_info=error,
             extra={"action": "carry", "session_id": str(held.session_id), "epoch": held.epoch},
         )
-        await self._let_go(held)
+        if not isinstance(error, StorageUnavailable):
+            await self._answer_fault(held)
+
+    async def _answer_fault(self, held: Held) -> None:
+        """Answer whoever waits for the work, so that nobody waits for what goes wrong each time."""
+        error = ProviderUnavailable("an internal fault broke this off; try again later")
+        change = Change(
+            held.session_id,
+            held.epoch,
+            {"decision_id": None},
+            decision=refused(error),
+            decision_id=held.decision_id,
+            advance=False,
+        )
+        with suppress(StorageUnavailable):
+            await transitions.write(self._database, change)
 
     async def _let_go(self, held: Held) -> None:
         """Give the lease up, so that nobody has to wait for it to run out."""
@@ -152,7 +176,7 @@ class Ownership:
         lease, every = self._pace.lease, self._pace.renew_every.total_seconds()
         confirmed = began
         while True:
-            await asyncio.sleep(every)
+            await asyncio.sleep(min(every, confirmed + lease.total_seconds() - monotonic()))
             asked = monotonic()
             try:
                 # Bounded, so that a database that hangs cannot make us think the lease still ours.
@@ -162,6 +186,7 @@ class Ownership:
                     )
             except (StorageUnavailable, TimeoutError):
                 if monotonic() - confirmed < lease.total_seconds():
+                    await asyncio.sleep(RENEW_PAUSE)
                     continue
                 renewed = False
             if not renewed:

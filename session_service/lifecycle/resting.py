@@ -8,7 +8,7 @@ What was observed is what is written, not what was asked for.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from session_service.domain.session import (
@@ -98,18 +98,39 @@ class Rester:
         if record is None or record.session.epoch != held.epoch:
             raise OwnershipLost
         session, container = record.session, record.container
-        if container is None or container.container_id is None or container.destroy_time:
+        if container is None or container.destroy_time is not None:
             await self._settle_gone(held, session, record.now, gone=False)
             return
         task = Task(held, session, container, record.now)
         try:
-            await self._work(task)
+            named = await self._named(task)
+            if named is None:
+                await self._settle_gone(held, session, record.now, gone=True)
+            else:
+                await self._work(named)
         except RoostError as error:
             await self._fail(task, error)
         except (LeaseHeld, LeaseLost) as error:
             await self._fail(task, ProviderUnavailable(f"{error}; try again"))
         except ContainerAbsent:
             await self._absent(task)
+
+    async def _named(self, task: Task) -> Task | None:
+        """The task with its container's id; None where the provider certainly made none.
+
+        An id that was never recorded says nothing: the create's answer may have been lost.
+        """
+        if task.container.container_id is not None:
+            return task
+        seen = await self._looker.find(task.container)
+        if seen is None:
+            return None
+        where = seen.address
+        found = {"container_id": where.container_id, "app": where.app}
+        change = Change(task.held.session_id, task.held.epoch, container=found, advance=False)
+        await self._write(change)
+        known = replace(task.container, container_id=where.container_id, app=where.app)
+        return replace(task, container=known)
 
     async def _work(self, task: Task) -> None:
         ending = task.session.transition is Transition.END
@@ -127,8 +148,9 @@ class Rester:
             await self._containers.cordon(address(task.container), nonce, timeout=task.held.left)
         try:
             rest = Rest(await self._rest(task, nonce, ending=ending), cordoned=ending)
-        except SuspendUnsupported:
-            await self._release(task, nonce)
+        except (RoostError, ContainerAbsent) as error:
+            if not isinstance(error, Retryable):
+                await self._release(task, nonce)
             raise
         # Before the outcome is written: whoever waits for that may start the machine at once.
         await self._release(task, nonce)
@@ -148,9 +170,11 @@ class Rester:
 
     async def _rest(self, task: Task, nonce: str, *, ending: bool) -> PauseDepth | None:
         """Bring it to rest, and say how deep it rests; None where it runs on."""
-        if ending and task.session.prior_state is State.PAUSED and not task.held.taken_over:
-            return task.target
-        if task.held.taken_over and not ending:
+        if task.session.prior_state is State.PAUSED:
+            seen = await self._containers.get(address(task.container), timeout=LOOK_TIMEOUT)
+            if seen.state in _DEPTHS and (ending or _DEPTHS[seen.state] is task.target):
+                return _DEPTHS[seen.state]
+        elif task.held.taken_over and not ending:
             return await self._observe(task)
         try:
             return _depth(await self._ask(task, nonce))
@@ -232,7 +256,11 @@ class Rester:
         _log.warning(
             "a container was not put to rest: %s",
             error,
-            extra={"action": "rest", "session_id": str(session.session_id), **error.metadata},
+            extra={
+                "action": "rest",
+                "session_id": str(session.session_id),
+                "details": error.metadata,
+            },
         )
         if isinstance(error, Retryable) or session.transition in OVER:
             await self._write(outcomes.left_open(session, error))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import uuid_utils.compat as uuids
 
 from session_service import errors
-from session_service.domain.decision import dump_error
-from session_service.domain.session import EndReason, PauseDepth
+from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.joining import Answer, raise_recorded
@@ -56,7 +54,7 @@ class Rests:
 
         async def step(record: Record) -> Answer | None:
             session = record.session
-            if session.state is State.PAUSED and _deep_enough(session, depth):
+            if session.state is State.PAUSED and _deep_enough(record, depth):
                 return await self._already(named, record, "ALREADY_PAUSED")
             if session.state not in (State.ACTIVE, State.PAUSED):
                 raise errors.SessionStateConflict(
@@ -79,11 +77,12 @@ class Rests:
             session = record.session
             if session.state is State.ENDED and (not now or purged(record)):
                 return await self._already(named, record, "ALREADY_ENDED")
-            kind = Transition.PURGE if now else Transition.END
+            # What never stood has nothing to come back to.
+            kind = Transition.PURGE if now or record.abandoned else Transition.END
             reason = session.end_reason or EndReason.REQUESTED
             return await self._begin(named, record, State.ENDING, kind, end_reason=reason)
 
-        return await self._until_answered(named, step)
+        return await self._until_answered(named, step, from_abandoned=True)
 
     async def undelete(self, named: Named) -> Answer:
         """Bring an ended session back as PAUSED, while its container is kept."""
@@ -102,19 +101,26 @@ class Rests:
     # --- the loop ------------------------------------------------------------------------------
 
     async def _until_answered(
-        self, named: Named, step: Callable[[Record], Awaitable[Answer | None]]
+        self,
+        named: Named,
+        step: Callable[[Record], Awaitable[Answer | None]],
+        *,
+        from_abandoned: bool = False,
     ) -> Answer:
-        """Replay, wait for one's turn, then act; again while somebody else was first."""
-        etag = named.etag
+        """Replay, wait for one's turn, then act; again while somebody else was first.
+
+        The etag is compared at each look, so that it fences the caller's own race to the end. With
+        `from_abandoned` a start that nobody waits for any more need not be finished first.
+        """
         while True:
             replayed = await self._joining.replayed(named.request)
             if replayed is not None:
                 return replayed
             record = await require(self._database, named.request.tenant, named.session_id)
-            if etag:
-                check_etag(record, etag)
-                etag = None
-            if record.session.transition is not None:
+            if named.etag:
+                check_etag(record, named.etag)
+            free = from_abandoned and record.abandoned
+            if record.session.transition is not None and not free:
                 await self._turn(record)
                 continue
             try:
@@ -153,7 +159,7 @@ class Rests:
         **columns: object,
     ) -> Answer | None:
         """Commit the intent, do the work in a task that outlives this call, wait for its answer."""
-        began, session = monotonic(), record.session
+        session = record.session
         check_move(session.state, state)
         decision = self._new(named, session, transition, f"the session was {session.state}")
         change = Change(
@@ -163,15 +169,15 @@ class Rests:
                 **self._work.terms.values(),
                 "state": state,
                 "transition": transition,
-                "prior_state": session.state,
+                "prior_state": session.prior_state if record.abandoned else session.state,
                 "decision_id": decision.decision_id,
+                "wish": None,
                 **columns,
             },
         )
-        begun = await transitions.begin(self._database, change, decision)
-        if begun is None:
+        task = await self._work.commit(transitions.begin(self._database, change, decision))
+        if task is None:
             return None
-        task = self._work.begin(begun, began)
         await asyncio.wait({task})
         written = await decisions.get(self._database, decision.decision_id)
         if written is None:
@@ -190,7 +196,7 @@ class Rests:
             session.session_id,
             session.epoch,
             session={
-                **outcomes.paused(session, session.pause_depth or PauseDepth.SUSPENDED),
+                **outcomes.paused(session, session.pause_depth),
                 "end_time": None,
                 "purge_time": None,
                 "end_reason": None,
@@ -227,7 +233,7 @@ class Rests:
             error.reason,
             error.message,
             finished=True,
-            error=dump_error(error.reason, error.message, error.metadata),
+            error=outcomes.dump(error),
         )
         written = await decisions.append_once(self._database, decision)
         if written is not None:
@@ -263,6 +269,12 @@ def purged(record: Record) -> bool:
     return record.session.end_reason is EndReason.CREATE_FAILED
 
 
-def _deep_enough(session: Session, depth: PauseDepth) -> bool:
-    """Whether a session at rest rests as deep as is asked, or deeper."""
-    return depth is PauseDepth.SUSPENDED or session.pause_depth is not PauseDepth.SUSPENDED
+def _deep_enough(record: Record, depth: PauseDepth) -> bool:
+    """Whether a session at rest is known to rest as deep as is asked, or deeper."""
+    container = record.container
+    if container is None or container.destroy_time is not None:
+        return True
+    stopped = container.state in (ContainerState.STOPPED, ContainerState.FAILED)
+    return stopped or (
+        container.state is ContainerState.SUSPENDED and depth is PauseDepth.SUSPENDED
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
 import uuid_utils.compat as uuids
@@ -15,25 +14,26 @@ from session_service.domain import ladder
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
-from session_service.domain.decision import dump_error
 from session_service.domain.session import (
     ContainerState,
     Continuity,
+    EndReason,
     Key,
     Mode,
     Outcome,
     PauseDepth,
 )
 from session_service.domain.states import State, Transition, check_move
+from session_service.lifecycle import outcomes
 from session_service.lifecycle.climbing import new_container
-from session_service.lifecycle.joining import Answer, raise_recorded
+from session_service.lifecycle.joining import Answer, raise_recorded, rebuilt
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.decisions import NewDecision
 from session_service.storage.transitions import Change, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from datetime import timedelta
     from uuid import UUID
 
@@ -73,6 +73,8 @@ class Facts:
 
     record: Record | None = None
     evidence: Evidence | None = None
+    about: tuple[UUID, int, int] | None = None
+    """Which session, generation and epoch the evidence is about: of another it says nothing."""
     read: Callable[[], Awaitable[Record | None]] = field(kw_only=True)
 
 
@@ -109,17 +111,17 @@ class Starts:
     async def resume(
         self, session_id: UUID, request: Request, wish: Wish, etag: str | None
     ) -> Answer:
-        """Bring one session back by its id; it must be live, and `etag`, if given, its own."""
+        """Bring one session back by its id; it must be live, and `etag`, if given, its own.
+
+        The etag is compared at each look, so that it fences the caller's own race to the end.
+        """
 
         async def read() -> Record:
             record = await require(self._database, request.tenant, session_id)
-            if not record.session.live:
-                raise errors.SessionStateConflict(
-                    f"the session is {record.session.state}; undelete it first"
-                )
+            if etag:
+                check_etag(record, etag)
             return record
 
-        await self._check_etag(request, session_id, etag)
         key = (await require(self._database, request.tenant, session_id)).session.key
         return await self._until_answered(Start(request, key, wish), read)
 
@@ -128,7 +130,7 @@ class Starts:
         record = await sessions.live_at(self._database, start.key)
         plan = self._decide(start, record, None)
         if isinstance(plan, ladder.Look) and record is not None:
-            evidence = await self._looker.look(record)
+            evidence = await self._looker.glance(record)
             plan = self._decide(start, record, evidence)
         return record, plan
 
@@ -161,8 +163,10 @@ class Starts:
             if replayed is not None:
                 return replayed
             facts.record = await facts.read()
-            plan = self._decide(start, facts.record, facts.evidence)
             evidence, facts.evidence = facts.evidence, None
+            if facts.record is None or _about(facts.record) != facts.about:
+                evidence = None
+            plan = self._decide(start, facts.record, evidence)
             answer = await self._act(start, plan, facts, evidence)
             if answer is not None:
                 return answer
@@ -189,6 +193,7 @@ class Starts:
             case ladder.Use():
                 return await self._use(start, plan, record, evidence)
             case ladder.Look():
+                facts.about = _about(record)
                 facts.evidence = await self._looker.look(record)
                 return None
             case ladder.Replace():
@@ -233,17 +238,16 @@ class Starts:
             raise errors.InvalidField.of(
                 "spec.image", "is needed to create a container: no default image is configured"
             )
-        began = monotonic()
         decision = self._new(start, plan, replaced, None)
         opening = self._opening(start, spec, decision.decision_id, replaced)
         waits = None if replaced is None else _waits(replaced.session, opening)
-        session = await transitions.open_session(self._database, opening, decision, waits)
-        return None if session is None else await self._carried(session, began, decision)
+        intent = transitions.open_session(self._database, opening, decision, waits)
+        return await self._carried(intent, decision)
 
     async def _climb(
         self, start: Start, plan: ladder.Climb, record: Record, evidence: Evidence | None
     ) -> Answer | None:
-        began, session = monotonic(), record.session
+        session = record.session
         check_move(session.state, State.STARTING)
         decision = self._new(start, plan, record, evidence)
         change = Change(
@@ -260,12 +264,18 @@ class Starts:
             },
             container=_seen_gone(evidence),
         )
-        begun = await transitions.begin(self._database, change, decision)
-        return None if begun is None else await self._carried(begun, began, decision)
+        return await self._carried(transitions.begin(self._database, change, decision), decision)
 
-    async def _carried(self, session: Session, began: float, decision: NewDecision) -> Answer:
-        """Do the work in a task of its own, which outlives this call, and wait for its answer."""
-        task = self._work.begin(session, began)
+    async def _carried(
+        self, intent: Coroutine[Any, Any, Session | None], decision: NewDecision
+    ) -> Answer | None:
+        """Commit the intent, do the work in a task that outlives this call, wait for its answer.
+
+        None where somebody else was first. Any: what coroutines send and receive, unused.
+        """
+        task = await self._work.commit(intent)
+        if task is None:
+            return None
         await asyncio.wait({task})
         written = await decisions.get(self._database, decision.decision_id)
         if written is None:
@@ -274,7 +284,7 @@ class Starts:
         raise_recorded(finished)
         return await self._joining.answer(finished)
 
-    async def _join(self, start: Start, plan: ladder.Join, record: Record) -> Answer | None:
+    async def _join(self, start: Start, plan: ladder.Plan, record: Record) -> Answer | None:
         """Wait for the start in flight; its outcome is ours, in a decision that names it."""
         leader_id = record.session.decision_id
         leader = None if leader_id is None else await decisions.get(self._database, leader_id)
@@ -282,7 +292,8 @@ class Starts:
             await self._joining.settled(record.session.session_id, record.session.epoch)
             return None
         finished = await self._joining.finished(leader)
-        if finished.finish_time is None:
+        same = wishes.load(record.session.wish) == start.wish
+        if finished.finish_time is None or not (same or _shareable(finished)):
             return None
         decision = _joined(self._new(start, plan, record, None), finished, start.wish)
         return await self._append(decision)
@@ -294,13 +305,15 @@ class Starts:
         for whoever does, and we decide again.
         """
         session = record.session
-        if session.transition is not Transition.START or session.decision_id is not None:
-            await self._work.take_over(record)
+        if session.transition is not Transition.START:
+            await self._settle(record)
             return None
-        fresh = ladder.mode_of(start.wish, policies.load(session.policy)) is Mode.FRESH
-        if fresh and not _as_good_as_fresh(start, session):
-            return await self._finish_abandoned(record)
-        began = monotonic()
+        if session.decision_id is not None:
+            await self._work.take_over(record)
+            return await self._join(start, plan, record)
+        if session.prior_state is None and not _asks_for_the_same(start, session):
+            await self._discard(record)
+            return None
         decision = self._new(start, plan, record, None)
         change = Change(
             session.session_id,
@@ -311,20 +324,40 @@ class Starts:
                 "wish": wishes.dump(start.wish),
             },
         )
-        begun = await transitions.begin(self._database, change, decision)
-        return None if begun is None else await self._carried(begun, began, decision)
+        return await self._carried(transitions.begin(self._database, change, decision), decision)
 
-    async def _finish_abandoned(self, record: Record) -> Answer | None:
-        """A FRESH start takes its turn after the one that was left open, once that has ended."""
+    async def _settle(self, record: Record) -> None:
+        """Take the transition over and see it through, so that there is something to decide on.
+
+        Raises ProviderUnavailable where it could not be finished: whoever tries again at once would
+        only meet it again.
+        """
         task = await self._work.take_over(record)
-        if task is not None:
-            await asyncio.wait({task})
+        if task is None:
+            return
+        await asyncio.wait({task})
         again = await sessions.find(self._database, record.session.session_id)
-        if again is not None and again.session.transition is not None:
+        if again is not None and again.lapsed:
             raise errors.ProviderUnavailable(
-                "an earlier start of this key could not be finished yet; try again"
+                "an earlier transition of this session could not be finished yet; try again"
             )
-        return None
+
+    async def _discard(self, record: Record) -> None:
+        """A session that never stood, of another spec, is in the way: its key is free at once, and
+        what it may have created is looked for and destroyed.
+        """
+        check_move(record.session.state, State.ENDING)
+        change = Change(
+            record.session.session_id,
+            record.session.epoch,
+            session={
+                **self._work.terms.values(),
+                "state": State.ENDING,
+                "transition": Transition.PURGE,
+                "end_reason": EndReason.CREATE_FAILED,
+            },
+        )
+        await self._work.commit(transitions.begin(self._database, change, None))
 
     async def _refuse(
         self,
@@ -394,12 +427,6 @@ class Starts:
             container=new_container(session_id, 1, self._defaults.app),
         )
 
-    async def _check_etag(self, request: Request, session_id: UUID, etag: str | None) -> None:
-        """Refuse a call that read an older session; a repeat of one that went through is none."""
-        if etag and await decisions.of_request(self._database, request) is None:
-            record = await require(self._database, request.tenant, session_id)
-            check_etag(record, etag)
-
 
 _REFUSALS: Mapping[ladder.Refusal, type[errors.RoostError]] = {
     ladder.Refusal.LIVE_SESSION_EXISTS: errors.LiveSessionExists,
@@ -411,7 +438,7 @@ _NEXT: Mapping[ladder.Refusal, str] = {
     ladder.Refusal.LIVE_SESSION_EXISTS: "; start with mode CONTINUE to use it",
     ladder.Refusal.CONTINUITY_UNAVAILABLE: "; start with a lower min_continuity to go on",
     ladder.Refusal.PROVIDER_UNAVAILABLE: "; try again",
-    ladder.Refusal.SESSION_STATE_CONFLICT: "",
+    ladder.Refusal.SESSION_STATE_CONFLICT: "; undelete it first, or start its key",
 }
 
 
@@ -439,10 +466,22 @@ async def require(database: Database, tenant: str, session_id: UUID) -> Record:
     return record
 
 
-def _as_good_as_fresh(start: Start, session: Session) -> bool:
-    """Whether a session that never stood is what a FRESH start would make anyway."""
-    asked = start.wish.fingerprint
-    return session.prior_state is None and asked in (None, session.fingerprint)
+def _about(record: Record) -> tuple[UUID, int, int]:
+    """What evidence gathered of this record is about."""
+    row = record.session
+    return row.session_id, row.generation, row.epoch
+
+
+def _asks_for_the_same(start: Start, session: Session) -> bool:
+    """Whether a session that never stood is what this start would make anyway."""
+    return start.wish.spec_hash in (None, specs.spec_hash(specs.load(session.spec)))
+
+
+def _shareable(finished: Decision) -> bool:
+    """Whether a leader's answer holds for joiners who asked for something else: a final refusal is
+    about what the leader asked.
+    """
+    return finished.error is None or json.loads(finished.error)["retry_after"] is not None
 
 
 def _waits(session: Session, opening: Opening) -> Change:
@@ -512,8 +551,7 @@ def _refused(decision: NewDecision, error: errors.RoostError) -> NewDecision:
     request = decision.request
     if isinstance(error, errors.Retryable):
         request = type(request)(request.tenant, request.method, request.request_hash)
-    text = dump_error(error.reason, error.message, error.metadata)
-    return _with(decision, request=request, error=text, finished=True)
+    return _with(decision, request=request, error=outcomes.dump(error), finished=True)
 
 
 def _joined(decision: NewDecision, leader: Decision, wish: Wish) -> NewDecision:
@@ -529,9 +567,7 @@ def _joined(decision: NewDecision, leader: Decision, wish: Wish) -> NewDecision:
         finished=True,
     )
     if leader.error is not None:
-        row = json.loads(leader.error)
-        kind = errors.RECORDED.get(row["reason"], errors.RoostError)
-        return _refused(joined, kind(row["message"], row["metadata"]))
+        return _refused(joined, rebuilt(json.loads(leader.error), {}))
     created = leader.outcome is Outcome.CREATED
     if wish.min_continuity and not created and (leader.continuity or 0) < wish.min_continuity:
         return _refused(

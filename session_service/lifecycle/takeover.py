@@ -6,16 +6,16 @@ undoes.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from session_service.domain.states import Transition
 from session_service.storage import sessions, transitions
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from uuid import UUID
 
     from session_service.domain.session import Record, Session
@@ -37,12 +37,37 @@ class Work:
         self._ownership = ownership
         self._climber = climber
         self._rester = rester
-        climber.on_replaced = self.begin
+        self._committing: set[asyncio.Task[asyncio.Task[None] | None]] = set()
+        climber.on_begun = self.begin
 
     @property
     def terms(self) -> transitions.Terms:
         """What an intent of this replica says of its owner."""
         return self._ownership.terms
+
+    async def commit(
+        self, intent: Coroutine[Any, Any, Session | None]
+    ) -> asyncio.Task[None] | None:
+        """Commit an intent and begin its work, both or neither, whether or not the caller stays.
+
+        None where the intent was not committed. Any: what coroutines send and receive, unused.
+        """
+        began = monotonic()
+
+        async def both() -> asyncio.Task[None] | None:
+            session = await intent
+            return None if session is None else self.begin(session, began)
+
+        return await self._whole(both())
+
+    async def _whole(
+        self, steps: Coroutine[Any, Any, asyncio.Task[None] | None]
+    ) -> asyncio.Task[None] | None:
+        """Run the steps to their end, also when the caller is cancelled in between."""
+        task = asyncio.create_task(steps)
+        self._committing.add(task)
+        task.add_done_callback(self._committing.discard)
+        return await asyncio.shield(task)
 
     def begin(self, session: Session, began: float) -> asyncio.Task[None]:
         """Work on a transition whose intent this process just committed."""
@@ -53,8 +78,9 @@ class Work:
 
         None where there is nothing to take over, or somebody else was first.
         """
-        if not record.lapsed:
-            return None
+        return await self._whole(self._claim(record)) if record.lapsed else None
+
+    async def _claim(self, record: Record) -> asyncio.Task[None] | None:
         began = monotonic()
         session = await transitions.claim(
             self._database, record.session.session_id, record.session.epoch, self.terms

@@ -54,6 +54,8 @@ def request_hash(request: Message) -> bytes:
     same = type(request)()
     same.CopyFrom(request)
     same.ClearField("request_id")
+    if hasattr(same, "session_id"):
+        same.session_id = same.session_id.lower()
     key = getattr(same, "key", None)
     if key is not None and not key.slot:
         key.slot = DEFAULT_SLOT
@@ -83,7 +85,7 @@ def parse_start(request: rpc_pb.StartSessionRequest, tenant: str) -> Start:
     fields.done()
     if request.choice_token:
         raise NotBuiltYet("choice_token is not built yet; leave it empty")
-    wish = Wish(mode, None if spec is None else specs.fingerprint(spec), least)
+    wish = Wish(mode, None if spec is None else specs.spec_hash(spec), least)
     return Start(
         Request(tenant, "StartSession", request_hash(request), request_id), key, wish, spec
     )

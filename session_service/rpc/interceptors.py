@@ -117,7 +117,7 @@ async def _abort(context: Context, method: str, error: Exception, began: float) 
         method,
         error.message,
         exc_info=error.__cause__ if _log.isEnabledFor(logging.DEBUG) else None,
-        extra={**keys, "reason": error.reason, **error.metadata},
+        extra={**keys, "reason": error.reason, "details": error.metadata},
     )
     details = status_of(error).SerializeToString()
     await context.abort(

@@ -9,6 +9,7 @@ import grpc.aio
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
+from session_service.domain import spec as specs
 from session_service.domain.session import DEFAULT_TENANT
 from session_service.errors import NotBuiltYet
 from session_service.rpc import convert, listings, render
@@ -49,7 +50,8 @@ class SessionServicer(SessionServiceServicer):
         """Open a project for a user."""
         start = convert.parse_start(request, TENANT)
         answer = await self._cases.starts.start(start)
-        return self._render.start(answer, start.wish.fingerprint)
+        asked = None if start.spec is None else specs.fingerprint(start.spec)
+        return self._render.start(answer, asked)
 
     async def PreviewStart(
         self, request: pb.PreviewStartRequest, context: Context

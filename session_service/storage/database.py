@@ -50,6 +50,18 @@ def compiled(query: sa.ClauseElement, make: Callable[[Sequence[Any]], T]) -> Sta
     return Statement(str(form), constants, make)
 
 
+#: Classes of SQLSTATE that say something of the server's state, not of the statement: connection,
+#: read-only standby, rollback, resources, operator, system.
+_PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+
+
+def _passing(error: psycopg.Error) -> bool:
+    """Whether the same statement may go through later."""
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return True
+    return (error.sqlstate or "")[:2] in _PASSING
+
+
 @contextmanager
 def translated() -> Generator[None]:
     """Turn a database that cannot be reached or does not answer into StorageUnavailable."""
@@ -57,7 +69,9 @@ def translated() -> Generator[None]:
         yield
     except PoolTimeout as error:
         raise StorageUnavailable("no database connection came free in time; try again") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except psycopg.Error as error:
+        if not _passing(error):
+            raise
         # The driver's text can hold the address with its user name: it goes to the log, by the
         # cause, and not to the caller.
         raise StorageUnavailable("the database did not answer; try again") from error
