@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from session_service.rpc.fields import Fields
 
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
-_REGION = re.compile(r"[a-z0-9,]{0,64}")
+_VOLUME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: What a shared and a performance machine may have of processors (Fly docs: machine sizing).
 _CPUS = {"shared": (1, 2, 4, 6, 8), "performance": (1, 2, 4, 8, 16)}
 #: Least memory per processor, and the step that memory comes in, in MB.
@@ -26,16 +26,20 @@ _MEMORY = {"shared": (256, 256), "performance": (2048, 1024)}
 MEMORY_LIMIT_MB = 2048
 WORD_LIMIT = 32_768
 COUNT_LIMIT = 256
+SERVICE_LIMIT = 16
+#: How long a main process may take to end, in s.
+STOP_TIMEOUT_LEAST = 0.1
 STOP_TIMEOUT_LIMIT = 300
 
 
 def parse_spec(fields: Fields, path: str, spec: pb.ContainerSpec) -> dict[str, Any]:
     """The spec's JSON form, by field name. Any: JSON as the proto maps it."""
     fields.text(f"{path}.image", spec.image, 512, required=True)
+    if " " in spec.image:
+        fields.wrong(f"{path}.image", "must not hold spaces")
     _env(fields, f"{path}.env", dict(spec.env))
     _guest(fields, f"{path}.guest", spec.guest)
-    if not _REGION.fullmatch(spec.region):
-        fields.wrong(f"{path}.region", "must be a region's name")
+    fields.text(f"{path}.region", spec.region, 64)
     _services(fields, f"{path}.services", spec)
     _command(fields, f"{path}.command", list(spec.command))
     if spec.restart_policy not in pb.RestartPolicy.values():
@@ -43,14 +47,20 @@ def parse_spec(fields: Fields, path: str, spec: pb.ContainerSpec) -> dict[str, A
     _mounts(fields, f"{path}.mounts", spec)
     _hook(fields, f"{path}.state_hook", spec.state_hook)
     if not _duration_within(spec):
-        fields.wrong(f"{path}.stop_timeout", f"must be between 0 s and {STOP_TIMEOUT_LIMIT} s")
+        fields.wrong(
+            f"{path}.stop_timeout",
+            f"must be between {STOP_TIMEOUT_LEAST} s and {STOP_TIMEOUT_LIMIT} s",
+        )
         return {}
     return MessageToDict(spec, preserving_proto_field_name=True)
 
 
 def _duration_within(spec: pb.ContainerSpec) -> bool:
+    if not spec.HasField("stop_timeout"):
+        return True
     seconds, nanos = spec.stop_timeout.seconds, spec.stop_timeout.nanos
-    return 0 <= seconds + nanos / 1e9 <= STOP_TIMEOUT_LIMIT and 0 <= nanos < 1_000_000_000
+    within = STOP_TIMEOUT_LEAST <= seconds + nanos / 1e9 <= STOP_TIMEOUT_LIMIT
+    return within and 0 <= nanos < 1_000_000_000
 
 
 def _env(fields: Fields, path: str, env: dict[str, str]) -> None:
@@ -84,9 +94,13 @@ def _guest(fields: Fields, path: str, guest: pb.Guest) -> None:
 
 
 def _services(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
-    if len(spec.services) > COUNT_LIMIT:
-        fields.wrong(path, f"must be at most {COUNT_LIMIT}")
-    for index, service in enumerate(spec.services[:COUNT_LIMIT]):
+    if len(spec.services) > SERVICE_LIMIT:
+        fields.wrong(path, f"must be at most {SERVICE_LIMIT}")
+        return
+    ports = {(service.internal_port, service.protocol or "tcp") for service in spec.services}
+    if len(ports) < len(spec.services):
+        fields.wrong(path, "must not name a port twice")
+    for index, service in enumerate(spec.services):
         if not 1 <= service.internal_port <= 65_535:
             fields.wrong(f"{path}[{index}].internal_port", "must be between 1 and 65535")
         if service.protocol not in ("", "tcp", "udp"):
@@ -107,12 +121,18 @@ def _mounts(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
     if len(spec.mounts) > 1:
         fields.wrong(path, "must be at most 1")
     for index, mount in enumerate(spec.mounts[:1]):
-        fields.text(f"{path}[{index}].volume_id", mount.volume_id, 64, required=True)
-        fields.text(f"{path}[{index}].path", mount.path, 255, required=True)
+        if not _VOLUME.fullmatch(mount.volume_id):
+            fields.wrong(f"{path}[{index}].volume_id", "must be 1 to 64 letters, digits, - or _")
+        fields.text(f"{path}[{index}].path", mount.path, 256)
         if not mount.path.startswith("/"):
             fields.wrong(f"{path}[{index}].path", "must be absolute")
 
 
 def _hook(fields: Fields, path: str, hook: pb.StateHook) -> None:
-    fields.text(f"{path}.http_path", hook.http_path, 1024)
-    fields.text(f"{path}.command", hook.command, 1024)
+    kind = hook.WhichOneof("hook")
+    if kind is None:
+        return
+    value: str = getattr(hook, kind)
+    fields.text(f"{path}.{kind}", value, 1024, required=True)
+    if kind == "http_path" and not value.startswith("/"):
+        fields.wrong(f"{path}.{kind}", "must begin with a slash")

@@ -10,9 +10,15 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from container_service.errors import InvalidRequest
+from container_service.fields import Fields as ContainerFields
+from container_service.specs import parse_spec as parse_there
+from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.errors import InvalidField, NotBuiltYet
 from session_service.rpc import convert, listings
+from session_service.rpc.fields import Fields
+from session_service.rpc.spec_fields import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +98,26 @@ def test_any_message_is_parsed_or_refused_by_field(
         except InvalidField as error:
             assert error.violations
             assert all(violation.field for violation in error.violations)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(filled(container_pb.ContainerSpec), st.booleans())
+def test_both_services_refuse_the_same_specs(spec: Any, named: bool) -> None:
+    """What container_service would refuse must not become a session first; nor the other way."""
+    if named:
+        spec.image = "roost/counter"
+    here, there = Fields(), ContainerFields()
+    parse_spec(here, "spec", spec)
+    parse_there(there, spec)
+    verdicts = []
+    for fields in (here, there):
+        try:
+            fields.done()
+        except (InvalidField, InvalidRequest) as error:
+            verdicts.append({violation.field for violation in error.violations})
+        else:
+            verdicts.append(set())
+    assert verdicts[0] == verdicts[1]
 
 
 @given(st.uuids(), st.uuids(), st.sampled_from(["", "default"]))
