@@ -147,6 +147,10 @@ class World:
         await self._fly("DELETE", session, "?force=true", None)
         await self._fly("GET", session, "/wait?state=destroyed&timeout=5", None)
 
+    async def provider_state(self, session: session_pb2.Session) -> str:
+        """The machine's state at the provider, in its own words."""
+        return str((await self._fly("GET", session, "", None))["state"])
+
     async def _started(self, session: session_pb2.Session) -> int:
         machine = await self._fly("GET", session, "", None)
         starts = [e["timestamp"] for e in machine["events"] if e["type"] == "start"]
