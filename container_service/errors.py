@@ -4,9 +4,12 @@ ServiceError
 ├── InvalidRequest          the caller's message is wrong; names each field
 ├── RequestIdReused         the name is taken by a container of another spec
 ├── ContainerNotFound       the provider knows no such container: one observation, not proof of loss
+├── VolumeNotFound          the provider knows no such volume
 ├── StateConflict           the container's state forbids it
 │   ├── SuspendUnsupported  … because it cannot be suspended, as it is made
-│   └── NotStartableYet     … for now: a start may succeed in a moment
+│   ├── NotStartableYet     … for now: a start may succeed in a moment
+│   ├── VolumeInUse         a container has the volume
+│   └── SnapshotInProgress  one snapshot of the volume is being written
 ├── LeaseConflict
 │   ├── LeaseHeld           another holds the container's lease
 │   └── LeaseLost           the nonce that was shown holds no longer
@@ -76,6 +79,10 @@ class ContainerNotFound(ServiceError):
     """The provider knows no such container: one observation, not proof of loss."""
 
 
+class VolumeNotFound(ServiceError):
+    """The provider knows no such volume: it was deleted, or never was."""
+
+
 class StateConflict(ServiceError):
     """The container's state forbids what was asked for."""
 
@@ -88,6 +95,27 @@ class NotStartableYet(StateConflict):
     """The container cannot be started at this moment, and perhaps can in the next."""
 
     retry_after = 1.0
+
+
+class VolumeInUse(StateConflict):
+    """A container has the volume; a claim outlives its container for a while."""
+
+    retry_after = 5.0
+
+    def __init__(
+        self, message: str, *, container_id: str = "", provider_request_id: str = ""
+    ) -> None:
+        super().__init__(
+            message, provider_request_id=provider_request_id, container_id=container_id
+        )
+        #: The container that has it; empty where the provider did not say.
+        self.container_id = container_id
+
+
+class SnapshotInProgress(StateConflict):
+    """A snapshot of the volume is being written; the next can be taken after it."""
+
+    retry_after = 5.0
 
 
 class LeaseConflict(ServiceError):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _APP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_VOLUME_NAME = re.compile(r"[a-z0-9_]{1,30}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NONCE = re.compile(r"[!-~]{1,128}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -63,6 +64,11 @@ class Fields:
     def volume_id(self, field: str, value: str) -> str:
         """A volume's id."""
         return self._match(field, value, _ID, "1 to 64 letters, digits, '-' or '_'")
+
+    def volume_name(self, value: str) -> str:
+        """A volume's name."""
+        rule = "1 to 30 lower-case letters, digits and underscores"
+        return self._match("name", value, _VOLUME_NAME, rule)
 
     def nonce(self, value: str, *, required: bool = False) -> str:
         """A lease's nonce. It becomes a header: no spaces, nothing but ASCII."""

@@ -58,10 +58,10 @@ class Running:
 async def serve(config: Config) -> AsyncGenerator[Running]:
     """Run the service; at the end, finish the calls in flight within the grace and close all."""
     async with AsyncExitStack() as stack:
-        provider = await stack.enter_async_context(
+        provider, volumes = await stack.enter_async_context(
             open_client(config.fly_base_url, config.fly_token, config.fly_rate_share)
         )
-        servicer = ContainerServicer(provider, config.fly_app, config.lag_window)
+        servicer = ContainerServicer(provider, volumes, config.fly_app, config.lag_window)
         stack.push_async_callback(servicer.aclose)
         watch = Health(provider, config.fly_app, (SERVICE,))
         await watch.begin()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Lease,
     )
     from container_service.deadlines import Deadline
+    from container_service.volume import Snapshot, Volume, VolumeRef, VolumeWish
 
 
 class Provider(Protocol):
@@ -106,3 +107,25 @@ class Provider(Protocol):
 
     async def release_lease(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
         """Give a lease back; one that is not held any more is none of our business."""
+
+
+class VolumeProvider(Protocol):
+    """Keeps volumes and their snapshots, with the promises of `Provider`."""
+
+    async def create_volume(self, wish: VolumeWish, deadline: Deadline) -> Volume:
+        """Create a volume, empty or from a snapshot. Names are not unique: each call makes one."""
+
+    async def get_volume(self, ref: VolumeRef, deadline: Deadline) -> Volume:
+        """Read a volume. VolumeNotFound where there is none, or none any more."""
+
+    async def list_volumes(self, app: str, deadline: Deadline) -> Sequence[Volume]:
+        """All of an application's volumes."""
+
+    async def delete_volume(self, ref: VolumeRef, deadline: Deadline) -> None:
+        """Delete a volume. VolumeInUse where a container claims it."""
+
+    async def take_snapshot(self, ref: VolumeRef, deadline: Deadline) -> Snapshot | None:
+        """Have a snapshot taken; None where the provider does not tell which it will be."""
+
+    async def list_snapshots(self, ref: VolumeRef, deadline: Deadline) -> Sequence[Snapshot]:
+        """A volume's snapshots, newest first, also where the volume was deleted."""

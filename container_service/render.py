@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from container_service.booting import Resumption
+    from container_service.volume import Snapshot, Volume
 
 _STATES = {
     state: pb.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState
@@ -54,6 +55,32 @@ def to_container(container: Container) -> pb.Container:
         update_time=to_timestamp(container.update_time),
         last_start_time=to_timestamp(container.last_start_time),
         host_reachable=container.host_reachable,
+    )
+
+
+def to_volume(volume: Volume) -> pb.Volume:
+    """A volume as the contract shows it."""
+    return pb.Volume(
+        app=volume.ref.app,
+        volume_id=volume.ref.volume_id,
+        name=volume.name,
+        provider_state=volume.provider_state,
+        region=volume.region,
+        size_gb=volume.size_gb,
+        attached_container_id=volume.attached_container_id,
+        create_time=to_timestamp(volume.create_time),
+    )
+
+
+def to_snapshot(snapshot: Snapshot) -> pb.VolumeSnapshot:
+    """A snapshot as the contract shows it."""
+    return pb.VolumeSnapshot(
+        snapshot_id=snapshot.snapshot_id,
+        volume_id=snapshot.volume_id,
+        provider_state=snapshot.provider_state,
+        size_bytes=snapshot.size_bytes,
+        digest=snapshot.digest,
+        create_time=to_timestamp(snapshot.create_time),
     )
 
 

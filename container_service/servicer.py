@@ -7,49 +7,33 @@ What each method promises is written beside its RPC in the contract.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn, cast
-
-import grpc.aio
+from typing import TYPE_CHECKING, NoReturn
 
 from container_service import convert, render
 from container_service.booting import Booting
+from container_service.context import Context, deadline_of
 from container_service.creation import Creating
-from container_service.deadlines import Deadline
 from container_service.errors import NotBuiltYet
 from container_service.halting import Halting
 from container_service.leasing import Leasing
+from container_service.volume_servicer import VolumeServicer
 from container_service.waiting import Waiting
 from roost.container.v1 import container_service_pb2 as pb
-from roost.container.v1 import container_service_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from container_service.provider import Provider
-
-Context = grpc.aio.ServicerContext[Any, Any]
-
-#: How long a call may take whose caller set no deadline, in seconds.
-DEFAULT_SECONDS = 60.0
-#: Kept back of the caller's deadline, so that our answer is there before it.
-MARGIN_SECONDS = 0.25
+    from container_service.provider import Provider, VolumeProvider
 
 
-def deadline_of(context: Context) -> Deadline:
-    """The deadline to hand down: a little before the caller's."""
-    # None without a deadline, whatever its stub says.
-    remaining = cast(float | None, context.time_remaining())
-    if remaining is None:
-        return Deadline.after(DEFAULT_SECONDS)
-    return Deadline.after(remaining - min(MARGIN_SECONDS, remaining / 10))
-
-
-class ContainerServicer(rpc.ContainerServiceServicer):
+class ContainerServicer(VolumeServicer):
     """Answers roost.container.v1.ContainerService."""
 
-    def __init__(self, provider: Provider, default_app: str, lag_window: float) -> None:
+    def __init__(
+        self, provider: Provider, volumes: VolumeProvider, default_app: str, lag_window: float
+    ) -> None:
+        super().__init__(provider, volumes, default_app)
         self._provider = provider
-        self._app = default_app
         self._waiting = Waiting(provider, lag_window)
         self._leasing = Leasing(provider)
         self._creating = Creating(provider, lag_window)
@@ -197,36 +181,6 @@ class ContainerServicer(rpc.ContainerServiceServicer):
         self, request_iterator: AsyncIterator[pb.RestoreStateRequest], context: Context
     ) -> pb.RestoreStateResponse:
         not_built("RestoreState")
-
-    async def CreateVolume(
-        self, request: pb.CreateVolumeRequest, context: Context
-    ) -> pb.CreateVolumeResponse:
-        not_built("CreateVolume")
-
-    async def GetVolume(
-        self, request: pb.GetVolumeRequest, context: Context
-    ) -> pb.GetVolumeResponse:
-        not_built("GetVolume")
-
-    async def ListVolumes(
-        self, request: pb.ListVolumesRequest, context: Context
-    ) -> pb.ListVolumesResponse:
-        not_built("ListVolumes")
-
-    async def DeleteVolume(
-        self, request: pb.DeleteVolumeRequest, context: Context
-    ) -> pb.DeleteVolumeResponse:
-        not_built("DeleteVolume")
-
-    async def CreateVolumeSnapshot(
-        self, request: pb.CreateVolumeSnapshotRequest, context: Context
-    ) -> pb.CreateVolumeSnapshotResponse:
-        not_built("CreateVolumeSnapshot")
-
-    async def ListVolumeSnapshots(
-        self, request: pb.ListVolumeSnapshotsRequest, context: Context
-    ) -> pb.ListVolumeSnapshotsResponse:
-        not_built("ListVolumeSnapshots")
 
 
 def not_built(method: str) -> NoReturn:

@@ -25,6 +25,7 @@ from container_service.fly import schema
 from container_service.fly.errors import Malformed, NoLease, NotReached, UnknownApp
 from container_service.fly.pacing import Pacing
 from container_service.fly.transport import Call, Transport, connect
+from container_service.fly.volumes import FlyVolumes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -266,10 +267,10 @@ async def open_client(
     token: str,
     rate_share: float = 1.0,
     transport: httpx.AsyncBaseTransport | None = None,
-) -> AsyncGenerator[FlyClient]:
-    """A client for the life of the process; `transport` stands in for the network in tests."""
+) -> AsyncGenerator[tuple[FlyClient, FlyVolumes]]:
+    """Clients for the life of the process; `transport` stands in for the network in tests."""
     async with connect(base_url, token, Pacing(rate_share), transport) as sending:
-        yield FlyClient(sending)
+        yield FlyClient(sending), FlyVolumes(sending)
 
 
 def _path(ref: ContainerRef, verb: str = "") -> str:

@@ -23,7 +23,9 @@ from container_service.errors import (
     ProviderRefused,
     ProviderUnavailable,
     ServiceError,
+    SnapshotInProgress,
     StateConflict,
+    VolumeInUse,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ _BUSY_PROSE = ("concurrent update", "machine is replacing")
 _LEASE_PROSE = ("lease currently held", "lease not found", "lease nonce")
 _NAME_PROSE = "unique machine name violation"
 _APP_PROSE = ("app not found", "could not find app")
+_VOLUME_PROSE = ("volume already claimed by machine", "bound to machine")
+_CLAIMANT = re.compile(r"machine:? ([0-9a-z]+)", re.IGNORECASE)
 _NAMED_MACHINE = re.compile(r"machine id (\w+) already exists", re.IGNORECASE)
 _EXPIRY = re.compile(r"expires at (.+)", re.IGNORECASE)
 
@@ -165,6 +169,15 @@ def _conflict(refusal: Refusal) -> ServiceError:
         )
     if refusal.says(*_CAPACITY_PROSE):
         return _capacity(refusal)
+    if refusal.says(*_VOLUME_PROSE):
+        named = _CLAIMANT.search(refusal.text)
+        return VolumeInUse(
+            _told(refusal),
+            container_id=named.group(1) if named else "",
+            provider_request_id=refusal.request_id,
+        )
+    if refusal.says("snapshot is already scheduled"):
+        return SnapshotInProgress(_told(refusal), provider_request_id=refusal.request_id)
     if refusal.says(*_NOT_YET_PROSE, *_BUSY_PROSE):
         return NotStartableYet(_told(refusal), provider_request_id=refusal.request_id)
     return StateConflict(_told(refusal), provider_request_id=refusal.request_id)

@@ -58,24 +58,24 @@ def read_state(word: str) -> ContainerState:
 
 def read_machine(app: str, body: Json) -> Container:
     """A Machine object. Raises ProviderUnavailable where it is none."""
-    machine = _object(body)
+    machine = read_object(body)
     container_id = machine.get("id")
     if not isinstance(container_id, str) or not container_id:
         raise ProviderUnavailable("the provider answered with a machine that has no id")
-    word = _text(machine, "state")
+    word = read_text(machine, "state")
     labels = read_metadata(machine) or {}
     return Container(
         ref=ContainerRef(app, container_id),
         state=read_state(word),
         provider_state=word,
-        name=_text(machine, "name"),
-        region=_text(machine, "region"),
-        version=_text(machine, "instance_id") or _text(machine, "version"),
+        name=read_text(machine, "name"),
+        region=read_text(machine, "region"),
+        version=read_text(machine, "instance_id") or read_text(machine, "version"),
         labels={key: value for key, value in labels.items() if key != SPEC_HASH_LABEL},
         spec_hash=labels.get(SPEC_HASH_LABEL, ""),
         cordoned=machine.get("cordoned") is True,
-        create_time=_time(machine.get("created_at")),
-        update_time=_time(machine.get("updated_at")),
+        create_time=read_time(machine.get("created_at")),
+        update_time=read_time(machine.get("updated_at")),
         last_start_time=last_start_time(machine.get("events")),
         host_reachable=machine.get("host_status", "ok") in ("ok", "", None),
     )
@@ -85,7 +85,7 @@ def read_machines(body: Json) -> list[Object]:
     """A listing. Anything but a list of objects is an error: a part must not pass for the whole."""
     if not isinstance(body, list):
         raise ProviderUnavailable("the provider answered a listing that is no list")
-    return [_object(machine) for machine in body]
+    return [read_object(machine) for machine in body]
 
 
 def read_metadata(machine: Object) -> dict[str, str] | None:
@@ -121,31 +121,31 @@ def last_start_time(events: Json) -> datetime | None:
 
 def read_lease(body: Json) -> Lease:
     """A lease, in its envelope as Fly sends it or flat as Fly's document draws it."""
-    answer = _object(body)
+    answer = read_object(body)
     lease = answer.get("data") if isinstance(answer.get("data"), dict) else answer
     assert isinstance(lease, dict)
-    nonce = _text(lease, "nonce")
+    nonce = read_text(lease, "nonce")
     if not nonce:
         raise ProviderUnavailable("the provider answered with a lease that has no nonce")
     expires = lease.get("expires_at")
     expire_time = _from_unix(expires) if isinstance(expires, int | float) else None
-    return Lease(nonce, expire_time, _text(lease, "owner"), _text(lease, "description"))
+    return Lease(nonce, expire_time, read_text(lease, "owner"), read_text(lease, "description"))
 
 
 def read_exec(body: Json) -> ExecResult:
     """What a command did; zero fields may be left out."""
-    answer = _object(body)
+    answer = read_object(body)
     code = answer.get("exit_code", 0)
     return ExecResult(
         exit_code=code if isinstance(code, int) else -1,
-        stdout=_text(answer, "stdout"),
-        stderr=_text(answer, "stderr"),
+        stdout=read_text(answer, "stdout"),
+        stderr=read_text(answer, "stderr"),
     )
 
 
 def read_wait(body: Json, states: Collection[ContainerState]) -> ContainerState | None:
     """The state that ended a wait; Fly names it, but older answers only say ok."""
-    state = read_state(_text(body, "state") if isinstance(body, dict) else "")
+    state = read_state(read_text(body, "state") if isinstance(body, dict) else "")
     if state in states:
         return state
     return next(iter(states)) if len(states) == 1 else None
@@ -199,18 +199,26 @@ def _write_service(port: ServicePort, index: int) -> Object:
     }
 
 
-def _object(body: Json) -> dict[str, Any]:
+def read_object(body: Json) -> dict[str, Any]:
+    """An object. Raises ProviderUnavailable where it is none."""
     if not isinstance(body, dict):
         raise ProviderUnavailable("the provider answered with something that is no object")
     return body
 
 
-def _text(source: Object, name: str) -> str:
+def read_text(source: Object, name: str) -> str:
+    """A string member, empty where it is missing or something else."""
     value = source.get(name)
     return value if isinstance(value, str) else ""
 
 
-def _time(value: Json) -> datetime | None:
+def read_number(source: Object, name: str) -> int:
+    """An integer member, zero where it is missing or something else."""
+    value = source.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def read_time(value: Json) -> datetime | None:
     """An RFC 3339 time, or None."""
     try:
         moment = datetime.fromisoformat(value)

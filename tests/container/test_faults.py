@@ -54,8 +54,8 @@ async def test_a_suspend_whose_answer_was_lost_is_observed(service: Service, ans
 
 async def test_a_suspend_that_is_not_seen_in_time_is_unknown(service: Service) -> None:
     container_id = await service.create()
-    await service.admin.set_fault("slow_before", action="wait", delay_ms=3000)
-    unknown = await failing(suspending(service, container_id, timeout=1.0))
+    await service.admin.set_fault("slow_before", action="wait", delay_ms=6000)
+    unknown = await failing(suspending(service, container_id, timeout=2.5))
     assert unknown.code is grpc.StatusCode.UNAVAILABLE
     assert unknown.reason == "PROVIDER_UNAVAILABLE"
     assert unknown.retry_seconds

@@ -113,23 +113,6 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(
     await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
 
 
-NOT_BUILT = (
-    "CreateVolume",
-    "GetVolume",
-    "ListVolumes",
-    "DeleteVolume",
-    "CreateVolumeSnapshot",
-    "ListVolumeSnapshots",
-)
-
-
-@pytest.mark.parametrize("method", NOT_BUILT)
-async def test_what_is_not_built_yet_says_so(service: Service, method: str) -> None:
-    request = getattr(pb, f"{method}Request")()
-    refused = await failing(getattr(service.stub, method)(request, timeout=9))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
-
-
 async def test_streams_that_are_not_built_yet_say_so(service: Service) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         async for _ in service.stub.CaptureState(pb.CaptureStateRequest(), timeout=9):

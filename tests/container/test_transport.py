@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,7 +23,7 @@ from container_service.fly.client import FlyClient, open_client
 from container_service.fly.transport import LONG_CALLS, authorization
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
 REF = ContainerRef("birds", "1857156b526dd8")
 MACHINE = {"id": REF.container_id, "state": "started"}
@@ -57,8 +58,12 @@ def answer(status: int = 200, body: Any = None, **headers: str) -> Callable[...,
     return respond
 
 
-def client(script: Script, token: str = "secret-token") -> Any:
-    return open_client("http://fly.test", token, transport=httpx.MockTransport(script))
+@asynccontextmanager
+async def client(script: Script, token: str = "secret-token") -> AsyncGenerator[FlyClient]:
+    """A client whose network is the script."""
+    transport = httpx.MockTransport(script)
+    async with open_client("http://fly.test", token, transport=transport) as (fly, _):
+        yield fly
 
 
 def soon() -> Deadline:

@@ -1,0 +1,255 @@
+"""Volumes and snapshots, and a container's whole life with one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import httpx
+import pytest
+
+from local.fly.emulator import serve
+from roost.container.v1 import container_service_pb2 as pb
+from tests.container.harness import APP, TOKEN, Service, failing, make_app, serving, until
+
+if TYPE_CHECKING:
+    from local.fly.settings import Settings
+
+
+async def create(service: Service, **fields: object) -> pb.Volume:
+    request = pb.CreateVolumeRequest(**{"name": "data", **fields})  # type: ignore[arg-type]
+    return (await service.stub.CreateVolume(request, timeout=9)).volume
+
+
+async def read(service: Service, volume_id: str) -> pb.Volume:
+    request = pb.GetVolumeRequest(volume_id=volume_id)
+    return (await service.stub.GetVolume(request, timeout=9)).volume
+
+
+async def container_with(service: Service, volume_id: str, name: str = "roost-wren-1") -> str:
+    mounts = [pb.Mount(volume_id=volume_id, path="/data")]
+    spec = pb.ContainerSpec(image="roost/base", mounts=mounts)
+    request = pb.CreateContainerRequest(name=name, spec=spec)
+    made = (await service.stub.CreateContainer(request, timeout=9)).container
+    wait = pb.WaitContainerRequest(container_id=made.container_id)
+    await service.stub.WaitContainer(wait, timeout=9)
+    return made.container_id
+
+
+async def run(service: Service, container_id: str, script: str) -> str:
+    request = pb.ExecContainerRequest(container_id=container_id, command=["sh", "-c", script])
+    done = await service.stub.ExecContainer(request, timeout=9)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+async def destroy(service: Service, container_id: str) -> None:
+    request = pb.DestroyContainerRequest(container_id=container_id, force=True)
+    await service.stub.DestroyContainer(request, timeout=9)
+
+
+async def snapshot(service: Service, volume_id: str) -> pb.VolumeSnapshot:
+    """A snapshot that is finished."""
+    request = pb.CreateVolumeSnapshotRequest(volume_id=volume_id)
+    begun = (await service.stub.CreateVolumeSnapshot(request, timeout=9)).snapshot
+    assert begun.volume_id == volume_id
+    found: list[pb.VolumeSnapshot] = []
+
+    async def finished() -> bool:
+        found[:] = await snapshots(service, volume_id)
+        return found[0].provider_state == "created"
+
+    await until(finished, interval=0.5)
+    assert found[0].snapshot_id == begun.snapshot_id
+    return found[0]
+
+
+async def snapshots(service: Service, volume_id: str) -> list[pb.VolumeSnapshot]:
+    request = pb.ListVolumeSnapshotsRequest(volume_id=volume_id)
+    return list((await service.stub.ListVolumeSnapshots(request, timeout=9)).snapshots)
+
+
+async def filled(service: Service, volume_id: str) -> None:
+    """Wait until a restore is done."""
+
+    async def created() -> bool:
+        return (await read(service, volume_id)).provider_state == "created"
+
+    await until(created, interval=0.5)
+
+
+async def update(service: Service, container_id: str, env: dict[str, str]) -> None:
+    """Replace a machine's config by the wire: the service has no such call."""
+    path = f"/v1/apps/{APP}/machines/{container_id}"
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    base_url = service.emulator.api_url
+    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers) as http:
+        config = (await http.get(path)).json()["config"] | {"env": env}
+        (await http.post(path, json={"config": config})).raise_for_status()
+    wait = pb.WaitContainerRequest(container_id=container_id)
+    await service.stub.WaitContainer(wait, timeout=9)
+
+
+async def test_a_volume_shows_what_it_was_created_with(service: Service) -> None:
+    volume = await create(service, size_gb=2, region="lhr")
+    assert volume.volume_id.startswith("vol_")
+    assert (volume.app, volume.name, volume.provider_state) == (APP, "data", "created")
+    assert (volume.region, volume.size_gb, volume.attached_container_id) == ("lhr", 2, "")
+    assert volume.HasField("create_time")
+    assert await read(service, volume.volume_id) == volume
+    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+    assert list(listed.volumes) == [volume]
+
+
+async def test_a_volume_has_one_gb_unless_it_says_more(service: Service) -> None:
+    assert (await create(service)).size_gb == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": "Not-a-name"}, "name"),
+        ({"size_gb": 501}, "size_gb"),
+        ({"size_gb": -1}, "size_gb"),
+        ({"snapshot_id": "../x"}, "snapshot_id"),
+        ({"app": "Not an app"}, "app"),
+    ],
+)
+async def test_a_wrong_field_is_named(
+    service: Service, fields: dict[str, object], wrong: str
+) -> None:
+    mark = await service.mark()
+    refused = await failing(create(service, **fields))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert refused.fields == (wrong,)
+    assert await service.requests(mark) == []
+
+
+async def test_a_volume_that_is_not_there_is_not_found(service: Service) -> None:
+    for call in (read(service, "vol_none"), snapshots(service, "vol_none")):
+        refused = await failing(call)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "VOLUME_NOT_FOUND")
+
+
+async def test_deleting_twice_is_as_good_as_once(service: Service) -> None:
+    volume = await create(service)
+    request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
+    for _ in range(2):
+        await service.stub.DeleteVolume(request, timeout=9)
+    assert (await failing(read(service, volume.volume_id))).reason == "VOLUME_NOT_FOUND"
+    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+    assert list(listed.volumes) == []
+
+
+async def test_a_volume_that_a_container_has_is_in_use(service: Service) -> None:
+    volume = await create(service)
+    container_id = await container_with(service, volume.volume_id)
+    assert (await read(service, volume.volume_id)).attached_container_id == container_id
+    request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
+    refused = await failing(service.stub.DeleteVolume(request, timeout=9))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "VOLUME_IN_USE",
+    )
+    assert refused.metadata["container_id"] == container_id
+    assert refused.retry_seconds
+    second = await failing(container_with(service, volume.volume_id, "roost-wren-2"))
+    assert second.reason == "VOLUME_IN_USE"
+    assert second.metadata["container_id"] == container_id
+
+
+async def test_the_claim_of_a_destroyed_container_is_waited_out(settings: Settings) -> None:
+    lingering = settings.with_texts({"volume_release_ms": "1500", "volume_linger_ms": "60000"})
+    async with serve(lingering) as emulator:
+        await make_app(emulator)
+        async with serving(emulator) as service:
+            volume = await create(service)
+            container_id = await container_with(service, volume.volume_id)
+            await destroy(service, container_id)
+            request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
+            assert (await failing(service.stub.DeleteVolume(request, timeout=1))).reason
+            await service.stub.DeleteVolume(request, timeout=9)
+            # One that was deleted and lingers in the provider's listing is not listed.
+            listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+            assert list(listed.volumes) == []
+
+
+async def test_a_snapshot_at_a_time(settings: Settings) -> None:
+    async with serve(settings.with_texts({"snapshot_ms": "60000"})) as emulator:
+        await make_app(emulator)
+        async with serving(emulator) as service:
+            volume = await create(service)
+            request = pb.CreateVolumeSnapshotRequest(volume_id=volume.volume_id)
+            await service.stub.CreateVolumeSnapshot(request, timeout=9)
+            refused = await failing(service.stub.CreateVolumeSnapshot(request, timeout=9))
+            assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
+            assert refused.reason == "SNAPSHOT_IN_PROGRESS"
+            assert len(await snapshots(service, volume.volume_id)) == 1
+
+
+async def test_a_full_region_has_no_room_for_a_volume(service: Service) -> None:
+    await service.admin.set_fault("capacity", action="volume_create")
+    refused = await failing(create(service))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "PROVIDER_CAPACITY",
+    )
+
+
+async def test_a_lost_answer_says_that_the_volume_may_be_there(service: Service) -> None:
+    await service.admin.set_fault("answer_lost", action="volume_create")
+    refused = await failing(create(service))
+    assert (refused.code, refused.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "PROVIDER_UNAVAILABLE",
+    )
+    assert await service.committed("volume_create") == 1
+
+
+async def test_a_containers_whole_life_with_a_volume(service: Service) -> None:
+    """A file on a volume outlives all; memory a suspend only, and the root what Fly says."""
+    volume = await create(service, size_gb=1)
+    container_id = await container_with(service, volume.volume_id)
+    look = "cat /data/file 2>/dev/null; cat root 2>/dev/null || true"
+    start = pb.StartContainerRequest(container_id=container_id)
+    boots = [(await service.stub.StartContainer(start, timeout=9)).boot_id]
+    await run(service, container_id, "echo one > /data/file; echo root > root")
+
+    await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=9)
+    boots.append((await service.stub.StartContainer(start, timeout=9)).boot_id)
+    # The spec's root file system persists over restarts, which is Roost's default and not Fly's.
+    assert await run(service, container_id, look) == "one\nroot\n"
+
+    await update(service, container_id, {"COLOUR": "red"})
+    assert await run(service, container_id, look + "; echo $COLOUR") == "one\nred\n"
+    boots.append((await service.stub.StartContainer(start, timeout=9)).boot_id)
+    assert len(set(boots)) == 3
+
+    await run(service, container_id, "echo two > /data/file; echo again > root")
+    suspend = pb.SuspendContainerRequest(container_id=container_id)
+    await service.stub.SuspendContainer(suspend, timeout=9)
+    resume = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id=boots[-1])
+    resumed = await service.stub.ResumeContainer(resume, timeout=9)
+    assert resumed.memory_preserved == pb.MEMORY_PRESERVED_YES
+    assert await run(service, container_id, look) == "two\nagain\n"
+
+    taken = await snapshot(service, volume.volume_id)
+    assert taken.size_bytes == 4
+    await run(service, container_id, "echo three > /data/file")
+    restored = await create(service, snapshot_id=taken.snapshot_id)
+    assert restored.provider_state == "restoring"
+    await filled(service, restored.volume_id)
+    second = await container_with(service, restored.volume_id, "roost-wren-2")
+    assert await run(service, second, look) == "two\n"
+    assert await run(service, container_id, look) == "three\nagain\n"
+
+    await destroy(service, container_id)
+    assert await service.state(container_id) == pb.CONTAINER_STATE_DESTROYED
+
+    async def released() -> bool:
+        return not (await read(service, volume.volume_id)).attached_container_id
+
+    await until(released, interval=0.3)
+    third = await container_with(service, volume.volume_id, "roost-wren-3")
+    assert await run(service, third, look) == "three\n"
