@@ -24,7 +24,7 @@ from container_service.errors import (
     StateConflict,
     WaitTimedOut,
 )
-from container_service.waiting import Waiting, pause, slices
+from container_service.waiting import Silence, Waiting, pause, slices
 
 if TYPE_CHECKING:
     from container_service.deadlines import Deadline
@@ -134,16 +134,18 @@ class Booting:
     async def _comes_up(self, ref: ContainerRef, deadline: Deadline, *, accepted: bool) -> bool:
         """Wait until the container runs; False where the start has to be asked for again."""
         begun = time.monotonic()
+        silence = Silence()
         for seconds in slices() if accepted else slices(first=self._waiting.lag_window):
             try:
                 if await self._provider.wait(ref, {ContainerState.STARTED}, seconds, deadline):
                     return True
                 seen = await self._provider.get(ref, deadline)
             except (ProviderUnavailable, ProviderRateLimited):
-                if deadline.passed:
+                if deadline.passed or silence.too_long():
                     raise
                 await pause(1.0, deadline)
                 continue
+            silence.broken()
             if seen.state is ContainerState.STARTED:
                 return True
             lagging = time.monotonic() - begun < self._waiting.lag_window

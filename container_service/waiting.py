@@ -27,7 +27,28 @@ if TYPE_CHECKING:
 #: provider limits their rate, and 25 s is well below what it and proxies in between will hold.
 SLICES = (5.0, 10.0, 25.0)
 
+#: How long the provider may tell nothing at all before whoever watches gives up: an outage is told
+#: soon, so that the caller can say so and try again, and not at a deadline minutes away.
+OUTAGE_SECONDS = 5.0
+
 _RETRYABLE = (ProviderUnavailable, ProviderRateLimited)
+
+
+class Silence:
+    """Since when the provider has told nothing."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def broken(self) -> None:
+        """It told something."""
+        self._since = None
+
+    def too_long(self) -> bool:
+        """Note that it told nothing again; whether that goes on for too long."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since >= OUTAGE_SECONDS
 
 
 class Waiting:
@@ -45,9 +66,11 @@ class Waiting:
     ) -> ContainerState:
         """The state of those that the container reaches. WaitTimedOut where it reaches none."""
         begun = time.monotonic()
+        silence = Silence()
         for seconds in slices():
             try:
                 reached = await self._provider.wait(ref, states, seconds, deadline)
+                silence.broken()
             except ContainerNotFound:
                 if ContainerState.DESTROYED in states:
                     return ContainerState.DESTROYED
@@ -59,6 +82,8 @@ class Waiting:
             except _RETRYABLE as error:
                 if deadline.passed:
                     raise timed_out(states) from error
+                if silence.too_long():
+                    raise
                 await pause(1.0, deadline)
                 reached = None
             if reached:
@@ -77,6 +102,7 @@ class Waiting:
         before the change. OutcomeUnknown where nothing of this was seen in time.
         """
         begun = time.monotonic()
+        silence = Silence()
         for seconds in slices(first=self.lag_window):
             try:
                 reached = await self._provider.wait(ref, goals, seconds, deadline)
@@ -85,9 +111,12 @@ class Waiting:
                 seen = await self._provider.get(ref, deadline)
             except _RETRYABLE as error:
                 last: ProviderError | None = error
+                if silence.too_long():
+                    raise OutcomeUnknown("the provider tells nothing of the container") from error
                 await pause(1.0, deadline)
             else:
                 last = None
+                silence.broken()
                 lagging = time.monotonic() - begun < self.lag_window
                 if has_settled(seen.state, goals, lagging=lagging):
                     return seen
