@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from local.agent_demo import AgentDemo
 from local.client import SessionClient
 from local.demo_script import Demo
 from local.fly.faults import KINDS
@@ -75,6 +76,7 @@ async def _show(data: Path, fault: str | None) -> int:
         report.say("")
         async with Demo(stack, client, report) as demo:
             await demo.play()
+        await AgentDemo(stack, report).play()
     report.summarise()
     return 1 if report.wrong else 0
 

@@ -72,13 +72,13 @@ def parameters(
     }
 
 
-def seen() -> sa.ColumnElement[bool]:
-    """Whether a request is recorded; by the binds of `binds`."""
+def refused_append() -> sa.ColumnElement[bool]:
+    """Whether the append of binds `tenant` and `t_request_id` is recorded as refused."""
+    request_id = sa.bindparam("t_request_id", type_=llm_requests.c.request_id.type)
     return sa.exists().where(
-        llm_requests.c.tenant == sa.bindparam("r_tenant"),
-        llm_requests.c.method == sa.bindparam("r_method"),
-        llm_requests.c.request_id
-        == sa.bindparam("r_request_id", type_=llm_requests.c.request_id.type),
+        llm_requests.c.tenant == sa.bindparam("tenant"),
+        llm_requests.c.method == sa.literal_column("'AppendTurn'"),
+        llm_requests.c.request_id == request_id,
     )
 
 
