@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from session_service import errors
-from session_service.lifecycle.starts import require
+from session_service.lifecycle.reading import require
 from session_service.storage import decisions, listing, sessions
 
 if TYPE_CHECKING:

@@ -34,11 +34,12 @@ from session_service.errors import StorageUnavailable
 from session_service.health import Health
 from session_service.lifecycle.climbing import Climber
 from session_service.lifecycle.evidence import Looker
+from session_service.lifecycle.intents import Defaults
 from session_service.lifecycle.joining import Joining
 from session_service.lifecycle.ownership import Ownership, Pace
 from session_service.lifecycle.resting import Rester
 from session_service.lifecycle.rests import Rests
-from session_service.lifecycle.starts import Defaults, Starts
+from session_service.lifecycle.starts import Starts
 from session_service.lifecycle.takeover import Work
 from session_service.lookups import Lookups
 from session_service.rpc.interceptors import ErrorAnswer
@@ -232,11 +233,12 @@ async def run(config: Config) -> None:
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
-        _log.info("stopping on %s", number.name, extra={"action": "stop"})
         stopping.set()
+        # Before it is said: whoever reads that and sends a second signal means it.
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
+        _log.info("stopping on %s", number.name, extra={"action": "stop"})
 
     async with serve(config) as running:
         for each in (signal.SIGTERM, signal.SIGINT):

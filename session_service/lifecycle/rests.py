@@ -13,7 +13,7 @@ from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.joining import Answer, raise_recorded
-from session_service.lifecycle.starts import check_etag, require
+from session_service.lifecycle.reading import check_etag, require
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.decisions import NewDecision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -14,30 +13,29 @@ from session_service.domain import ladder
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
-from session_service.domain.session import (
-    ContainerState,
-    Continuity,
-    EndReason,
-    Key,
-    Mode,
-    Outcome,
-    PauseDepth,
+from session_service.domain.session import Continuity, Mode, Outcome
+from session_service.domain.states import Transition
+from session_service.lifecycle import intents
+from session_service.lifecycle.explaining import (
+    altered,
+    as_written,
+    decided,
+    joined,
+    refusal,
+    refused,
+    shareable,
 )
-from session_service.domain.states import State, Transition, check_move
-from session_service.lifecycle import outcomes
-from session_service.lifecycle.climbing import new_container
-from session_service.lifecycle.joining import Answer, raise_recorded, rebuilt
+from session_service.lifecycle.intents import Defaults, Start
+from session_service.lifecycle.joining import Answer, raise_recorded
+from session_service.lifecycle.reading import check_etag, require
 from session_service.storage import decisions, sessions, transitions
-from session_service.storage.assignments import NOW
 from session_service.storage.decisions import NewDecision
-from session_service.storage.transitions import Change, Opening
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
-    from datetime import timedelta
+    from collections.abc import Awaitable, Callable, Coroutine
     from uuid import UUID
 
-    from session_service.domain.decision import Decision, Request
+    from session_service.domain.decision import Request
     from session_service.domain.ladder import Evidence
     from session_service.domain.session import Record, Session
     from session_service.domain.wish import Wish
@@ -45,26 +43,6 @@ if TYPE_CHECKING:
     from session_service.lifecycle.joining import Joining
     from session_service.lifecycle.takeover import Work
     from session_service.storage.database import Database
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a start is given where the request does not say."""
-
-    app: str
-    spec: Mapping[str, Any] | None
-    policy: policies.Policy
-    freshness: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A start that was asked for. Any: the spec is JSON, as the proto maps it."""
-
-    request: Request
-    key: Key
-    wish: Wish
-    spec: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -151,7 +129,7 @@ class Starts:
         record = await sessions.reuse_at(
             self._database, start.key, self._defaults.freshness, decision
         )
-        return None if record is None else Answer(_as_written(decision, record), record)
+        return None if record is None else Answer(as_written(decision, record), record)
 
     async def _until_answered(
         self, start: Start, read: Callable[[], Awaitable[Record | None]]
@@ -215,8 +193,8 @@ class Starts:
     async def _use(
         self, start: Start, plan: ladder.Use, record: Record, evidence: Evidence | None
     ) -> Answer | None:
-        decision = self._new(start, plan, record, evidence)
-        decision = _with(
+        decision = decided(start, plan, record, evidence)
+        decision = altered(
             decision,
             outcome=Outcome.REUSED,
             continuity=plan.continuity,
@@ -225,7 +203,7 @@ class Starts:
         )
         session = record.session
         used = await sessions.reuse(self._database, session.session_id, session.epoch, decision)
-        return None if used is None else Answer(_as_written(decision, used), used)
+        return None if used is None else Answer(as_written(decision, used), used)
 
     async def _open(
         self, start: Start, plan: ladder.Open | ladder.Replace, replaced: Record | None
@@ -238,31 +216,20 @@ class Starts:
             raise errors.InvalidField.of(
                 "spec.image", "is needed to create a container: no default image is configured"
             )
-        decision = self._new(start, plan, replaced, None)
-        opening = self._opening(start, spec, decision.decision_id, replaced)
-        waits = None if replaced is None else _waits(replaced.session, opening)
+        decision = decided(start, plan, replaced)
+        opening = intents.opening(
+            start, spec, decision.decision_id, replaced, self._defaults, self._work.terms
+        )
+        waits = None if replaced is None else intents.waiting(replaced.session, opening)
         intent = transitions.open_session(self._database, opening, decision, waits)
         return await self._carried(intent, decision)
 
     async def _climb(
         self, start: Start, plan: ladder.Climb, record: Record, evidence: Evidence | None
     ) -> Answer | None:
-        session = record.session
-        check_move(session.state, State.STARTING)
-        decision = self._new(start, plan, record, evidence)
-        change = Change(
-            session.session_id,
-            session.epoch,
-            session={
-                **self._work.terms.values(),
-                "state": State.STARTING,
-                "transition": Transition.START,
-                "prior_state": session.state,
-                "decision_id": decision.decision_id,
-                "wish": wishes.dump(start.wish),
-                **_seen_depth(evidence),
-            },
-            container=_seen_gone(evidence),
+        decision = decided(start, plan, record, evidence)
+        change = intents.climbing(
+            record.session, start.wish, evidence, decision.decision_id, self._work.terms
         )
         return await self._carried(transitions.begin(self._database, change, decision), decision)
 
@@ -293,9 +260,9 @@ class Starts:
             return None
         finished = await self._joining.finished(leader)
         same = wishes.load(record.session.wish) == start.wish
-        if finished.finish_time is None or not (same or _shareable(finished)):
+        if finished.finish_time is None or not (same or shareable(finished)):
             return None
-        decision = _joined(self._new(start, plan, record, None), finished, start.wish)
+        decision = joined(decided(start, plan, record), finished, start.wish)
         return await self._append(decision)
 
     async def _take_over(
@@ -311,19 +278,11 @@ class Starts:
         if session.decision_id is not None:
             await self._work.take_over(record)
             return await self._join(start, plan, record)
-        if session.prior_state is None and not _asks_for_the_same(start, session):
+        if session.prior_state is None and not intents.asks_for_the_same(start, session):
             await self._discard(record)
             return None
-        decision = self._new(start, plan, record, None)
-        change = Change(
-            session.session_id,
-            session.epoch,
-            session={
-                **self._work.terms.values(),
-                "decision_id": decision.decision_id,
-                "wish": wishes.dump(start.wish),
-            },
-        )
+        decision = decided(start, plan, record)
+        change = intents.adopted(session, start.wish, decision.decision_id, self._work.terms)
         return await self._carried(transitions.begin(self._database, change, decision), decision)
 
     async def _settle(self, record: Record) -> None:
@@ -346,17 +305,7 @@ class Starts:
         """A session that never stood, of another spec, is in the way: its key is free at once, and
         what it may have created is looked for and destroyed.
         """
-        check_move(record.session.state, State.ENDING)
-        change = Change(
-            record.session.session_id,
-            record.session.epoch,
-            session={
-                **self._work.terms.values(),
-                "state": State.ENDING,
-                "transition": Transition.PURGE,
-                "end_reason": EndReason.CREATE_FAILED,
-            },
-        )
+        change = intents.discarded(record.session, self._work.terms)
         await self._work.commit(transitions.begin(self._database, change, None))
 
     async def _refuse(
@@ -366,8 +315,7 @@ class Starts:
         record: Record | None,
         evidence: Evidence | None,
     ) -> Answer | None:
-        error = _REFUSALS[plan.refusal](plan.because + _NEXT[plan.refusal])
-        decision = _refused(self._new(start, plan, record, evidence), error)
+        decision = refused(decided(start, plan, record, evidence), refusal(plan))
         return await self._append(decision)
 
     async def _append(self, decision: NewDecision) -> Answer | None:
@@ -378,208 +326,8 @@ class Starts:
         raise_recorded(written)
         return await self._joining.answer(written)
 
-    # --- making --------------------------------------------------------------------------------
-
-    def _new(
-        self,
-        start: Start,
-        plan: ladder.Plan,
-        record: Record | None,
-        evidence: Evidence | None,
-    ) -> NewDecision:
-        return NewDecision(
-            uuids.uuid7(),
-            start.request,
-            plan.rule,
-            plan.because,
-            session_id=None if record is None else record.session.session_id,
-            mode=start.wish.mode,
-            inputs=_inputs(record, evidence),
-        )
-
-    def _opening(
-        self,
-        start: Start,
-        spec: Mapping[str, Any],
-        decision_id: UUID,
-        replaced: Record | None,
-    ) -> Opening:
-        session_id = uuids.uuid7()
-        return Opening(
-            session={
-                "session_id": session_id,
-                "tenant": start.key.tenant,
-                "project_id": start.key.project_id,
-                "user_id": start.key.user_id,
-                "slot": start.key.slot,
-                "state": State.STARTING,
-                "generation": 1,
-                "epoch": 1,
-                "transition": Transition.START,
-                "wish": wishes.dump(start.wish),
-                "decision_id": decision_id,
-                "predecessor_id": None if replaced is None else replaced.session.session_id,
-                "spec": specs.dump(spec),
-                "fingerprint": specs.fingerprint(spec),
-                "policy": policies.dump(self._defaults.policy),
-            },
-            terms=self._work.terms,
-            container=new_container(session_id, 1, self._defaults.app),
-        )
-
-
-_REFUSALS: Mapping[ladder.Refusal, type[errors.RoostError]] = {
-    ladder.Refusal.LIVE_SESSION_EXISTS: errors.LiveSessionExists,
-    ladder.Refusal.CONTINUITY_UNAVAILABLE: errors.ContinuityUnavailable,
-    ladder.Refusal.PROVIDER_UNAVAILABLE: errors.ProviderUnavailable,
-    ladder.Refusal.SESSION_STATE_CONFLICT: errors.SessionStateConflict,
-}
-_NEXT: Mapping[ladder.Refusal, str] = {
-    ladder.Refusal.LIVE_SESSION_EXISTS: "; start with mode CONTINUE to use it",
-    ladder.Refusal.CONTINUITY_UNAVAILABLE: "; start with a lower min_continuity to go on",
-    ladder.Refusal.PROVIDER_UNAVAILABLE: "; try again",
-    ladder.Refusal.SESSION_STATE_CONFLICT: "; undelete it first, or start its key",
-}
-
-
-def etag_of(session: Session) -> str:
-    """The session's etag (AIP-154): moves with every change but activity."""
-    return f"{session.epoch:x}"
-
-
-def check_etag(record: Record, etag: str) -> None:
-    """Raise EtagMismatch unless the session is as the caller read it."""
-    if etag != etag_of(record.session):
-        raise errors.EtagMismatch(
-            "the session changed since it was read; read it again and decide anew",
-            {"etag": etag_of(record.session)},
-        )
-
-
-async def require(database: Database, tenant: str, session_id: UUID) -> Record:
-    """The tenant's session. Raises SessionNotFound."""
-    record = await sessions.get(database, tenant, session_id)
-    if record is None:
-        raise errors.SessionNotFound(
-            f"no session {session_id}; FindLiveSession finds one by its key"
-        )
-    return record
-
 
 def _about(record: Record) -> tuple[UUID, int, int]:
     """What evidence gathered of this record is about."""
     row = record.session
     return row.session_id, row.generation, row.epoch
-
-
-def _asks_for_the_same(start: Start, session: Session) -> bool:
-    """Whether a session that never stood is what this start would make anyway."""
-    return start.wish.spec_hash in (None, specs.spec_hash(specs.load(session.spec)))
-
-
-def _shareable(finished: Decision) -> bool:
-    """Whether a leader's answer holds for joiners who asked for something else: a final refusal is
-    about what the leader asked.
-    """
-    return finished.error is None or json.loads(finished.error)["retry_after"] is not None
-
-
-def _waits(session: Session, opening: Opening) -> Change:
-    """The session that is replaced: ENDING, its container left alone until the new one stands."""
-    check_move(session.state, State.ENDING)
-    return Change(
-        session.session_id,
-        session.epoch,
-        session={
-            "state": State.ENDING,
-            "transition": Transition.REPLACE,
-            "prior_state": session.state,
-            "successor_id": opening.session["session_id"],
-        },
-    )
-
-
-def _seen_depth(evidence: Evidence | None) -> dict[str, object]:
-    """How deep a container rests that nobody here put to rest, where that was seen."""
-    if evidence is None or evidence.presence is not ladder.Presence.PRESENT:
-        return {}
-    suspended = evidence.state is ContainerState.SUSPENDED
-    return {"pause_depth": PauseDepth.SUSPENDED if suspended else PauseDepth.STOPPED}
-
-
-def _seen_gone(evidence: Evidence | None) -> dict[str, object]:
-    """A container that was proved lost is marked so with the intent."""
-    if evidence is None or evidence.presence is not ladder.Presence.ABSENT:
-        return {}
-    return {"destroy_time": NOW, "state": ContainerState.DESTROYED}
-
-
-def _inputs(record: Record | None, evidence: Evidence | None) -> str:
-    """What was known, as JSON: for whoever asks later why."""
-    facts: dict[str, object] = {}
-    if record is not None:
-        session = record.session
-        seen = session.verified_at
-        facts |= {
-            "state": session.state,
-            "transition": session.transition,
-            "generation": session.generation,
-            "pause_depth": session.pause_depth,
-            "loss_untold": session.loss_untold,
-            "verified_seconds_ago": None if seen is None else (record.now - seen).total_seconds(),
-        }
-    if evidence is not None:
-        facts["evidence"] = {
-            "presence": evidence.presence,
-            "state": evidence.state,
-            "memory_intact": evidence.memory_intact,
-            "preview_answered": evidence.preview_answered,
-        }
-    return json.dumps(facts)
-
-
-def _with(decision: NewDecision, **changes: Any) -> NewDecision:
-    """The decision with other values. Any: fields of every type."""
-    return NewDecision(**{**{name: getattr(decision, name) for name in _FIELDS}, **changes})
-
-
-_FIELDS = tuple(NewDecision.__dataclass_fields__)
-
-
-def _refused(decision: NewDecision, error: errors.RoostError) -> NewDecision:
-    """The decision as a refusal; one that can be retried does not take the request id."""
-    request = decision.request
-    if isinstance(error, errors.Retryable):
-        request = type(request)(request.tenant, request.method, request.request_hash)
-    return _with(decision, request=request, error=outcomes.dump(error), finished=True)
-
-
-def _joined(decision: NewDecision, leader: Decision, wish: Wish) -> NewDecision:
-    """A joiner's decision: the leader's outcome, held to the joiner's own min_continuity."""
-    joined = _with(
-        decision,
-        outcome=leader.outcome,
-        continuity=leader.continuity,
-        continuity_verified=leader.continuity_verified,
-        attempts=leader.attempts,
-        joined=True,
-        leader_decision_id=leader.decision_id,
-        finished=True,
-    )
-    if leader.error is not None:
-        return _refused(joined, rebuilt(json.loads(leader.error), {}))
-    created = leader.outcome is Outcome.CREATED
-    if wish.min_continuity and not created and (leader.continuity or 0) < wish.min_continuity:
-        return _refused(
-            joined,
-            errors.ContinuityUnavailable(
-                "the session is back with less than asked for; "
-                "start with a lower min_continuity to go on with it"
-            ),
-        )
-    return joined
-
-
-def _as_written(decision: NewDecision, record: Record) -> Decision:
-    """The decision's row as the statement that answered wrote it."""
-    return decisions.as_written(decision.about(record.session.session_id), record.now)

@@ -38,7 +38,7 @@ class Work:
         self._climber = climber
         self._rester = rester
         self._committing: set[asyncio.Task[asyncio.Task[None] | None]] = set()
-        climber.on_begun = self.begin
+        climber.lander.on_begun = self.begin
 
     @property
     def terms(self) -> transitions.Terms:

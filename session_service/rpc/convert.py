@@ -12,8 +12,8 @@ from session_service.domain.decision import Request
 from session_service.domain.session import DEFAULT_SLOT, Continuity, Key, Mode, PauseDepth
 from session_service.domain.wish import Wish
 from session_service.errors import InvalidField, NotBuiltYet
+from session_service.lifecycle.intents import Start
 from session_service.lifecycle.rests import Named
-from session_service.lifecycle.starts import Start
 from session_service.rpc.fields import ID_LIMIT, SLOT_LIMIT, Fields
 from session_service.rpc.spec_fields import parse_spec
 

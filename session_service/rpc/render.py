@@ -18,7 +18,7 @@ from session_service.domain import policy as policies
 from session_service.domain.decision import load_attempts
 from session_service.domain.session import ConditionType, Continuity
 from session_service.domain.states import State
-from session_service.lifecycle.starts import etag_of
+from session_service.lifecycle.reading import etag_of
 
 if TYPE_CHECKING:
     from session_service.domain.decision import Decision

@@ -17,7 +17,7 @@ from session_service.domain.decision import Request
 from session_service.domain.session import Key
 from session_service.domain.states import State, Transition
 from session_service.errors import StorageUnavailable
-from session_service.lifecycle.climbing import new_container
+from session_service.lifecycle.intents import new_container
 from session_service.storage import decisions, installation, sessions, transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.database import Database

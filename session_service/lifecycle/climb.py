@@ -1,0 +1,98 @@
+"""One climb of the ladder: where it stands, what was tried, where it may end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from session_service.domain.session import (
+    Attempt,
+    AttemptResult,
+    ConditionType,
+    Container,
+    Continuity,
+    Outcome,
+    Rung,
+    Session,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from session_service.lifecycle.ownership import Held
+    from session_service.ports import Booted
+
+
+class RungLost(Exception):
+    """What the rung would bring back is proved lost; the next may be tried."""
+
+
+class LessSurvived(Exception):
+    """It came back, running, with less than was asked for."""
+
+    def __init__(self, booted: Booted) -> None:
+        super().__init__(booted.evidence)
+        self.booted = booted
+
+
+@dataclass(slots=True)
+class Climb:
+    """One climb's state: where it stands, and what was tried."""
+
+    held: Held
+    session: Session
+    container: Container
+    least: Continuity | None
+    now: datetime
+    attempts: list[Attempt] = field(default_factory=list)
+    found: tuple[ConditionType, ...] = ()
+    lost: set[int] = field(default_factory=set)
+    """Generations whose containers were proved lost."""
+    up: bool = False
+    """Whether a container of this climb is known to run, so that a failure must put it to rest."""
+
+    @property
+    def stood(self) -> bool:
+        """Whether its container is one that the user has something in."""
+        return self.container.start_time is not None
+
+    def note(self, rung: Rung, result: AttemptResult, reason: str, began: float) -> None:
+        """Record how a rung went."""
+        milliseconds = round((monotonic() - began) * 1000)
+        self.attempts.append(Attempt(rung, result, reason, milliseconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where a climb ended well."""
+
+    outcome: Outcome
+    continuity: Continuity
+    verified: bool
+    boot_id: str | None
+
+
+def proved(rung: Rung, booted: Booted, *, keeps_files: bool) -> Landing:
+    """What a boot brought back: the boot id decides, not the rung that was meant."""
+    if booted.memory_preserved:
+        return Landing(Outcome.RESUMED, Continuity.MEMORY, True, booted.boot_id)
+    files = Continuity.FILESYSTEM if keeps_files else Continuity.NONE
+    if booted.memory_preserved is False:
+        return Landing(Outcome.RESTARTED, files, True, booted.boot_id)
+    outcome = Outcome.RESUMED if rung is Rung.RESUME else Outcome.RESTARTED
+    return Landing(outcome, files, False, booted.boot_id)
+
+
+def reason(booted: Booted) -> str:
+    """What the proof rests on, as a machine-readable word."""
+    if booted.memory_preserved is None:
+        return "BOOT_ID_UNKNOWN"
+    return "BOOT_ID_EQUAL" if booted.memory_preserved else "BOOT_ID_CHANGED"
+
+
+def capped(landing: Landing, most: Continuity) -> Landing:
+    """The landing with no more claimed than `most`."""
+    if landing.continuity <= most:
+        return landing
+    return Landing(landing.outcome, most, landing.verified, landing.boot_id)
