@@ -9,7 +9,20 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local.fly import ids
-from local.fly.api import apps, guests, leases, machines, metadata, runs, volumes, waits
+from local.fly.api import (
+    addresses,
+    apps,
+    guests,
+    leases,
+    machines,
+    memory,
+    metadata,
+    orgs,
+    platform,
+    runs,
+    volumes,
+    waits,
+)
 from local.fly.api.control import Control
 from local.fly.calls import Operation
 from local.fly.errors import ApiError
@@ -25,6 +38,10 @@ OPERATIONS: tuple[Operation, ...] = (
     *metadata.OPERATIONS,
     *guests.OPERATIONS,
     *volumes.OPERATIONS,
+    *memory.OPERATIONS,
+    *orgs.OPERATIONS,
+    *addresses.OPERATIONS,
+    *platform.OPERATIONS,
 )
 """All that the API can do; an area is added by its line here."""
 

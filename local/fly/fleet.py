@@ -86,6 +86,10 @@ class Fleet:
         self._actions.app(name, "app_create", "user")
         return app
 
+    def keep(self, app: App) -> None:
+        """Save a change of an app."""
+        self._store.save_app(app)
+
     async def delete_app(self, name: str) -> None:
         """Remove an app with all of its machines, running or not."""
         self.app(name)

@@ -15,7 +15,7 @@ from local.fly import images
 from local.fly.mounts import Mount
 from local.fly.processes import ChildProcess, Spawner
 from local.fly.records import MachineRecord
-from local.fly.wire import mapping, number, texts
+from local.fly.wire import texts
 
 BOOT_ID_PATH = "/proc/sys/kernel/random/boot_id"
 """Where Linux tells a boot from the next; a guest's own is answered to an exec of it."""
@@ -159,7 +159,6 @@ def environment(
     `PORT` stands for the service's `internal_port`: guests share the host's network, so two of
     them could not listen on the same one.
     """
-    memory = number(mapping(record.config, "guest") or {}, "memory_mb") or 256
     image = record.image
     return {
         **{name: os.environ[name] for name in _HOST_ENV if name in os.environ},
@@ -176,7 +175,7 @@ def environment(
         "FLY_MACHINE_VERSION": record.instance_id,
         "FLY_PRIVATE_IP": record.private_ip,
         "FLY_PROCESS_GROUP": record.metadata.get("fly_process_group", "app"),
-        "FLY_VM_MEMORY_MB": str(memory),
+        "FLY_VM_MEMORY_MB": str(record.memory_mb),
     }
 
 

@@ -38,6 +38,8 @@ class Machine:
         """Event loop time before which reads do not find it (gossip lag)."""
         self.active_until = 0.0
         """Event loop time before which a start answers 412 `machine still active`."""
+        self.memory_limit_mb = 0
+        """Where the balloon is set; 0 leaves the guest all of its memory."""
         self.crashes: list[float] = []
         """Event loop times of the crashes that the restart policy still counts."""
         self._save = save

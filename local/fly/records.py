@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from local.fly.images import ImageRef
-from local.fly.wire import JsonObject, mapping, text, texts
+from local.fly.wire import JsonObject, mapping, number, text, texts
 
 _T = TypeVar("_T")
 
@@ -21,6 +21,8 @@ class App:
     org_slug: str
     network: str
     created_at_ms: int
+    ips: list[JsonObject] = field(default_factory=list)
+    """Its addresses, as they are shown."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class MachineRecord:
     def rootfs_persist(self) -> str:
         """When the root file system is kept: never, restart or always."""
         return text(mapping(self.config, "rootfs") or {}, "persist") or "never"
+
+    @property
+    def memory_mb(self) -> int:
+        """The size of its memory."""
+        return number(mapping(self.config, "guest") or {}, "memory_mb") or 256
 
     @property
     def live(self) -> bool:

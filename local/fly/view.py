@@ -6,6 +6,7 @@ from local.fly.records import App, Event, Lease, MachineRecord
 from local.fly.volume_records import BLOCK, GB, SnapshotRecord, VolumeRecord
 from local.fly.wire import JsonObject
 
+_OVERVIEW = ("image", "guest", "metadata")
 _ONLY_IN_FULL = ("config", "checks", "events", "host_status", "nonce")
 
 
@@ -33,6 +34,24 @@ def machine(record: MachineRecord, *, summary: bool = False, nonce: str = "") ->
     if summary:
         return {name: value for name, value in shown.items() if name not in _ONLY_IN_FULL}
     return shown
+
+
+def org_machine(record: MachineRecord, *, summary: bool) -> JsonObject:
+    """The OrgMachine object: whose it is, and of its config only the most asked for."""
+    shown: JsonObject = {
+        "app_name": record.app,
+        "id": record.id,
+        "name": record.name,
+        "state": record.state,
+        "region": record.region,
+        "instance_id": record.instance_id,
+        "version": record.instance_id,
+        "private_ip": record.private_ip,
+        "created_at": record.created_at,
+        "updated_at": record.updated_at,
+    }
+    kept = {name: record.config[name] for name in _OVERVIEW if name in record.config}
+    return shown if summary else shown | {"config": kept}
 
 
 def events(record: MachineRecord, limit: int) -> list[JsonObject]:

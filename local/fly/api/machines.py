@@ -28,7 +28,7 @@ async def create(world: World, call: Call) -> Reply:
 
 async def list_(world: World, call: Call) -> Reply:
     """The machines of an app: live ones, unless destroyed ones are asked for."""
-    wanted = _filter(call)
+    wanted = machine_filter(call)
     found = [m for m in world.fleet.seen_machines(call.app) if wanted(m)]
     summary = call.flag("summary")
     return Reply(200, [view.machine(m.record, summary=summary) for m in found])
@@ -106,7 +106,8 @@ def _lease(machine: Machine, call: Call, ttl_s: int) -> str:
     return lease.nonce
 
 
-def _filter(call: Call) -> Callable[[Machine], bool]:
+def machine_filter(call: Call) -> Callable[[Machine], bool]:
+    """What a listing's query asks for: regions, states, labels, and destroyed ones or not."""
     regions = _words(call, "region")
     states = _words(call, "state")
     prefix = "metadata."

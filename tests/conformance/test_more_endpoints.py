@@ -1,0 +1,71 @@
+"""Endpoints of the document that no numbered case speaks of."""
+
+from __future__ import annotations
+
+from tests.conformance.wire import App, unique
+
+
+def test_the_machines_of_an_organisation_come_in_pages(app: App) -> None:
+    mine = {app.create(name=unique("m"), skip_launch=True)["id"] for _ in range(3)}
+    organisation = app.api.expect(200, "GET", app.path)["organization"]["slug"]
+    path = f"/v1/orgs/{organisation}/machines"
+    found: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = app.api.expect(200, "GET", path, limit=2, **cursor)
+        found += [one["id"] for one in page["machines"] if one["app_name"] == app.name]
+        if not page.get("next_cursor"):
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert sorted(found) == sorted(mine)
+    whole = app.api.expect(200, "GET", path, updated_after="2020-01-01T00:00:00Z")
+    assert mine <= {one["id"] for one in whole["machines"]}
+    assert set(whole["machines"][0]["config"]) <= {"image", "guest", "metadata"}
+    none = app.api.expect(200, "GET", path, updated_after="2199-01-01T00:00:00Z")
+    assert none["machines"] == []
+    app.api.expect(400, "GET", path, updated_after="yesterday")
+
+
+def test_an_app_has_addresses(app: App) -> None:
+    path = f"{app.path}/ip_assignments"
+    given = app.api.expect(200, "POST", path, {"type": "private_v6"})
+    assert given["ip"] in [one["ip"] for one in app.api.expect(200, "GET", path)["ips"]]
+    app.api.expect(204, "DELETE", f"{path}/{given['ip']}")
+    assert given["ip"] not in [one["ip"] for one in app.api.expect(200, "GET", path)["ips"]]
+    app.api.expect(400, "POST", path, {"type": "v5"})
+
+
+def test_a_machines_memory_has_a_limit(app: App) -> None:
+    machine = app.machine()
+    assert machine.call(200, "GET", "memory")["limit_mb"] == 256
+    assert machine.call(200, "PUT", "memory", {"limit_mb": 192})["limit_mb"] == 192
+    assert machine.post("memory/reclaim", {"amount_mb": 16})["actual_mb"] <= 16
+
+
+def test_the_platform_tells_regions_and_where_there_is_room(app: App) -> None:
+    told = app.api.expect(200, "GET", "/v1/platform/regions")
+    assert told["Nearest"] in [one["code"] for one in told["Regions"]]
+    body = {"org_slug": "personal", "region": told["Nearest"], "count": 1}
+    placed = app.api.expect(200, "POST", "/v1/platform/placements", body)
+    assert {one["Region"] for one in placed["Regions"]} == {told["Nearest"]}
+    app.api.expect(400, "POST", "/v1/platform/placements", {})
+
+
+def test_a_token_tells_whose_it_is(app: App) -> None:
+    assert app.api.expect(200, "GET", "/v1/tokens/current")["tokens"][0]["org_slug"]
+    reply = app.api.send("POST", "/v1/tokens/oidc", {"aud": "somebody"})
+    assert (reply.status_code, reply.text.count(".")) == (200, 2)
+    header = f"Bearer {app.api.token}"
+    assert app.api.expect(200, "POST", "/v1/tokens/authenticate", {"header": header})
+    assert app.api.expect(200, "POST", "/v1/tokens/authorize", {"header": header, "access": {}})
+    assert app.api.expect(200, "POST", f"{app.path}/deploy_token", {"expiry": "1h"})["token"]
+
+
+def test_a_restart_boots_again(app: App) -> None:
+    machine = app.machine()
+    boot_id = machine.boot_id()
+    newest = machine.get()["events"][0]["id"]
+    machine.post("restart", timeout="5s")
+    machine.wait("started", from_event_id=newest)
+    assert machine.boot_id() != boot_id
+    app.api.expect(400, "POST", f"{machine.path}/restart", signal="SIGNO")
