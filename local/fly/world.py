@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from local.fly import mounts
 from local.fly.claims import Claims
 from local.fly.disk import Disk
 from local.fly.faults import Faults
@@ -85,7 +86,9 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
         stack.push_async_callback(world.fleet.close)
         stack.push_async_callback(world.shelf.close)
-        claimants = {machine.id for machine in world.fleet.all() if machine.record.live}
+        records = [machine.record for machine in world.fleet.all()]
+        # An update that left a volume out, and was cut short, gives it back here.
+        claimants = {one.id for one in records if one.live and mounts.wish(one.config)}
         world.shelf.load(await disk.run(store.volumes), claimants)
         world.snapshots.resume()
         yield world
