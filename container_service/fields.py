@@ -99,7 +99,8 @@ class Fields:
         if value is None:
             return None
         seconds = value.seconds + value.nanos / 1e9
-        if not low <= seconds <= high:
+        # Signs that differ, or more than a second of nanos, are no duration (protobuf's own rule).
+        if not low <= seconds <= high or not 0 <= value.nanos < 1_000_000_000:
             self.wrong(field, f"must be between {low:g} s and {high:g} s")
         elif whole and value.nanos:
             self.wrong(field, "must be in whole seconds")
