@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 from session_service import errors
 from session_service.agents import refusals, requests
 from session_service.domain.agent import AgentState, Turn
-from session_service.storage import agent_appends, agent_reading, agent_requests, agent_sessions
+from session_service.storage import (
+    agent_appends,
+    agent_context,
+    agent_reading,
+    agent_requests,
+    agent_sessions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_service.domain.agent import AgentSession, Append, Budget
-    from session_service.storage.agent_reading import Context, Position, Turns
+    from session_service.storage.agent_context import Context
+    from session_service.storage.agent_reading import Position, Turns
     from session_service.storage.database import Database
 
 #: A session may change between an append that it refused and the look at why.
@@ -97,7 +104,7 @@ class Conversing:
 
     async def context(self, tenant: str, session_id: str, budget: Budget) -> Context:
         """The startup context and the newest turns that fit. Raises AgentSessionNotFound."""
-        found = await agent_reading.context(self._database, tenant, session_id, budget)
+        found = await agent_context.context(self._database, tenant, session_id, budget)
         if found is None:
             raise refusals.missing(session_id)
         return found

@@ -15,7 +15,7 @@ from session_service.rpc.render import duration, timestamp
 if TYPE_CHECKING:
     from session_service.agents.turns import Appended
     from session_service.domain.agent import AgentSession, Turn
-    from session_service.storage.agent_reading import Context
+    from session_service.storage.agent_context import Context
 
 _STATES = {state: pb.AgentSession.State.Value(f"STATE_{state}") for state in AgentState}
 
