@@ -18,6 +18,7 @@ from session_service.storage import agent_indexing
 from session_service.storage.agent_changes import Changes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
 
     import grpc.aio
@@ -33,8 +34,11 @@ INDEX_EVERY = 10.0
 
 async def add(
     stack: AsyncExitStack, server: grpc.aio.Server, config: Config, database: Database
-) -> None:
-    """Let the server answer the agent service's calls; the stack ends what runs behind them."""
+) -> Callable[[], None]:
+    """Let the server answer the agent service's calls; the stack ends what runs behind them.
+
+    What is returned ends the streams that would go on for ever: call it before the server stops.
+    """
     changes = Changes(config.database_url, database)
     unindexed = asyncio.Event()
 
@@ -68,3 +72,4 @@ async def add(
         every=config.janitor_interval.total_seconds(),
     )
     await stack.enter_async_context(sweeping)
+    return changes.stop

@@ -119,11 +119,12 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         rpc.add_SessionServiceServicer_to_server(
             SessionServicer(cases, Renderer(outside.previews)), server
         )
-        await agent_service.add(stack, server, config, database)
+        end_streams = await agent_service.add(stack, server, config, database)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
         stack.push_async_callback(ownership.drain, config.grace)
         stack.push_async_callback(server.stop, config.grace)
+        stack.callback(end_streams)
         stack.push_async_callback(watch.servicer.enter_graceful_shutdown)
         checking = asyncio.create_task(watch.run(), name="health")
         stack.push_async_callback(_cancel, checking)

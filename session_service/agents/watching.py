@@ -63,14 +63,14 @@ class Watching:
     async def watch(
         self, tenant: str, session_id: str, branch_id: int | None, after: int | None
     ) -> AsyncGenerator[Event, None]:
-        """What happens after turn `after` of a branch (None: the session's own), without end.
+        """What happens after turn `after` of a branch (None: the session's own), until we stop.
 
         `after` None: after the newest. Raises AgentSessionNotFound, also when it is purged, and
         InvalidField for a turn that there is not.
         """
         with self._changes.watch(tenant, session_id) as changed:
             cursor = await self._begin(tenant, session_id, branch_id, after)
-            while True:
+            while not self._changes.stopping:
                 changed.clear()
                 found = await self._unseen(tenant, session_id, cursor)
                 for event in cursor.advance(found):

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from session_service.rpc.fields import Fields
 
 SESSION_ID_LIMIT = 128
-TEXT_LIMIT = 1024 * 1024
+#: A startup context goes into a reply together with turns.
+TEXT_LIMIT = 512 * 1024
 #: A count of a message's tokens; sums of many still fit 64 bits.
 TOKENS_LIMIT = 2**31 - 1
-LABELS_LIMIT = 64
+LABELS_LIMIT = 16
 SHORTEST_IDLE = timedelta(seconds=1)
 LONGEST_IDLE = timedelta(days=3660)
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -64,7 +65,7 @@ def labels(fields: Fields, name: str, values: Mapping[str, str]) -> str:
         fields.wrong(name, f"must be at most {LABELS_LIMIT}")
     for key, value in values.items():
         fields.text(f"{name} key", key, 63, required=True)
-        fields.text(f'{name}["{key}"]', value, 256)
+        fields.text(f'{name}["{key}"]', value, 128)
     return json.dumps(dict(values), sort_keys=True)
 
 

@@ -20,13 +20,14 @@ MESSAGES_LIMIT = 1000
 TURN_LIMIT = 3 * 1024 * 1024
 PARTS_LIMIT = 1024 * 1024
 _ROLES = frozenset(ROLES)
-#: What a field and its length take around a message, at most.
-_FRAME = 8
+#: What a reply adds to a message, and to a turn, at most: sizes are those of replies.
+_FRAME = 16
+_TURN_FRAME = 80
 
 
 def parse_turn(fields: Fields, name: str, messages: Sequence[pb.Message]) -> NewTurn:
     """The turn that these messages make."""
-    size = sum(each.ByteSize() + _FRAME for each in messages)
+    size = _TURN_FRAME + sum(each.ByteSize() + _FRAME for each in messages)
     if not 1 <= len(messages) <= MESSAGES_LIMIT:
         fields.wrong(name, f"must be 1 to {MESSAGES_LIMIT} messages")
         return NewTurn((), 0)

@@ -48,6 +48,7 @@ class Changes:
         self._marks: dict[Name, tuple[int, int, str]] = {}
         self._untold: set[Name] = set()
         self._telling = asyncio.Event()
+        self.stopping = False
 
     def changed(self, tenant: str, session_id: str) -> None:
         """Say, after its commit, that this replica has changed a session."""
@@ -55,6 +56,12 @@ class Changes:
         self._wake(name)
         self._untold.add(name)
         self._telling.set()
+
+    def stop(self) -> None:
+        """Wake all who watch, for the last time: `stopping` says so."""
+        self.stopping = True
+        for name in self._watchers:
+            self._wake(name)
 
     @contextmanager
     def watch(self, tenant: str, session_id: str) -> Generator[asyncio.Event]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 #: The part of a message that is indexed, in characters: of whatever text, its index entry stays
 #: below PostgreSQL's limit of 1 MiB. An odd one that does not is indexed by less.
 TEXT_LIMIT = 100_000
+#: A batch is so many turns, and so many bytes: far from the time limit of a statement.
 BATCH = 500
+BATCH_BYTES = 8 * 1024 * 1024
 #: How often, and how long apart in s, to look whether all have committed who were about to.
 LOOKS = 20
 LOOK_SECONDS = 0.05
@@ -57,9 +59,13 @@ _OLDEST_OPEN = Statement(
     "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint", {}, lambda row: int(row[0])
 )
 _BATCH = """
-WITH batch AS (
-    SELECT * FROM llm_turns
-    WHERE turn_id > %(through)s AND turn_id <= %(to)s ORDER BY turn_id LIMIT %(size)s
+WITH next AS (
+    SELECT *, sum(size_bytes) OVER (ORDER BY turn_id) - size_bytes AS before FROM (
+        SELECT * FROM llm_turns
+        WHERE turn_id > %(through)s AND turn_id <= %(to)s ORDER BY turn_id LIMIT %(size)s
+    ) turn
+), batch AS (
+    SELECT * FROM next WHERE before < %(bytes)s
 ), added AS (
     INSERT INTO llm_search (
         branch_id, turn_number, message_index, turn_id, create_time, tenant, role, document
@@ -96,7 +102,7 @@ async def index(database: Database, language: str) -> int:
         async with database.transaction() as connection:
             added = await _index_batch(connection, language, to)
         count += added
-        if added < BATCH:
+        if not added:
             return count
 
 
@@ -121,7 +127,7 @@ async def _index_batch(connection: Connection, language: str, to: int) -> int:
         through = 0
     params: dict[str, Any] = {"through": through, "to": to, "language": language}
     count, last = await _add(connection, params)
-    moved = to if count < BATCH else last
+    moved = last if count else to
     # Another replica may have gone further meanwhile.
     await one(connection, _MOVE, {"through": max(through, moved), "language": language})
     return count
@@ -133,9 +139,8 @@ async def _add(connection: Connection, params: dict[str, Any]) -> tuple[int, int
     while True:
         try:
             async with connection.transaction():
-                added = await one(
-                    connection, _ADD, {**params, "size": BATCH, "characters": characters}
-                )
+                sizes = {"size": BATCH, "bytes": BATCH_BYTES, "characters": characters}
+                added = await one(connection, _ADD, params | sizes)
         except psycopg.errors.ProgramLimitExceeded:
             characters //= 4
         else:

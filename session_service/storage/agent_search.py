@@ -77,8 +77,8 @@ candidate AS MATERIALIZED (
     ORDER BY rank DESC, place LIMIT %(size)s OFFSET %(skip)s
 )
 SELECT b.session_id, b.agent_role, b.turn_number, b.branch_id, b.message_index, b.role,
-       ts_headline({language}, left(t.contents[b.message_index + 1], 100000), {query},
-                   'StartSel=«,StopSel=»,MaxFragments=2,MinWords=8,MaxWords=24'),
+       left(ts_headline({language}, left(t.contents[b.message_index + 1], 100000), {query},
+                        'StartSel=«,StopSel=»,MaxFragments=2,MinWords=8,MaxWords=24'), 1000),
        b.rank, b.create_time, b.total
 FROM best b
 JOIN llm_turns t ON t.branch_id = b.branch_id AND t.turn_number = b.turn_number

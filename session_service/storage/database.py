@@ -139,4 +139,6 @@ async def _configure(connection: Connection) -> None:
     connection.adapters.register_loader("jsonb", _RawJson)
     await connection.execute("SET statement_timeout = '15s'")
     await connection.execute("SET lock_timeout = '5s'")
+    # Compiling a plan takes longer than any of ours runs.
+    await connection.execute("SET jit = off")
     await connection.execute("SET idle_in_transaction_session_timeout = '15s'")

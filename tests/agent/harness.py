@@ -19,7 +19,7 @@ from session_service.rpc.interceptors import ErrorAnswer
 from session_service.storage.database import Database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import timedelta
 
 #: One call, in s: more than anything here should take.
@@ -44,6 +44,7 @@ class Replica:
     database: Database
     target: str
     retention: timedelta
+    end_streams: Callable[[], None]
 
     async def create(self, agent_role: str = "ceo", **fields: Any) -> pb.AgentSession:
         """CreateAgentSession. Any: whatever fields a test gives."""
@@ -135,9 +136,11 @@ async def replica(database_url: str, **settings: Any) -> AsyncGenerator[Replica]
         database = await stack.enter_async_context(Database(database_url, max_size=8))
         server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
         port = server.add_insecure_port("127.0.0.1:0")
-        await agent_service.add(stack, server, config, database)
+        end_streams = await agent_service.add(stack, server, config, database)
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
+        stack.callback(end_streams)
         target = f"127.0.0.1:{port}"
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(target))
-        yield Replica(AgentSessionServiceStub(channel), database, target, config.agent_retention)
+        stub = AgentSessionServiceStub(channel)
+        yield Replica(stub, database, target, config.agent_retention, end_streams)

@@ -172,3 +172,13 @@ async def test_what_cannot_be_watched_is_refused(agents: Replica) -> None:
         request = rpc_pb.WatchTurnsRequest(**fields)
         failure = await failing(agents.stub.WatchTurns(request).read())
         assert failure.reason == reason
+
+
+async def test_a_replica_that_stops_ends_its_streams(database_url: str) -> None:
+    async with replica(database_url) as agents:
+        await agents.create(session_id="s")
+        await agents.append("s", "one")
+        watcher = Watcher(agents, "s", after_turn=0)
+        await watcher.turns(1)
+        agents.end_streams()
+        assert await asyncio.wait_for(watcher.stream.read(), SOON) is grpc.aio.EOF

@@ -64,14 +64,14 @@ class CreateAgentSessionRequest(message.Message):
     agent_role: builtins.str
     """The agent's role: 1 to 64 letters, digits, "_", "-", "."."""
     startup_context: builtins.str
-    """What the conversation begins with: at most 1 MiB, no NUL."""
+    """What the conversation begins with: at most 512 KiB, no NUL."""
     startup_tokens: builtins.int
     """What that costs in the model's context; not set where it is not known."""
     never_expires: builtins.bool
     """Lets it never expire; `idle_timeout` must not be set then."""
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """Up to 64 labels to list by: keys of 1 to 63 printable characters, values of up to 256."""
+        """Up to 16 labels to list by: keys of 1 to 63 printable characters, values of up to 128."""
 
     @builtins.property
     def idle_timeout(self) -> duration_pb2.Duration:

@@ -194,6 +194,7 @@ class AgentSessionServiceServicer:
 
     def WatchTurns(self, request, context):
         """Streams turns as they are appended, from a given one on, and says when the session is rewound.
+        A stream that ends without an error was ended by a replica that stops: resume it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

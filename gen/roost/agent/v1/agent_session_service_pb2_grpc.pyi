@@ -46,7 +46,9 @@ class AgentSessionServiceStub:
     GetContext: _aio.UnaryUnaryMultiCallable[_agent_session_service_pb2.GetContextRequest, _agent_session_service_pb2.GetContextResponse]
     """Reads what to give to the model: the startup context, and the newest turns that fit."""
     WatchTurns: _aio.UnaryStreamMultiCallable[_agent_session_service_pb2.WatchTurnsRequest, _agent_session_service_pb2.WatchTurnsResponse]
-    """Streams turns as they are appended, from a given one on, and says when the session is rewound."""
+    """Streams turns as they are appended, from a given one on, and says when the session is rewound.
+    A stream that ends without an error was ended by a replica that stops: resume it.
+    """
     ForkAgentSession: _aio.UnaryUnaryMultiCallable[_agent_session_service_pb2.ForkAgentSessionRequest, _agent_session_service_pb2.ForkAgentSessionResponse]
     """Begins another conversation that shares this one's turns up to a given one. Copies nothing, and
     outlives this one.
@@ -152,7 +154,9 @@ class AgentSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_session_service_pb2.WatchTurnsRequest,
         context: _aio.ServicerContext[_agent_session_service_pb2.WatchTurnsRequest, _abc.AsyncIterator[_agent_session_service_pb2.WatchTurnsResponse]],
     ) -> _abc.AsyncIterator[_agent_session_service_pb2.WatchTurnsResponse]:
-        """Streams turns as they are appended, from a given one on, and says when the session is rewound."""
+        """Streams turns as they are appended, from a given one on, and says when the session is rewound.
+        A stream that ends without an error was ended by a replica that stops: resume it.
+        """
 
     @_abc_1.abstractmethod
     def ForkAgentSession(
