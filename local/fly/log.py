@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
@@ -90,7 +90,7 @@ class ActionLog:
             sequence, unix_ms(), app, machine, name, action, source, labels, detail or {}
         )
         self._actions.append(entry)
-        line = json.dumps(asdict(entry)) + "\n"
+        line = json.dumps(vars(entry)) + "\n"
         self._disk.later(lambda: self._write(line))
 
     def _write(self, line: str) -> None:

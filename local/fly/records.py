@@ -1,7 +1,7 @@
 """What is kept of apps and machines, in memory and on disk."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from local.fly.images import ImageRef
@@ -103,8 +103,14 @@ class MachineRecord:
         return self.state not in ("destroyed", "destroying")
 
     def to_json(self) -> JsonObject:
-        """As `from_json` reads it back."""
-        return asdict(self)
+        """As `from_json` reads it back; shares its parts, so it is to be written at once."""
+        # Not `asdict`: its deep copy of fifty events took longer than all else of a write.
+        return {
+            **vars(self),
+            "lease": vars(self.lease) if self.lease else None,
+            "events": [vars(event) for event in self.events],
+            "versions": [vars(version) for version in self.versions],
+        }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, object]) -> "MachineRecord":

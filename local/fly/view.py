@@ -127,4 +127,4 @@ def lease(held: Lease) -> JsonObject:
 
 
 def _event(event: Event) -> JsonObject:
-    return {name: value for name, value in asdict(event).items() if value is not None}
+    return {name: value for name, value in vars(event).items() if value is not None}
