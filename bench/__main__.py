@@ -1,4 +1,4 @@
-"""`python -m bench [starts …]`: run the benchmarks, all or by name."""
+"""`python -m bench [starts agents]`: run the benchmarks, all or by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 import sys
 
 #: Name → the module whose `run()` measures and prints.
-BENCHMARKS = {"starts": "bench.starts"}
+BENCHMARKS = {"starts": "bench.starts", "agents": "bench.agents"}
 
 
 def main() -> int:

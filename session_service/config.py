@@ -299,7 +299,7 @@ def describe() -> str:
     for variable in VARIABLES:
         default = getattr(defaults, variable.field)
         if isinstance(default, timedelta):
-            default = f"{default.total_seconds():g}"
+            default = f"{default.total_seconds():.10g}"
         told = "required" if variable.required else f"default {default}" if default != "" else ""
-        rows.append(f"  {variable.name:<24}{variable.sentence}{f' ({told})' if told else ''}")
+        rows.append(f"  {variable.name:<26}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)
