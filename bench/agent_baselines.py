@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,9 @@ REFERENCE = Statement(
     len,
 )
 REPLY = b"x" * 200
-CONTENT = "x" * 1024
+_DRAW = random.Random(3)
+#: 1 kB of words that do not compress to nothing: an array of them would be read and written small.
+CONTENT = " ".join("".join(_DRAW.choices("etaoinshrdlu", k=6)) for _ in range(147))[:1024]
 
 
 def handlers(database: Database) -> dict[str, Callable[[bytes, object], Awaitable[bytes]]]:
