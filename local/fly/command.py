@@ -17,6 +17,7 @@ _OWN_OPTIONS = {
     "port": "port of the Machines API; 0 takes a free one (4280)",
     "proxy_port": "port of the proxy; 0 takes a free one (4281)",
     "token": "the only API token to accept (any)",
+    "scenario": "JSON file of faults that are set from the start (none)",
     "region": "region of machines that ask for none (iad)",
 }
 

@@ -44,6 +44,18 @@ def autostart(config: Mapping[str, object], default: bool) -> bool:
     return any(default if (told := flag(s, "autostart")) is None else told for s in services)
 
 
+def autostop(config: Mapping[str, object]) -> object:
+    """What the proxy does with the machine when it is idle: False, True for a stop, "suspend"."""
+    found = [_object(service).get("autostop") for service in items(config, "services")]
+    return next((one for one in found if one), False)
+
+
+def min_running(config: Mapping[str, object]) -> int:
+    """How many machines of its region are left running."""
+    services = [_object(service) for service in items(config, "services")]
+    return max((number(one, "min_machines_running") or 0 for one in services), default=0)
+
+
 def suspendable(config: Mapping[str, object]) -> bool:
     """Whether Fly could take a snapshot: no swap, no schedule, no GPU (Fly docs: suspend)."""
     init = mapping(config, "init") or {}
@@ -64,6 +76,7 @@ def _check_policies(config: JsonObject) -> None:
 def _service(service: object) -> JsonObject:
     fields = _object(service)
     flag(fields, "autostart")
+    number(fields, "min_machines_running")
     if "autostop" not in fields:
         return fields
     given = fields["autostop"]

@@ -107,11 +107,18 @@ class Settings:
     autostart_default: bool = True
     """Whether the proxy starts a machine that says nothing about autostart or has no services."""
 
+    autostop_ms: int = 0
+    """How often the proxy looks for idle machines to stop; at Fly some minutes. 0 is never."""
+
     ready_ms: int = 10_000
     """How long the proxy waits for a started guest to accept a connection."""
 
     foreign_apps: str = ""
     """Comma-separated app names that belong to another organisation: get is 403, create 422."""
+
+    scenario: str = ""
+    """File of faults that are set from the start: a JSON list of what POST /_emulator/faults
+    takes."""
 
     images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Further images: repository name to the command that stands for it."""
@@ -142,6 +149,7 @@ class Settings:
             volume_release_ms=5_000,
             volume_linger_ms=2_000,
             snapshot_ms=5_000,
+            autostop_ms=240_000,
         )
 
     def with_texts(self, texts: Mapping[str, str]) -> "Settings":

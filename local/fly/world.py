@@ -3,8 +3,10 @@
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from local.fly import mounts
+from local.fly import mounts, scenario
+from local.fly.autostop import Autostop, Traffic
 from local.fly.claims import Claims
 from local.fly.disk import Disk
 from local.fly.faults import Faults
@@ -33,6 +35,8 @@ class World:
     volumes: Volumes
     snapshots: Snapshots
     faults: Faults
+    traffic: Traffic
+    autostop: Autostop
     limits: Limits
     actions: ActionLog
     requests: RequestLog
@@ -53,15 +57,19 @@ class World:
         volumes = Volumes(settings, shelf, actions, faults)
         jobs = Jobs(settings, actions, faults, disk, spawner, claims)
         lifecycle = Lifecycle(settings, actions, faults, jobs, claims)
+        fleet = Fleet(settings, store, actions, faults, lifecycle, claims, volumes)
+        traffic = Traffic()
         return cls(
             settings=settings,
             disk=disk,
-            fleet=Fleet(settings, store, actions, faults, lifecycle, claims, volumes),
+            fleet=fleet,
             lifecycle=lifecycle,
             shelf=shelf,
             volumes=volumes,
             snapshots=Snapshots(settings, shelf, actions),
             faults=faults,
+            traffic=traffic,
+            autostop=Autostop(settings, fleet, lifecycle, traffic),
             limits=Limits(),
             actions=actions,
             requests=RequestLog(),
@@ -83,6 +91,8 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         spawner = Spawner()
         stack.push_async_callback(spawner.close)
         world = World.build(settings, store, actions, disk, spawner)
+        if settings.scenario:
+            await disk.run(lambda: scenario.load(Path(settings.scenario), world.faults))
         world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
         stack.push_async_callback(world.fleet.close)
         stack.push_async_callback(world.shelf.close)
@@ -91,4 +101,5 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         claimants = {one.id for one in records if one.live and mounts.wish(one.config)}
         world.shelf.load(await disk.run(store.volumes), claimants)
         world.snapshots.resume()
+        world.shelf.begin(world.autostop.run(), "autostop")
         yield world

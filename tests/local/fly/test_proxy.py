@@ -229,3 +229,61 @@ async def test_a_guest_that_never_listens_is_a_503(settings: Settings) -> None:
         machine = await App(client, "birds").running("sleep", "1000")
         headers = {"fly-force-instance-id": machine.id}
         assert (await http.get(emulator.proxy_url, headers=headers)).status_code == 503
+
+
+ROUTER = """
+import os, pathlib
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Router(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        goes = os.environ.get("GOES") or self.headers.get("x-goes")
+        self.send_response(200)
+        if goes and "fly-replay-src" not in self.headers:
+            self.send_header("fly-replay", goes)
+        self.end_headers()
+        source = self.headers.get("fly-replay-src", "")
+        missing = self.headers.get("fly-preferred-instance-unavailable", "")
+        self.wfile.write(f"{os.environ['FLY_MACHINE_ID']} {len(body)} {missing} {source}".encode())
+
+HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Router).serve_forever()
+"""
+
+
+async def routers(app: App) -> list[Machine]:
+    return [await app.running("python3", "-c", ROUTER) for _ in range(2)]
+
+
+async def test_a_guest_has_a_request_replayed_at_another(app: App, browser: Browser) -> None:
+    first, second = await routers(app)
+    await second.stopped()
+    headers = {
+        "fly-force-instance-id": first.id,
+        "x-goes": f"app=birds;instance={second.id};state=x",
+    }
+    reply = await browser.http.post("/", content=b"x" * 1000, headers=headers)
+    told = reply.text.split(" ")
+    # The target was started for it, has the whole body, and learns who sent it on.
+    assert told[:2] == [second.id, "1000"]
+    assert f"instance={first.id};" in told[3]
+    assert "fly-replay" not in reply.headers
+
+
+async def test_what_cannot_be_replayed_is_an_error(app: App, browser: Browser) -> None:
+    first, second = await routers(app)
+    headers = {"fly-force-instance-id": first.id, "x-goes": f"instance={second.id}"}
+    large = await browser.http.post("/", content=b"x" * 1_100_000, headers=headers)
+    assert large.status_code == 502
+    headers["x-goes"] = "instance=00000000000000"
+    assert (await browser.http.post("/", content=b"x", headers=headers)).status_code == 404
+
+
+async def test_a_preferred_machine_is_taken_if_it_can_be(app: App, browser: Browser) -> None:
+    first, second = await routers(app)
+    headers = {"host": "birds.localhost", "fly-prefer-instance-id": second.id}
+    reply = await browser.http.post("/", content=b"x", headers=headers)
+    assert reply.text.split(" ")[:3] == [second.id, "1", ""]
+    await second.post("cordon")
+    reply = await browser.http.post("/", content=b"x", headers=headers)
+    assert reply.text.split(" ")[:3] == [first.id, "1", second.id]
