@@ -31,4 +31,9 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except KeyboardInterrupt:
+        # While a subcommand's modules are still being imported, before it can stop by itself.
+        status = 130
+    sys.exit(status)

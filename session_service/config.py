@@ -136,7 +136,8 @@ def _app(text: str) -> str:
 
 def _template(text: str) -> str:
     names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    parts = urlsplit(text.format(container_id="id", app="app")) if names <= NAMES else None
+    known = "container_id" in names and names <= NAMES
+    parts = urlsplit(text.format(container_id="id", app="app")) if known else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(text)
     return text
@@ -224,7 +225,7 @@ VARIABLES = (
     ),
     Variable(
         "ROOST_URL_TEMPLATE", "url_template", _template,
-        "an http or https URL that names nothing but {container_id} and {app}",
+        "an http or https URL that names {container_id}, and {app} if need be, and nothing else",
         "where previews answer, naming {container_id} and {app}; none is asked where not set",
     ),
     Variable(
@@ -299,7 +300,11 @@ def describe() -> str:
     for variable in VARIABLES:
         default = getattr(defaults, variable.field)
         if isinstance(default, timedelta):
-            default = f"{default.total_seconds():.10g}"
+            default = default.total_seconds()
+        if isinstance(default, bool):
+            default = str(default).lower()
+        elif isinstance(default, float):
+            default = f"{default:.10g}"
         told = "required" if variable.required else f"default {default}" if default != "" else ""
         rows.append(f"  {variable.name:<26}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)

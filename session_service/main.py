@@ -263,10 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "migrate"),
+        choices=("serve", "migrate", "agent"),
         default="serve",
-        help="serve (default), or only bring the database up to date; `agent --help` tells of"
-        " moving agent sessions in and out",
+        help="serve (default); only bring the database up to date; or move agent sessions in and"
+        " out (`agent --help`)",
     )
     command = parser.parse_args(argv).command
     try:

@@ -81,7 +81,7 @@ class Containers(Protocol):
         """All containers with these labels, complete, destroyed ones apart."""
 
     async def wait_started(self, address: Address, *, timeout: float) -> None:
-        """Return once it runs."""
+        """Return once it runs. Raises errors.ProviderRefused where it certainly never will."""
 
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
         """The guest's boot id; None where it does not answer. Raises nothing else."""

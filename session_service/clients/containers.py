@@ -173,10 +173,14 @@ class GrpcContainers:
         request = pb.WaitContainerRequest(
             app=address.app,
             container_id=address.container_id,
-            states=[pb.CONTAINER_STATE_STARTED],
+            states=[pb.CONTAINER_STATE_STARTED, pb.CONTAINER_STATE_FAILED],
             timeout=_duration(min(timeout, LONGEST)),
         )
-        await self._call(self._stub.WaitContainer, request, timeout + 1)
+        answer = await self._call(self._stub.WaitContainer, request, timeout + 1)
+        if answer.state == pb.CONTAINER_STATE_FAILED:
+            raise errors.ProviderRefused(
+                "the container could not be started: check spec.image and spec.command"
+            )
 
     async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
         request = pb.WaitContainerRequest(

@@ -189,6 +189,8 @@ def decide(
 
 def _in_flight(wish: Wish, mode: Mode, record: Record) -> Decision:
     """Somebody works on the session: join, wait for one's turn, or take over."""
+    if record.abandoned:
+        return TakeOver("LEFT_OPEN", "an earlier start of this key failed and can be gone on with")
     if record.lapsed:
         return TakeOver("OWNER_GONE", "the transition's owner let its lease run out")
     if record.session.transition is not Transition.START:

@@ -31,6 +31,7 @@ from session_service.lifecycle.evidence import LOOK_TIMEOUT, address
 from session_service.lifecycle.ownership import Held, OwnershipLost
 from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
 from session_service.storage import sessions, transitions
+from session_service.storage.assignments import NOW
 from session_service.storage.transitions import Change, finished
 
 if TYPE_CHECKING:
@@ -299,7 +300,11 @@ def _paused(task: Task, depth: PauseDepth) -> Change:
     return Change(
         session.session_id,
         session.epoch,
-        session={**outcomes.paused(session, depth), "conditions": outcomes.marked(found, task.now)},
+        session={
+            **outcomes.paused(session, depth),
+            "conditions": outcomes.marked(found, task.now),
+            "verified_at": NOW,
+        },
         container={"state": _STATES[depth]},
         decision=finished(),
         decision_id=session.decision_id,
@@ -323,6 +328,7 @@ def _still_running(task: Task, error: RoostError) -> Change:
 def _ended(task: Task, rest: Rest) -> Change:
     session = task.session
     columns = outcomes.ended(session, EndReason.REQUESTED, rest.depth)
+    columns["verified_at"] = NOW
     if rest.depth is None:
         columns["conditions"] = outcomes.marked(
             (ConditionType.SUSPEND_FAILED_STILL_RUNNING,), task.now

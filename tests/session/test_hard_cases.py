@@ -73,6 +73,25 @@ async def test_a_bad_first_start_does_not_wedge_its_key(
         assert (await roost.one.get(stuck.session_id)).state == pb.Session.STATE_ENDED
 
 
+async def test_an_image_that_cannot_start_is_refused_at_once(roost: World) -> None:
+    """Not after the whole budget, and not as something to try again; nothing of it is left."""
+    once = request_id()
+    bad = container_pb.ContainerSpec(image="no-such-image")
+    for replica_ in roost.replicas:
+        failure = await failing(replica_.start(request_id=once, spec=bad))
+        assert (failure.code, failure.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "PROVIDER_REFUSED",
+        )
+        assert "spec.image" in failure.message
+
+    async def gone() -> bool:
+        return await alive(roost) == []
+
+    await eventually(gone)
+    assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
+
+
 async def test_a_bad_first_start_can_be_ended(emulator: Emulator, database_url: str) -> None:
     """EndSession is legal from every state, and nothing of it is left."""
     async with world(emulator, database_url, start_budget=QUICK) as roost:

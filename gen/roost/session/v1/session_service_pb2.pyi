@@ -86,7 +86,10 @@ class StartSessionResponse(message.Message):
     continuity: session_pb2.Continuity.ValueType
     """What the user got back: the highest that was proved."""
     continuity_verified: builtins.bool
-    """Whether it was proved. Not so where the guest or the provider did not answer."""
+    """Whether it was proved: at this start, or for a REUSED one at the last look, which is no older
+    than the freshness window (`session.container.verify_time`). Not so where the guest or the
+    provider did not answer.
+    """
     joined: builtins.bool
     """Whether this call was answered with the work of another."""
     decision_id: builtins.str
