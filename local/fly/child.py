@@ -34,6 +34,7 @@ async def running(settings: Settings) -> AsyncIterator[EmulatorProcess]:
     """Run the emulator in a process of its own until the block ends, then stop it."""
     process = await asyncio.create_subprocess_exec(
         *launcher(),
+        "-1",
         *(sys.executable, "-m", "local", "fly"),
         *arguments(settings),
         stdin=DEVNULL,

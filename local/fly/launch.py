@@ -12,11 +12,19 @@ _PR_SET_PDEATHSIG = 1
 _INHERITED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
-def main(parent: int, argv: list[str]) -> None:
-    """Die with the parent from here on, and exec `argv`."""
+def main(parent: int, told: int, argv: list[str]) -> None:
+    """Die with the parent from here on, and exec `argv`.
+
+    Not before a byte came on the descriptor `told`: what the command starts is ended by the
+    undertaker, which must have heard of it first, however slow the parent is. -1: nobody is told.
+    """
     # A stop that comes now waits for the command: exec would drop one that Python has only noted.
     signal.pthread_sigmask(signal.SIG_BLOCK, _INHERITED)
     _die_with(parent)
+    if told >= 0:
+        if not os.read(told, 1):
+            os._exit(137)
+        os.close(told)
     # A shell's background job ignores SIGINT, and that would be inherited: a stop would time out.
     for name in _INHERITED:
         signal.signal(name, signal.SIG_DFL)
@@ -39,4 +47,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -96,16 +96,23 @@ class Spawner:
     ) -> ChildProcess:
         """Run `argv`; a command that cannot be run exits 126 or 127, as in a shell."""
         # Does not block for long: fork and exec of a small interpreter, about a millisecond.
-        popen = subprocess.Popen(
-            [*launcher(), *argv],
-            cwd=cwd,
-            env=env,
-            stdin=stdin or subprocess.DEVNULL,
-            stdout=stdout or subprocess.DEVNULL,
-            stderr=stderr or subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._tell("+", popen.pid)
+        waits, tells = os.pipe()
+        try:
+            popen = subprocess.Popen(
+                [*launcher(), str(waits), *argv],
+                cwd=cwd,
+                env=env,
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=stdout or subprocess.DEVNULL,
+                stderr=stderr or subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(waits,),
+            )
+            self._tell("+", popen.pid)
+            os.write(tells, b".")
+        finally:
+            os.close(waits)
+            os.close(tells)
         return ChildProcess(popen, lambda pid: self._tell("-", pid))
 
     async def close(self) -> None:
@@ -120,5 +127,8 @@ class Spawner:
 
 
 def launcher() -> list[str]:
-    """The words before a command that let it die with this process."""
+    """The words before a command that let it die with this process.
+
+    A descriptor follows, on which a byte tells that the undertaker has heard of it.
+    """
     return [sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())]
