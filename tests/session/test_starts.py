@@ -11,9 +11,10 @@ from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import failing
-from tests.session.harness import key, spec
+from tests.session.harness import key, spec, world
 
 if TYPE_CHECKING:
+    from local.fly.emulator import Emulator
     from tests.session.harness import World
 
 ACTIVE = pb.Session.STATE_ACTIVE
@@ -223,3 +224,16 @@ async def test_the_container_is_shown_with_its_state_and_url(roost: World) -> No
     assert session.container.container_id in session.container.url
     paused = await roost.one.stop(session.session_id)
     assert paused.container.state == container_pb.CONTAINER_STATE_SUSPENDED
+
+
+async def test_fresh_without_a_spec_takes_the_projects_or_the_replaced_ones(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Where no default image is configured a new key has to say what it is made of."""
+    async with world(emulator, database_url, default_image="") as roost:
+        failure = await failing(roost.one.start())
+        assert (failure.reason, failure.fields) == ("INVALID_FIELD", ("spec.image",))
+        old = await roost.one.start(spec=spec(env={"A": "1"}))
+        fresh = await roost.two.start(mode=pb.START_MODE_FRESH)
+        assert fresh.session.session_id != old.session.session_id
+        assert fresh.session.fingerprint == old.session.fingerprint

@@ -50,7 +50,9 @@ class StartSessionRequest(message.Message):
 
     @builtins.property
     def spec(self) -> container_service_pb2.ContainerSpec:
-        """What a new container is made of; the project's default where not set."""
+        """What a new container is made of; where not set the project's default, or, where there is none,
+        what the session was made of that a FRESH start replaces.
+        """
 
     def __init__(
         self,
