@@ -27,6 +27,8 @@ INITDB_SECONDS = 120.0
 START_SECONDS = 120.0
 #: Fast shutdown, then an immediate one, which loses nothing either but replays at the next start.
 STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))
+#: Immediate shutdown: every connection is dropped, and the next start replays the log.
+CRASH_STEP = (signal.SIGQUIT, 5.0)
 PORT_TRIES = 5
 NO_SYNC = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
@@ -68,6 +70,14 @@ class EmbeddedPostgres:
             row = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
             if await row.fetchone() is None:
                 await connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+    async def crash(self) -> None:
+        """End the server at once, as a failing host would; its folder and its port stay ours."""
+        await self.child.stop(CRASH_STEP)
+
+    async def recover(self) -> None:
+        """Start it again after a crash, on the same port. Raises PostgresFailed."""
+        await self._start()
 
     async def __aenter__(self) -> Self:
         try:

@@ -22,6 +22,7 @@ from local.postgres_folder import PostgresFailed
 from local.stack_parts import TOKEN, Part, plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from local.stack_settings import StackSettings
@@ -47,8 +48,12 @@ class Stack:
     `session_service_2`, …; each can be killed and started anew at its address.
     """
 
-    def __init__(self, settings: StackSettings) -> None:
+    def __init__(
+        self, settings: StackSettings, rewire: Callable[[Part], Part] | None = None
+    ) -> None:
+        """`rewire` may change what a part is started with: to put something in between."""
         self.settings = settings
+        self._rewire = rewire
         self.parts: dict[str, Part] = {}
         self.database_url = settings.database_url or ""
         self.postgres: EmbeddedPostgres | None = None
@@ -103,6 +108,32 @@ class Stack:
         """SIGKILL a part, and return when it is gone."""
         await self._children.pop(name).stop()
 
+    async def kill_postgres(self) -> None:
+        """Crash the embedded PostgreSQL: an immediate stop, all connections dropped."""
+        assert self.postgres is not None, "the database is not ours to kill"
+        del self._children["postgres"]
+        await self.postgres.crash()
+
+    async def start_postgres(self) -> None:
+        """Start the embedded PostgreSQL again, at its address; it first replays its log."""
+        assert self.postgres is not None, "the database is not ours to start"
+        await self.postgres.recover()
+        self._children["postgres"] = self.postgres.child
+        self._watch(self.postgres.child)
+
+    def runs(self, name: str) -> bool:
+        """Whether the part runs: started, and neither stopped, killed nor ended by itself."""
+        child = self._children.get(name)
+        return child is not None and child.status is None
+
+    async def gone(self, name: str) -> int:
+        """Wait until the part ends by itself, which is no failure then; its exit status."""
+        child = self._children[name]
+        status = await child.exited()
+        if self._children.get(name) is child:
+            del self._children[name]
+        return status
+
     def send(self, name: str, signal_: signal.Signals) -> None:
         """Send a signal to a running part: SIGSTOP and SIGCONT, mostly."""
         self._children[name].send(signal_)
@@ -133,7 +164,10 @@ class Stack:
         if not self.database_url:
             await self._open_postgres()
         self.admin = await self._open.enter_async_context(Admin(self.fly_url))
-        self.parts = {part.name: part for part in plan(self.settings, self.database_url)}
+        parts = plan(self.settings, self.database_url)
+        if self._rewire is not None:
+            parts = [self._rewire(part) for part in parts]
+        self.parts = {part.name: part for part in parts}
         for name in self.parts:
             self._open.push_async_callback(self.stop, name)
             await self.start(name)
@@ -167,7 +201,7 @@ class Stack:
         await server.ensure_database(DATABASE)
         self.database_url = server.url(DATABASE)
         self._children["postgres"] = server.child
-        self._open.callback(self._children.pop, "postgres")
+        self._open.callback(self._children.pop, "postgres", None)
         self._watch(server.child)
 
     async def _emulator_ready(self) -> None:

@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1 import session_service_pb2_grpc as rpc
-from session_service import agent_command, agent_service, logs
+from session_service import agent_command, agent_service, logs, points
 from session_service.clients.containers import GrpcContainers
 from session_service.clients.preview import Preview
 from session_service.config import Config, ConfigError, describe
@@ -271,13 +271,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parser.parse_args(argv).command
     try:
         config = Config.from_env(os.environ)
+        points.arm(os.environ)
         logs.configure(config.log_level)
         if command == "migrate":
             upgrade(config.database_url)
             return 0
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
-    except ConfigError as error:
+    except (ConfigError, points.BadKillPoint) as error:
         return _failed(str(error), 2)
     except PortTaken as error:
         return _failed(

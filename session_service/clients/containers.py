@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1.container_service_pb2_grpc import ContainerServiceStub
-from session_service import errors
+from session_service import errors, points
 from session_service.domain.session import ContainerState
 from session_service.ports import (
     Address,
@@ -137,13 +137,17 @@ class GrpcContainers:
         self._stub = ContainerServiceStub(channel)
 
     async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Any, T], request: Message, timeout: float
+        self,
+        place: str,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, T],
+        request: Message,
+        timeout: float,
     ) -> T:
-        """One call, bounded, its error translated at this one place."""
+        """One call, bounded, its error translated at this one place; `place` is of `points`."""
         if timeout <= 0:
             raise errors.ProviderUnavailable("no time is left to ask the provider; try again")
         try:
-            return await method(request, timeout=timeout)
+            return await points.around(place, method(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from error
 
@@ -158,15 +162,17 @@ class GrpcContainers:
     ) -> Seen:
         message = ParseDict(dict(spec), pb.ContainerSpec(), ignore_unknown_fields=True)
         request = pb.CreateContainerRequest(app=app, name=name, spec=message, labels=labels)
-        return _seen((await self._call(self._stub.CreateContainer, request, timeout)).container)
+        return _seen(
+            (await self._call("create", self._stub.CreateContainer, request, timeout)).container
+        )
 
     async def get(self, address: Address, *, timeout: float) -> Seen:
         request = pb.GetContainerRequest(app=address.app, container_id=address.container_id)
-        return _seen((await self._call(self._stub.GetContainer, request, timeout)).container)
+        return _seen((await self._call("get", self._stub.GetContainer, request, timeout)).container)
 
     async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
         request = pb.ListContainersRequest(app=app, labels=labels)
-        answer = await self._call(self._stub.ListContainers, request, timeout)
+        answer = await self._call("list", self._stub.ListContainers, request, timeout)
         return [_seen(container) for container in answer.containers]
 
     async def wait_started(self, address: Address, *, timeout: float) -> None:
@@ -176,7 +182,7 @@ class GrpcContainers:
             states=[pb.CONTAINER_STATE_STARTED, pb.CONTAINER_STATE_FAILED],
             timeout=_duration(min(timeout, LONGEST)),
         )
-        answer = await self._call(self._stub.WaitContainer, request, timeout + 1)
+        answer = await self._call("wait_started", self._stub.WaitContainer, request, timeout + 1)
         if answer.state == pb.CONTAINER_STATE_FAILED:
             raise errors.ProviderRefused(
                 "the container could not be started: check spec.image and spec.command"
@@ -190,7 +196,9 @@ class GrpcContainers:
             timeout=_duration(min(timeout, LONGEST)),
         )
         try:
-            answer = await self._call(self._stub.WaitContainer, request, timeout + 2)
+            answer = await self._call(
+                "wait_resting", self._stub.WaitContainer, request, timeout + 2
+            )
         except errors.ProviderUnavailable as error:
             if error.metadata.get("container_reason") == "WAIT_TIMED_OUT":
                 return None
@@ -204,7 +212,7 @@ class GrpcContainers:
             command=["cat", "/proc/sys/kernel/random/boot_id"],
         )
         try:
-            answer = await self._call(self._stub.ExecContainer, request, timeout)
+            answer = await self._call("read_boot_id", self._stub.ExecContainer, request, timeout)
         except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             _log.warning(
                 "the guest did not tell its boot id: %s",
@@ -222,7 +230,7 @@ class GrpcContainers:
             container_id=address.container_id,
             expected_boot_id=expected_boot_id or "",
         )
-        answer = await self._call(self._stub.ResumeContainer, request, timeout)
+        answer = await self._call("resume", self._stub.ResumeContainer, request, timeout)
         boot_id = sound_boot_id(answer.boot_id)
         preserved = None if boot_id is None else _MEMORY.get(answer.memory_preserved)
         return Booted(preserved, boot_id, answer.evidence)
@@ -231,20 +239,24 @@ class GrpcContainers:
         request = pb.SuspendContainerRequest(
             app=address.app, container_id=address.container_id, lease_nonce=nonce
         )
-        return _seen((await self._call(self._stub.SuspendContainer, request, timeout)).container)
+        return _seen(
+            (await self._call("suspend", self._stub.SuspendContainer, request, timeout)).container
+        )
 
     async def stop(self, address: Address, nonce: str, *, timeout: float) -> Seen:
         request = pb.StopContainerRequest(
             app=address.app, container_id=address.container_id, lease_nonce=nonce
         )
-        return _seen((await self._call(self._stub.StopContainer, request, timeout)).container)
+        return _seen(
+            (await self._call("stop", self._stub.StopContainer, request, timeout)).container
+        )
 
     async def destroy(self, address: Address, nonce: str | None, *, timeout: float) -> None:
         request = pb.DestroyContainerRequest(
             app=address.app, container_id=address.container_id, lease_nonce=nonce or "", force=True
         )
         try:
-            await self._call(self._stub.DestroyContainer, request, timeout)
+            await self._call("destroy", self._stub.DestroyContainer, request, timeout)
         except ContainerAbsent:
             return
 
@@ -252,11 +264,11 @@ class GrpcContainers:
         request = pb.CordonContainerRequest(
             app=address.app, container_id=address.container_id, lease_nonce=nonce
         )
-        await self._call(self._stub.CordonContainer, request, timeout)
+        await self._call("cordon", self._stub.CordonContainer, request, timeout)
 
     async def uncordon(self, address: Address, *, timeout: float) -> None:
         request = pb.UncordonContainerRequest(app=address.app, container_id=address.container_id)
-        await self._call(self._stub.UncordonContainer, request, timeout)
+        await self._call("uncordon", self._stub.UncordonContainer, request, timeout)
 
     async def acquire_lease(
         self, address: Address, *, ttl: float, wait: float, timeout: float
@@ -268,7 +280,7 @@ class GrpcContainers:
             description="roost session_service",
             wait_timeout=_duration(min(wait, LONGEST)),
         )
-        answer = await self._call(self._stub.AcquireLease, request, timeout)
+        answer = await self._call("acquire_lease", self._stub.AcquireLease, request, timeout)
         return answer.lease.nonce
 
     async def release_lease(self, address: Address, nonce: str, *, timeout: float) -> None:
@@ -276,7 +288,7 @@ class GrpcContainers:
             app=address.app, container_id=address.container_id, lease_nonce=nonce
         )
         try:
-            await self._call(self._stub.ReleaseLease, request, timeout)
+            await self._call("release_lease", self._stub.ReleaseLease, request, timeout)
         except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             _log.warning(
                 "a container's lease was not given back and will run out by itself: %s",

@@ -11,6 +11,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
+from session_service import points
 from session_service.domain.states import Transition
 from session_service.storage import sessions, transitions
 
@@ -55,7 +56,7 @@ class Work:
         began = monotonic()
 
         async def both() -> asyncio.Task[None] | None:
-            session = await intent
+            session = await points.around("intent", intent)
             return None if session is None else self.begin(session, began)
 
         return await self._whole(both())
