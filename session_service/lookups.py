@@ -34,9 +34,9 @@ class Lookups:
             raise errors.SessionNotFound("no live session at this key; StartSession makes one")
         return record
 
-    async def touch(self, tenant: str, session_id: UUID) -> Record:
+    async def touch(self, tenant: str, session_id: UUID, activity: str = "") -> Record:
         """The session, its activity noted if it runs. Raises SessionNotFound."""
-        record = await sessions.touch(self._database, tenant, session_id)
+        record = await sessions.touch(self._database, tenant, session_id, activity)
         if record is None:
             raise errors.SessionNotFound(f"no session {session_id}")
         return record

@@ -78,6 +78,28 @@ class EndReason(StrEnum):
     CREATE_FAILED = "CREATE_FAILED"
     MAX_LIFETIME = "MAX_LIFETIME"
     EPHEMERAL = "EPHEMERAL"
+    EXPIRED = "EXPIRED"
+
+
+class Cause(StrEnum):
+    """Why a transition began that nobody asked for."""
+
+    IDLE = "IDLE"
+    """Nobody was there for longer than its policy allows."""
+    DEEPEN = "DEEPEN"
+    """It rested for long enough to rest deeper."""
+    EXPIRE = "EXPIRE"
+    """It rested for so long that it ends."""
+    GRACE_OVER = "GRACE_OVER"
+    """Ended for longer than the grace period."""
+    ABANDONED = "ABANDONED"
+    """Its first start failed, and nobody came back for it."""
+    LOST = "LOST"
+    """Its container was found lost."""
+    WOKEN = "WOKEN"
+    """Its container was found running, woken by traffic."""
+    FELL = "FELL"
+    """Its container was found at rest, put there by the provider or by itself."""
 
 
 class ConditionType(StrEnum):
@@ -212,6 +234,22 @@ class Session:
     """When the keeper should next look; advanced lazily."""
     start_count: int
     end_reason: EndReason | None
+    cause: Cause | None
+    """Why the transition in flight, or the last one, began by itself; None where it was asked."""
+    failure_count: int
+    """How often the transition in flight could not be finished."""
+    change_time: datetime
+    """When the epoch last moved: a listing begun before says nothing of the session."""
+    hold_until: datetime | None
+    """When the last of its holds runs out."""
+    holds: str
+    """Its holds, as JSON (`domain.holds`)."""
+    warn_time: datetime | None
+    """When it was last warned of that it is about to go idle."""
+    activity: str
+    """What the user was last said to do."""
+    event_sequence: int
+    """The number of its newest event."""
 
     @property
     def key(self) -> Key:

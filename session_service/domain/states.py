@@ -44,9 +44,10 @@ LEGAL: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset(
         {State.ACTIVE, State.PAUSING, State.PAUSED, State.ENDING, State.ENDED}
     ),
-    State.ACTIVE: frozenset({State.STARTING, State.PAUSING, State.ENDING}),
+    # PAUSED and ACTIVE turn into each other at once where the provider did it by itself.
+    State.ACTIVE: frozenset({State.STARTING, State.PAUSING, State.PAUSED, State.ENDING}),
     State.PAUSING: frozenset({State.PAUSED, State.ACTIVE}),
-    State.PAUSED: frozenset({State.STARTING, State.PAUSING, State.ENDING}),
+    State.PAUSED: frozenset({State.STARTING, State.PAUSING, State.ACTIVE, State.ENDING}),
     State.ENDING: frozenset({State.ENDED, State.ACTIVE, State.PAUSED}),
     State.ENDED: frozenset({State.PAUSED, State.ENDING}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from session_service.domain import conditions, decision
@@ -14,7 +15,7 @@ from session_service.domain.session import (
 )
 from session_service.domain.states import State, Transition, check_move
 from session_service.errors import Retryable, RoostError
-from session_service.storage.assignments import NOW, Now
+from session_service.storage.assignments import NOW, Now, Plus
 from session_service.storage.transitions import SETTLED, Change, finished
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     from session_service.domain.session import Session
 
+#: Between two tries of the keeper to finish a transition: doubled each time, up to the last.
+FIRST_RETRY = timedelta(seconds=1)
+LAST_RETRY = timedelta(minutes=5)
 #: A container that is known to be gone.
 GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
 
@@ -53,19 +57,22 @@ def active(session: Session) -> dict[str, object]:
         "state": State.ACTIVE,
         "pause_depth": None,
         "pause_time": None,
-        "due_at": Now(policies.load(session.policy).idle_timeout),
+        # No later than any warning; the keeper then works out when to look next.
+        "due_at": Now(policies.load(session.policy).idle_timeout / 2),
     }
 
 
 def paused(session: Session, depth: PauseDepth | None) -> dict[str, object]:
     """The columns of a session at rest; the depth is None where it is not known."""
     check_move(session.state, State.PAUSED)
+    policy = policies.load(session.policy)
+    deep = depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT)
     return {
         **SETTLED,
         "state": State.PAUSED,
         "pause_depth": depth,
         "pause_time": NOW,
-        "due_at": Now(policies.load(session.policy).deepen_after),
+        "due_at": Now(policy.expire_after if deep else policy.deepen_after),
     }
 
 
@@ -73,14 +80,16 @@ def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict
     """The columns of a session that is over, and how deep its container rests."""
     check_move(session.state, State.ENDED)
     purged = session.transition is Transition.PURGE or reason is EndReason.CREATE_FAILED
-    purge_time = NOW if purged else Now(policies.load(session.policy).grace_period)
+    # What traffic woke and is put back to rest has its grace period from its first end.
+    grace = session.purge_time or Now(policies.load(session.policy).grace_period)
+    purge_time = NOW if purged else grace
     return {
         **SETTLED,
         "state": State.ENDED,
         "pause_depth": depth,
         "end_time": session.end_time or NOW,
         "purge_time": purge_time,
-        "due_at": None if purged else purge_time,
+        "due_at": purge_time,
         "end_reason": session.end_reason or reason,
     }
 
@@ -109,11 +118,19 @@ def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, obj
 
 
 def left_open(session: Session, error: RoostError) -> Change:
-    """The transition stays: nobody owns it, the next who comes takes it over. Its call is told."""
+    """The transition stays: nobody owns it, the next call takes it over, or the keeper, after a
+    pause that grows. Its own call is told.
+    """
+    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), LAST_RETRY)
     return Change(
         session.session_id,
         session.epoch,
-        session={"lease_until": NOW, "due_at": NOW, "decision_id": None},
+        session={
+            "lease_until": NOW,
+            "due_at": Now(pause),
+            "decision_id": None,
+            "failure_count": Plus(),
+        },
         decision=refused(error),
         decision_id=session.decision_id,
     )

@@ -11,7 +11,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from session_service.domain import keeping
 from session_service.domain.session import (
+    Cause,
     ConditionType,
     ContainerState,
     EndReason,
@@ -135,6 +137,9 @@ class Rester:
 
     async def _work(self, task: Task) -> None:
         ending = task.session.transition is Transition.END
+        if _no_longer_idle(task):
+            await self._write(outcomes.gone_back(task.session, None))
+            return
         nonce = await self._containers.acquire_lease(
             address(task.container),
             ttl=self._lease,
@@ -180,7 +185,8 @@ class Rester:
         try:
             return _depth(await self._ask(task, nonce))
         except SuspendUnsupported:
-            if not ending:
+            # Nobody is there to be asked: files are kept, and the loss of memory is told.
+            if not ending and task.session.cause is not Cause.IDLE:
                 raise
             seen = await self._containers.stop(
                 address(task.container), nonce, timeout=task.held.left
@@ -273,6 +279,14 @@ class Rester:
     async def _write(self, change: Change) -> None:
         if await transitions.write(self._database, change) is None:
             raise OwnershipLost
+
+
+def _no_longer_idle(task: Task) -> bool:
+    """Whether somebody came between the decision that it is idle and the request to suspend it."""
+    session = task.session
+    if session.cause is not Cause.IDLE or task.held.taken_over:
+        return False
+    return keeping.idle_time(session) > task.now
 
 
 def _depth(state: ContainerState) -> PauseDepth | None:

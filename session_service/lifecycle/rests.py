@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uuid_utils.compat as uuids
 
 from session_service import errors
+from session_service.domain.keeping import purged
 from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.lifecycle import outcomes
@@ -20,7 +21,7 @@ from session_service.storage.decisions import NewDecision
 from session_service.storage.transitions import Change, LiveKeyTaken
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from uuid import UUID
 
     from session_service.domain.decision import Request
@@ -77,12 +78,17 @@ class Rests:
             session = record.session
             if session.state is State.ENDED and (not now or purged(record)):
                 return await self._already(named, record, "ALREADY_ENDED")
+            if _starting(record) and not record.abandoned:
+                return await self._cut_off(named, record)
             # What never stood has nothing to come back to.
             kind = Transition.PURGE if now or record.abandoned else Transition.END
             reason = session.end_reason or EndReason.REQUESTED
             return await self._begin(named, record, State.ENDING, kind, end_reason=reason)
 
-        return await self._until_answered(named, step, from_abandoned=True)
+        def free(record: Record) -> bool:
+            return record.abandoned or (now and _starting(record))
+
+        return await self._until_answered(named, step, free)
 
     async def undelete(self, named: Named) -> Answer:
         """Bring an ended session back as PAUSED, while its container is kept."""
@@ -90,9 +96,10 @@ class Rests:
         async def step(record: Record) -> Answer | None:
             if record.session.live:
                 return await self._already(named, record, "ALREADY_LIVE")
-            if purged(record):
+            over = record.session.purge_time
+            if purged(record) or (over is not None and over <= record.now):
                 raise errors.SessionStateConflict(
-                    "the session's grace period is over and its container destroyed; start anew"
+                    "the session's grace period is over; start anew with StartSession"
                 )
             return await self._undelete(named, record)
 
@@ -104,13 +111,12 @@ class Rests:
         self,
         named: Named,
         step: Callable[[Record], Awaitable[Answer | None]],
-        *,
-        from_abandoned: bool = False,
+        free: Callable[[Record], bool] = lambda record: False,
     ) -> Answer:
         """Replay, wait for one's turn, then act; again while somebody else was first.
 
-        The etag is compared at each look, so that it fences the caller's own race to the end. With
-        `from_abandoned` a start that nobody waits for any more need not be finished first.
+        The etag is compared at each look, so that it fences the caller's own race to the end.
+        `free` says which transitions in flight need not be finished first.
         """
         while True:
             replayed = await self._joining.replayed(named.request)
@@ -119,8 +125,7 @@ class Rests:
             record = await require(self._database, named.request.tenant, named.session_id)
             if named.etag:
                 check_etag(record, named.etag)
-            free = from_abandoned and record.abandoned
-            if record.session.transition is not None and not free:
+            if record.session.transition is not None and not free(record):
                 await self._turn(record)
                 continue
             try:
@@ -175,7 +180,13 @@ class Rests:
                 **columns,
             },
         )
-        task = await self._work.commit(transitions.begin(self._database, change, decision))
+        return await self._carried(transitions.begin(self._database, change, decision), decision)
+
+    async def _carried(
+        self, intent: Coroutine[Any, Any, Session | None], decision: NewDecision
+    ) -> Answer | None:
+        """Commit, work, and answer; None where somebody else was first. Any: unused."""
+        task = await self._work.commit(intent)
         if task is None:
             return None
         await asyncio.wait({task})
@@ -185,6 +196,40 @@ class Rests:
         finished = await self._joining.finished(written)
         raise_recorded(finished)
         return await self._joining.answer(finished)
+
+    async def _cut_off(self, named: Named, record: Record) -> Answer | None:
+        """End a session in the middle of its start: whoever waits for that is told, the epoch
+        fences its owner off, and a session that was to be replaced is what it was.
+        """
+        session = record.session
+        decision = self._new(named, session, Transition.PURGE, "it was ended while it started")
+        told = errors.SessionStateConflict("the session was ended while it was starting")
+        change = Change(
+            session.session_id,
+            session.epoch,
+            session={
+                **self._work.terms.values(),
+                "state": State.ENDING,
+                "transition": Transition.PURGE,
+                "decision_id": decision.decision_id,
+                "wish": None,
+                "end_reason": EndReason.REQUESTED,
+            },
+            decision=outcomes.refused(told),
+            decision_id=session.decision_id,
+        )
+        others = await self._replaced(session)
+        intent = transitions.begin(self._database, change, decision, *others)
+        return await self._carried(intent, decision)
+
+    async def _replaced(self, session: Session) -> list[Change]:
+        """What becomes of the session that this one was to replace: it is what it was."""
+        if session.predecessor_id is None:
+            return []
+        record = await sessions.find(self._database, session.predecessor_id)
+        if record is None or record.session.transition is not Transition.REPLACE:
+            return []
+        return [outcomes.gone_back(record.session, None)]
 
     async def _undelete(self, named: Named, record: Record) -> Answer | None:
         session = record.session
@@ -261,12 +306,9 @@ class Rests:
         )
 
 
-def purged(record: Record) -> bool:
-    """Whether the container of an ended session is gone, or committed to go, for good."""
-    container = record.container
-    if container is None or not container.wanted or container.destroy_time is not None:
-        return True
-    return record.session.end_reason is EndReason.CREATE_FAILED
+def _starting(record: Record) -> bool:
+    """Whether it is in the middle of a start."""
+    return record.session.transition is Transition.START
 
 
 def _deep_enough(record: Record, depth: PauseDepth) -> bool:

@@ -156,10 +156,10 @@ def parse_find(request: rpc_pb.FindLiveSessionRequest, tenant: str) -> Key:
     return key
 
 
-def parse_touch(request: rpc_pb.TouchSessionRequest) -> UUID:
-    """The session that somebody is at."""
+def parse_touch(request: rpc_pb.TouchSessionRequest) -> tuple[UUID, str]:
+    """The session that somebody is at, and what they do there."""
     fields = Fields()
     session_id = fields.uuid("session_id", request.session_id)
     fields.text("activity", request.activity, 64)
     fields.done()
-    return session_id
+    return session_id, request.activity

@@ -97,7 +97,7 @@ class SessionServicer(SessionServiceServicer):
         self, request: pb.TouchSessionRequest, context: Context
     ) -> pb.TouchSessionResponse:
         """Note that the user is there."""
-        record = await self._cases.lookups.touch(TENANT, convert.parse_touch(request))
+        record = await self._cases.lookups.touch(TENANT, *convert.parse_touch(request))
         return pb.TouchSessionResponse(session=self._render.session(record))
 
     async def PauseSession(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_service.domain.decision import Decision
 from session_service.domain.session import (
+    Cause,
     Container,
     ContainerState,
     Continuity,
@@ -45,6 +46,7 @@ _SESSION_ENUMS: list[tuple[int, type[Enum]]] = [
     (_position(Session, "prior_state"), State),
     (_position(Session, "pause_depth"), PauseDepth),
     (_position(Session, "end_reason"), EndReason),
+    (_position(Session, "cause"), Cause),
 ]
 _CONTAINER_ENUMS: list[tuple[int, type[Enum]]] = [(_position(Container, "state"), ContainerState)]
 _DECISION_ENUMS: list[tuple[int, type[Enum]]] = [

@@ -107,9 +107,15 @@ _TOUCH = compiled(
         .where(
             sessions.c.session_id == _id(),
             sessions.c.tenant == sa.bindparam("tenant"),
-            sessions.c.state == ACTIVE,
+            # While it is being paused, too: the pause then lets go of it.
+            sa.text("sessions.state IN ('ACTIVE', 'PAUSING')"),
         )
-        .values(last_active_time=sa.func.now())
+        .values(
+            last_active_time=sa.func.now(),
+            activity=sa.func.coalesce(
+                sa.func.nullif(sa.bindparam("activity", type_=sa.Text), ""), sessions.c.activity
+            ),
+        )
         .returning(*session_columns())
         .cte("touched")
     ),
@@ -160,9 +166,11 @@ async def find(database: Database, session_id: UUID) -> Record | None:
     return await database.fetch_one(_ANY_TENANT, {"session_id": session_id})
 
 
-async def touch(database: Database, tenant: str, session_id: UUID) -> Record | None:
+async def touch(
+    database: Database, tenant: str, session_id: UUID, activity: str = ""
+) -> Record | None:
     """Move `last_active_time` of a running session; any other is given back as it is."""
-    params = {"session_id": session_id, "tenant": tenant}
+    params = {"session_id": session_id, "tenant": tenant, "activity": activity}
     async with database.connection() as connection:
         touched = await one(connection, _TOUCH, params)
         if touched is not None:

@@ -66,6 +66,14 @@ sessions = sa.Table(
     sa.Column("due_at", _TIME),
     sa.Column("start_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("end_reason", sa.Text),
+    sa.Column("cause", sa.Text),
+    sa.Column("failure_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("change_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("hold_until", _TIME),
+    sa.Column("holds", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("warn_time", _TIME),
+    sa.Column("activity", sa.Text, nullable=False, server_default=""),
+    sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.CheckConstraint(
         "state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED', 'ENDING', 'ENDED')", name="state"
     ),
@@ -122,6 +130,51 @@ sa.Index(
     containers.c.session_id,
     postgresql_where=sa.text("NOT wanted AND destroy_time IS NULL"),
 )
+sa.Index(
+    "containers_present",
+    containers.c.app,
+    containers.c.container_id,
+    postgresql_where=sa.text("destroy_time IS NULL"),
+)
+
+#: What happened to a session: appended with the change itself, numbered under its row's lock.
+session_events = sa.Table(
+    "session_events",
+    metadata,
+    sa.Column(
+        "session_id",
+        _UUID,
+        sa.ForeignKey("sessions.session_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("details", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
+sa.Index("session_events_time", session_events.c.create_time, postgresql_using="brin")
+
+#: One row per app: when its containers are to be compared with the rows next, by one replica.
+sweeps = sa.Table(
+    "sweeps",
+    metadata,
+    sa.Column("app", sa.Text, primary_key=True),
+    sa.Column("due_at", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("pass_number", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+)
+
+#: Containers that carry our labels and have no row: in how many passes running they were seen.
+orphans = sa.Table(
+    "orphans",
+    metadata,
+    sa.Column("app", sa.Text, primary_key=True),
+    sa.Column("container_id", sa.Text, primary_key=True),
+    sa.Column("pass_number", sa.BigInteger, nullable=False),
+    sa.Column("pass_count", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+    sa.Column("first_seen_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
 
 #: One row per mutating call: what was asked, what was decided and why, what came of it. It has no
 #: foreign key, since decisions outlive their sessions.
@@ -157,3 +210,4 @@ sa.Index(
     postgresql_where=decisions.c.request_id.is_not(None),
 )
 sa.Index("decisions_session", decisions.c.session_id, decisions.c.decision_id)
+sa.Index("decisions_time", decisions.c.create_time, postgresql_using="brin")

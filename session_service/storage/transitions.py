@@ -6,6 +6,7 @@ nothing, neither the session nor its container nor its decision.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import sqlalchemy as sa
 
+from session_service import points
 from session_service.storage import decisions as decision_rows
 from session_service.storage.assignments import (
     NOW,
@@ -25,7 +27,13 @@ from session_service.storage.assignments import (
 )
 from session_service.storage.database import Connection, Database, Statement, compiled, one
 from session_service.storage.rows import make_session, session_columns
-from session_service.storage.tables import LIVE_KEY, containers, decisions, sessions
+from session_service.storage.tables import (
+    LIVE_KEY,
+    containers,
+    decisions,
+    session_events,
+    sessions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +63,7 @@ SETTLED: Mapping[str, object] = {
     "decision_id": None,
     "wish": None,
     "successor_id": None,
+    "failure_count": 0,
 }
 
 
@@ -73,6 +82,7 @@ class Terms:
             "lease_until": Now(self.lease),
             "deadline": Now(self.budget),
             "due_at": Now(self.lease),
+            "cause": None,
         }
 
 
@@ -90,23 +100,39 @@ class Change:
     decision_id: UUID | None = None
     advance: bool = True
     """Whether the epoch moves: everything but notes that its owner takes on the way."""
+    event: str | None = None
+    """A word for what happened; where none is given a move of state is told by the state's name."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What the event tells beside that."""
+    idle_for: timedelta | None = None
+    """Writes only if nobody was there for so long and no hold is in force, by the row as it is at
+    the very moment of the write: activity that lands in between wins."""
+
+    @property
+    def told(self) -> bool:
+        """Whether it leaves an event."""
+        return self.event is not None or "state" in self.session
 
 
 @lru_cache(maxsize=256)
 def _statement(
-    session: Shape, container: Shape, decision: Shape, *, advance: bool
+    session: Shape, container: Shape, decision: Shape, *, advance: bool, told: bool, idle: bool
 ) -> Statement[Session]:
     """The one statement of a change of this shape: fenced update, what hangs on it, the notice."""
     assigned = expressions(sessions, session, "s_")
     if advance:
         assigned["epoch"] = sessions.c.epoch + 1
-    elif not assigned:
+        assigned["change_time"] = sa.func.now()
+    if told:
+        assigned["event_sequence"] = sessions.c.event_sequence + 1
+    if not assigned:
         assigned["epoch"] = sessions.c.epoch
     fenced = (
         sa.update(sessions)
         .where(
             sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
             sessions.c.epoch == sa.bindparam("epoch", type_=sa.BigInteger),
+            *(_idle() if idle else ()),
         )
         .values(**assigned)
         .returning(*session_columns())
@@ -114,11 +140,42 @@ def _statement(
     )
     notice = sa.func.pg_notify(CHANNEL, sa.cast(fenced.c.session_id, sa.Text))
     query = sa.select(*session_columns(fenced), notice)
+    if told:
+        query = query.add_cte(event_insert(fenced))
     if container:
         query = query.add_cte(_container_update(fenced, container))
     if decision:
         query = query.add_cte(_decision_update(fenced, decision))
     return compiled(query, make_session)
+
+
+def _idle() -> list[sa.ColumnElement[bool]]:
+    """Nobody there, and nothing that holds: columns of the row itself, so that a write that waited
+    for another's lock compares what that one left.
+    """
+    since = sa.func.now() - sa.bindparam("idle_for", type_=sa.Interval)
+    held = sessions.c.hold_until
+    return [sessions.c.last_active_time <= since, held.is_(None) | (held <= sa.func.now())]
+
+
+def event_insert(changed: sa.CTE) -> sa.CTE:
+    """Append the event of a change, under the lock that the change holds on the session's row."""
+    word = sa.func.coalesce(sa.bindparam("e_type", type_=sa.Text), changed.c.state)
+    values = {
+        "session_id": changed.c.session_id,
+        "sequence": changed.c.event_sequence,
+        "type": word,
+        "state": changed.c.state,
+        "generation": changed.c.generation,
+        "details": sa.bindparam("e_details", type_=session_events.c.details.type),
+    }
+    source = sa.select(*values.values()).select_from(changed)
+    return sa.insert(session_events).from_select(list(values), source).cte("event")
+
+
+def event_parameters(word: str | None, details: Mapping[str, str]) -> dict[str, object]:
+    """The values of `event_insert`'s binds."""
+    return {"e_type": word, "e_details": json.dumps(dict(details))}
 
 
 def _container_update(fenced: sa.CTE, form: Shape) -> sa.CTE:
@@ -147,7 +204,12 @@ async def apply(connection: Connection, change: Change) -> Session | None:
     """Write a change; None where its epoch is no longer the session's, and nothing was written."""
     decided = change.decision if change.decision_id is not None else {}
     statement = _statement(
-        shape(change.session), shape(change.container), shape(decided), advance=change.advance
+        shape(change.session),
+        shape(change.container),
+        shape(decided),
+        advance=change.advance,
+        told=change.told,
+        idle=change.idle_for is not None,
     )
     params: dict[str, object] = {
         "session_id": change.session_id,
@@ -158,11 +220,19 @@ async def apply(connection: Connection, change: Change) -> Session | None:
     }
     if decided:
         params["d_id"] = change.decision_id
+    if change.told:
+        params.update(event_parameters(change.event, change.details))
+    if change.idle_for is not None:
+        params["idle_for"] = change.idle_for
     return await one(connection, statement, params)
 
 
 async def write(database: Database, change: Change) -> Session | None:
     """`apply` in a transaction of its own, which is its statement: one round trip."""
+    return await points.around("outcome" if change.advance else "note", _write(database, change))
+
+
+async def _write(database: Database, change: Change) -> Session | None:
     async with database.connection() as connection:
         return await apply(connection, change)
 
@@ -171,6 +241,10 @@ async def write_all(database: Database, changes: list[Change]) -> list[Session] 
     """Several changes in one transaction, in order; None and nothing written where one is fenced
     off. Raises psycopg.errors.UniqueViolation where a key would get two live sessions.
     """
+    return await points.around("outcome", _write_all(database, changes))
+
+
+async def _write_all(database: Database, changes: list[Change]) -> list[Session] | None:
     written: list[Session] = []
     async with database.transaction() as connection:
         for change in changes:
@@ -203,20 +277,23 @@ _NEW_CONTAINER = ("session_id", "generation", "name", "app", "state")
 
 @lru_cache(maxsize=8)
 def _insert_session(form: Shape) -> Statement[Session]:
-    query = (
+    opened = (
         sa.dialects.postgresql.insert(sessions)
         .values(
             **{
                 name: sa.bindparam(f"s_{name}", type_=sessions.c[name].type)
                 for name in _NEW_SESSION
             },
+            event_sequence=1,
             **expressions(sessions, form, "s_"),
         )
         .on_conflict_do_nothing(
             index_elements=["tenant", "project_id", "user_id", "slot"], index_where=LIVE_INDEX
         )
         .returning(*session_columns())
+        .cte("opened")
     )
+    query = sa.select(*session_columns(opened)).add_cte(event_insert(opened))
     return compiled(query, make_session)
 
 
@@ -269,15 +346,19 @@ async def _insert(connection: Connection, opening: Opening) -> Session | None:
     terms = opening.terms.values()
     statement = _insert_session(shape(terms))
     given: dict[str, Any] = {f"s_{name}": opening.session.get(name) for name in _NEW_SESSION}
-    session = await one(connection, statement, {**given, **parameters(terms, "s_")})
+    told = event_parameters(None, {})
+    session = await one(connection, statement, {**given, **parameters(terms, "s_"), **told})
     if session is not None:
         params = {f"c_{name}": opening.container[name] for name in _NEW_CONTAINER}
         await one(connection, _INSERT_CONTAINER, params)
     return session
 
 
-async def begin(database: Database, change: Change, decision: NewDecision | None) -> Session | None:
-    """Commit the intent of a transition of a session that is there, with its decision.
+async def begin(
+    database: Database, change: Change, decision: NewDecision | None, *others: Change
+) -> Session | None:
+    """Commit the intent of a transition of a session that is there, with its decision, and what
+    becomes of `others` by it.
 
     None where the session changed since it was read, or the decision's request id is taken. Raises
     LiveKeyTaken.
@@ -286,6 +367,10 @@ async def begin(database: Database, change: Change, decision: NewDecision | None
     try:
         async with database.transaction() as connection:
             session = await apply(connection, change)
+            for other in others if session is not None else ():
+                if await apply(connection, other) is None:
+                    session = None
+                    break
             if session is None:
                 raise psycopg.Rollback
             if decision is not None:
@@ -316,7 +401,7 @@ async def next_generation(
     return session
 
 
-_CLAIM = compiled(
+_CLAIMED = (
     sa.update(sessions)
     .where(
         sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
@@ -330,9 +415,14 @@ _CLAIM = compiled(
         lease_until=sa.func.now() + sa.bindparam("lease", type_=sa.Interval),
         deadline=sa.func.now() + sa.bindparam("budget", type_=sa.Interval),
         due_at=sa.func.now() + sa.bindparam("lease", type_=sa.Interval),
+        change_time=sa.func.now(),
+        event_sequence=sessions.c.event_sequence + 1,
     )
-    .returning(*session_columns()),
-    make_session,
+    .returning(*session_columns())
+    .cte("claimed")
+)
+_CLAIM = compiled(
+    sa.select(*session_columns(_CLAIMED)).add_cte(event_insert(_CLAIMED)), make_session
 )
 _RENEW = compiled(
     sa.update(sessions)
@@ -357,6 +447,7 @@ async def claim(database: Database, session_id: UUID, epoch: int, terms: Terms) 
         "owner": terms.owner,
         "lease": terms.lease,
         "budget": terms.budget,
+        **event_parameters("TAKEN_OVER", {}),
     }
     return await database.fetch_one(_CLAIM, params)
 

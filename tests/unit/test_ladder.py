@@ -51,7 +51,8 @@ def session(**changes: object) -> Session:
         predecessor_id=None, pause_depth=None, loss_untold=False, conditions="[]", spec="{}",
         fingerprint="f", policy=policies.dump(POLICY), verified_at=NOW - SECOND, create_time=NOW,
         start_time=NOW, last_active_time=NOW, pause_time=None, end_time=None, purge_time=None,
-        due_at=None, start_count=1, end_reason=None,
+        due_at=None, start_count=1, end_reason=None, cause=None, failure_count=0, change_time=NOW,
+        hold_until=None, holds="{}", warn_time=None, activity="", event_sequence=3,
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]  # any of its fields
 

@@ -257,6 +257,8 @@ class _EndReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EndReason.Va
     """It was older than its policy allows."""
     END_REASON_EPHEMERAL: _EndReason.ValueType  # 5
     """Its policy keeps nothing over a stop."""
+    END_REASON_EXPIRED: _EndReason.ValueType  # 6
+    """It rested for longer than its policy allows."""
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why a session ended."""
@@ -273,6 +275,8 @@ END_REASON_MAX_LIFETIME: EndReason.ValueType  # 4
 """It was older than its policy allows."""
 END_REASON_EPHEMERAL: EndReason.ValueType  # 5
 """Its policy keeps nothing over a stop."""
+END_REASON_EXPIRED: EndReason.ValueType  # 6
+"""It rested for longer than its policy allows."""
 
 @typing.final
 class SessionKey(message.Message):
@@ -370,6 +374,8 @@ class Session(message.Message):
     START_COUNT_FIELD_NUMBER: builtins.int
     END_REASON_FIELD_NUMBER: builtins.int
     PREDECESSOR_SESSION_ID_FIELD_NUMBER: builtins.int
+    EVENT_SEQUENCE_FIELD_NUMBER: builtins.int
+    ACTIVITY_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """UUIDv7, made by the service."""
     state: Session.State.ValueType
@@ -392,6 +398,10 @@ class Session(message.Message):
     """Why it ended."""
     predecessor_session_id: builtins.str
     """The session that a FRESH start put this one in the place of; empty for others."""
+    event_sequence: builtins.int
+    """The number of its newest event; WatchSession goes on from there."""
+    activity: builtins.str
+    """What TouchSession last said that the user did."""
     @builtins.property
     def key(self) -> SessionKey:
         """Whose session of what."""
@@ -460,10 +470,12 @@ class Session(message.Message):
         start_count: builtins.int = ...,
         end_reason: EndReason.ValueType = ...,
         predecessor_session_id: builtins.str = ...,
+        event_sequence: builtins.int = ...,
+        activity: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["container", b"container", "create_time", b"create_time", "end_time", b"end_time", "key", b"key", "last_active_time", b"last_active_time", "next_action", b"next_action", "pause_time", b"pause_time", "policy", b"policy", "purge_time", b"purge_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["conditions", b"conditions", "container", b"container", "create_time", b"create_time", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "expected_continuity", b"expected_continuity", "fingerprint", b"fingerprint", "generation", b"generation", "key", b"key", "last_active_time", b"last_active_time", "next_action", b"next_action", "pause_depth", b"pause_depth", "pause_time", b"pause_time", "policy", b"policy", "predecessor_session_id", b"predecessor_session_id", "purge_time", b"purge_time", "session_id", b"session_id", "start_count", b"start_count", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["activity", b"activity", "conditions", b"conditions", "container", b"container", "create_time", b"create_time", "end_reason", b"end_reason", "end_time", b"end_time", "etag", b"etag", "event_sequence", b"event_sequence", "expected_continuity", b"expected_continuity", "fingerprint", b"fingerprint", "generation", b"generation", "key", b"key", "last_active_time", b"last_active_time", "next_action", b"next_action", "pause_depth", b"pause_depth", "pause_time", b"pause_time", "policy", b"policy", "predecessor_session_id", b"predecessor_session_id", "purge_time", b"purge_time", "session_id", b"session_id", "start_count", b"start_count", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,6 +607,14 @@ class NextAction(message.Message):
         """A transition whose owner went away is taken over."""
         ACTION_VERIFY: NextAction._Action.ValueType  # 5
         """Its container is looked at."""
+        ACTION_END: NextAction._Action.ValueType  # 6
+        """It is ended: it rested for too long."""
+        ACTION_RECOVER: NextAction._Action.ValueType  # 7
+        """Its lost container is replaced."""
+        ACTION_DISCARD: NextAction._Action.ValueType  # 8
+        """A start that failed, and that nobody tried again, is given up."""
+        ACTION_FORGET: NextAction._Action.ValueType  # 9
+        """Its record is deleted; its decisions stay."""
 
     class Action(_Action, metaclass=_ActionEnumTypeWrapper):
         """The things that happen by themselves."""
@@ -611,6 +631,14 @@ class NextAction(message.Message):
     """A transition whose owner went away is taken over."""
     ACTION_VERIFY: NextAction.Action.ValueType  # 5
     """Its container is looked at."""
+    ACTION_END: NextAction.Action.ValueType  # 6
+    """It is ended: it rested for too long."""
+    ACTION_RECOVER: NextAction.Action.ValueType  # 7
+    """Its lost container is replaced."""
+    ACTION_DISCARD: NextAction.Action.ValueType  # 8
+    """A start that failed, and that nobody tried again, is given up."""
+    ACTION_FORGET: NextAction.Action.ValueType  # 9
+    """Its record is deleted; its decisions stay."""
 
     ACTION_FIELD_NUMBER: builtins.int
     TIME_FIELD_NUMBER: builtins.int
@@ -709,6 +737,8 @@ class Policy(message.Message):
     KEEP_CHECKPOINTS_FIELD_NUMBER: builtins.int
     MIN_CONTINUITY_FIELD_NUMBER: builtins.int
     ON_FINGERPRINT_CHANGE_FIELD_NUMBER: builtins.int
+    EXPIRE_AFTER_FIELD_NUMBER: builtins.int
+    RECOVER_AT_ONCE_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     persistence: Policy.Persistence.ValueType
     """What sessions are kept by."""
@@ -720,6 +750,8 @@ class Policy(message.Message):
     """The least that a start may bring back of a session that is there."""
     on_fingerprint_change: Policy.OnFingerprintChange.ValueType
     """What to do when the spec changes."""
+    recover_at_once: builtins.bool
+    """Replaces a container that was lost at once, not only at the next start."""
     @builtins.property
     def idle_timeout(self) -> duration_pb2.Duration:
         """Idle this long, a session is paused."""
@@ -734,7 +766,13 @@ class Policy(message.Message):
 
     @builtins.property
     def max_lifetime(self) -> duration_pb2.Duration:
-        """How old a session may get; not set is without end."""
+        """Older than this a live session counts as too old in GetSessionStats; nothing else happens to
+        it. Not set: never.
+        """
+
+    @builtins.property
+    def expire_after(self) -> duration_pb2.Duration:
+        """Stopped, or without a container, this long, it is ended."""
 
     @builtins.property
     def spec(self) -> container_service_pb2.ContainerSpec:
@@ -752,11 +790,13 @@ class Policy(message.Message):
         keep_checkpoints: builtins.int = ...,
         min_continuity: Continuity.ValueType = ...,
         on_fingerprint_change: Policy.OnFingerprintChange.ValueType = ...,
+        expire_after: duration_pb2.Duration | None = ...,
+        recover_at_once: builtins.bool = ...,
         spec: container_service_pb2.ContainerSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["deepen_after", b"deepen_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

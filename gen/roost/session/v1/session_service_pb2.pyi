@@ -525,7 +525,7 @@ class PutHoldRequest(message.Message):
     """The hold's name within the session: 1 to 64 characters."""
     @builtins.property
     def ttl(self) -> duration_pb2.Duration:
-        """How long from now."""
+        """How long from now: more than 0 s, 24 h at most."""
 
     def __init__(
         self,
@@ -995,24 +995,63 @@ class WatchSessionResponse(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class DetailsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SEQUENCE_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
     TIME_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
     PAST_IS_GONE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    GENERATION_FIELD_NUMBER: builtins.int
+    DETAILS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """Its number within the session: 1, 2, 3 …"""
+    """Its number within the session: 1, 2, 3 … without a gap."""
     type: builtins.str
-    """What happened, as a machine-readable word."""
+    """What happened, as a machine-readable word: the state that the session came to be in (`STARTING`,
+    `ACTIVE`, `PAUSING`, `PAUSED`, `ENDING`, `ENDED`), `TAKEN_OVER` (the transition's owner was gone),
+    `IDLE_WARNING`, `HOLD_PUT`, `HOLD_RELEASED`. More may be added.
+    """
     past_is_gone: builtins.bool
-    """True in the first message where events before it are no longer kept."""
+    """True in the first message where events before it are no longer kept. Where all are gone, this
+    message has the newest number, no type, and the session.
+    """
+    state: session_pb2.Session.State.ValueType
+    """The state that the event left the session in."""
+    generation: builtins.int
+    """The container generation at the event."""
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
         """When."""
 
     @builtins.property
     def session(self) -> session_pb2.Session:
-        """The session after it."""
+        """The session as it is when this message is sent, which may be later than the event."""
+
+    @builtins.property
+    def details(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """More about it: `cause` (why a transition began that nobody asked for: `IDLE`, `DEEPEN`, `EXPIRE`,
+        `GRACE_OVER`, `ABANDONED`, `LOST`, `WOKEN`, `FELL`), `because` (a sentence), `name` (of a hold),
+        `pause_time` (of a warning: when it will be paused).
+        """
 
     def __init__(
         self,
@@ -1022,10 +1061,13 @@ class WatchSessionResponse(message.Message):
         time: timestamp_pb2.Timestamp | None = ...,
         session: session_pb2.Session | None = ...,
         past_is_gone: builtins.bool = ...,
+        state: session_pb2.Session.State.ValueType = ...,
+        generation: builtins.int = ...,
+        details: abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["session", b"session", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["past_is_gone", b"past_is_gone", "sequence", b"sequence", "session", b"session", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["details", b"details", "generation", b"generation", "past_is_gone", b"past_is_gone", "sequence", b"sequence", "session", b"session", "state", b"state", "time", b"time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -200,7 +200,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutHold(self, request, context):
-        """Keeps a session from going idle for a while: a build is running. Repeating it extends it.
+        """Keeps a session from going idle for a while: a build is running. Repeating it sets its end anew.
+        At most 32 holds at once, none longer than a day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,7 +261,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Streams what happens to a session, from a given event on.
+        """Streams what happens to a session, from a given event on, as it happens. Goes on until the
+        caller leaves or the session's record is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

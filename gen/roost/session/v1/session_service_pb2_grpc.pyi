@@ -47,7 +47,9 @@ class SessionServiceStub:
     TouchSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.TouchSessionRequest, _session_service_pb2.TouchSessionResponse]
     """Says that the user is there: moves `last_active_time`. Of a session at rest it changes nothing."""
     PutHold: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PutHoldRequest, _session_service_pb2.PutHoldResponse]
-    """Keeps a session from going idle for a while: a build is running. Repeating it extends it."""
+    """Keeps a session from going idle for a while: a build is running. Repeating it sets its end anew.
+    At most 32 holds at once, none longer than a day.
+    """
     ReleaseHold: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ReleaseHoldRequest, _session_service_pb2.ReleaseHoldResponse]
     """Gives a hold back. Idempotent."""
     ExplainIdle: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ExplainIdleRequest, _session_service_pb2.ExplainIdleResponse]
@@ -68,7 +70,9 @@ class SessionServiceStub:
     UndeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UndeleteSessionRequest, _session_service_pb2.UndeleteSessionResponse]
     """Brings an ended session back as PAUSED; LIVE_SESSION_EXISTS where its key has a live one."""
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
-    """Streams what happens to a session, from a given event on."""
+    """Streams what happens to a session, from a given event on, as it happens. Goes on until the
+    caller leaves or the session's record is deleted.
+    """
     GetSessionStats: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionStatsRequest, _session_service_pb2.GetSessionStatsResponse]
     """Counts what sessions did in a time span."""
 
@@ -153,7 +157,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.PutHoldRequest,
         context: _aio.ServicerContext[_session_service_pb2.PutHoldRequest, _abc.Awaitable[_session_service_pb2.PutHoldResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.PutHoldResponse]:
-        """Keeps a session from going idle for a while: a build is running. Repeating it extends it."""
+        """Keeps a session from going idle for a while: a build is running. Repeating it sets its end anew.
+        At most 32 holds at once, none longer than a day.
+        """
 
     @_abc_1.abstractmethod
     def ReleaseHold(
@@ -222,7 +228,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.WatchSessionRequest,
         context: _aio.ServicerContext[_session_service_pb2.WatchSessionRequest, _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]],
     ) -> _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]:
-        """Streams what happens to a session, from a given event on."""
+        """Streams what happens to a session, from a given event on, as it happens. Goes on until the
+        caller leaves or the session's record is deleted.
+        """
 
     @_abc_1.abstractmethod
     def GetSessionStats(

@@ -1,0 +1,178 @@
+"""What happens to a session by itself: what is next, and when.
+
+`next_step` is a pure, total function of a session's record, whose time is the database's. The
+keeper carries out what is due; a caller is shown the same as `next_action`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, assert_never
+
+from session_service.domain import conditions
+from session_service.domain import policy as policies
+from session_service.domain.session import ConditionType, EndReason, PauseDepth
+from session_service.domain.states import State, Transition
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from session_service.domain.policy import Policy
+    from session_service.domain.session import Record, Session
+
+
+class Action(StrEnum):
+    """What the keeper does."""
+
+    NOTHING = "NOTHING"
+    WARN = "WARN"
+    """Tell who watches that it is about to go idle."""
+    PAUSE = "PAUSE"
+    """Put it to rest for idleness; where its policy keeps nothing over a stop, end it."""
+    DEEPEN = "DEEPEN"
+    """From suspended to stopped."""
+    EXPIRE = "EXPIRE"
+    """End it: it rested for too long."""
+    RECOVER = "RECOVER"
+    """Replace its lost container at once, as its policy asks."""
+    PURGE = "PURGE"
+    """Destroy an ended session's container for good."""
+    TAKE_OVER = "TAKE_OVER"
+    """Finish or undo the transition of an owner that is gone."""
+    DISCARD = "DISCARD"
+    """Give up a session that never stood and that nobody came back for."""
+    FORGET = "FORGET"
+    """Delete its rows; decisions stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How the keeper goes about it, the same for all sessions."""
+
+    warn_before: timedelta = timedelta(minutes=1)
+    """Between the warning and the pause; half the idle timeout where that is shorter."""
+    abandoned_after: timedelta = timedelta(minutes=2)
+    """How long a first start that failed waits for somebody to try again."""
+    retention: timedelta = timedelta(days=30)
+    """How long the rows of a purged session are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is next, when at the earliest (None: never, as things are), and why."""
+
+    action: Action
+    time: datetime | None = None
+    because: str = ""
+
+    def due(self, now: datetime) -> bool:
+        """Whether its time has come."""
+        return self.time is not None and self.time <= now
+
+
+def idle_time(session: Session) -> datetime:
+    """When it goes idle unless something happens: the timeout, or the last hold's end if later."""
+    idle = session.last_active_time + policies.load(session.policy).idle_timeout
+    return idle if session.hold_until is None else max(idle, session.hold_until)
+
+
+def warn_due_time(session: Session, habits: Habits) -> datetime:
+    """When to warn of the pause."""
+    lead = min(habits.warn_before, policies.load(session.policy).idle_timeout / 2)
+    return idle_time(session) - lead
+
+
+def warned(session: Session, habits: Habits) -> bool:
+    """Whether the warning of the pause that is coming was given; activity makes it a new one."""
+    return session.warn_time is not None and session.warn_time >= warn_due_time(session, habits)
+
+
+def next_step(record: Record, habits: Habits) -> Step:
+    """What the keeper is to do next about this session, and when."""
+    session = record.session
+    if session.transition is not None:
+        return _in_flight(record, habits)
+    match session.state:
+        case State.ACTIVE:
+            return _active(session, habits)
+        case State.PAUSED:
+            return _paused(session, policies.load(session.policy))
+        case State.ENDED:
+            return _ended(record, habits)
+        case State.STARTING | State.PAUSING | State.ENDING:
+            # The database's own check: these always have a transition.
+            return Step(Action.NOTHING)
+        case other:
+            assert_never(other)
+
+
+def shown_step(record: Record, habits: Habits) -> Step:
+    """The same, as a caller is shown it: a warning is no news, what it warns of is."""
+    session = record.session
+    step = next_step(record, habits)
+    if step.action is Action.WARN:
+        step = Step(Action.PAUSE, idle_time(session), step.because)
+    if step.time is None or session.due_at is None or session.due_at <= step.time:
+        return step
+    # It was tried and did not work out: when the keeper looks next is when it is tried again.
+    return Step(step.action, session.due_at, step.because)
+
+
+def _in_flight(record: Record, habits: Habits) -> Step:
+    session = record.session
+    if session.transition is Transition.REPLACE:
+        return Step(Action.NOTHING, None, "the start of the session that replaces it decides")
+    if record.abandoned:
+        when = session.change_time + habits.abandoned_after
+        return Step(Action.DISCARD, when, "its first start failed and nobody came back for it")
+    lapse = min(
+        (when for when in (session.lease_until, session.deadline) if when is not None),
+        default=session.change_time,
+    )
+    return Step(Action.TAKE_OVER, lapse, "the owner of its transition may be gone by then")
+
+
+def _active(session: Session, habits: Habits) -> Step:
+    warning = warn_due_time(session, habits)
+    if not warned(session, habits):
+        return Step(Action.WARN, warning, "it is about to go idle")
+    # The warning may have come late, after a time without a keeper: it still leaves its time.
+    lead = idle_time(session) - warning
+    when = max(idle_time(session), (session.warn_time or warning) + lead)
+    return Step(Action.PAUSE, when, "nobody was there, and nothing held it")
+
+
+def _paused(session: Session, policy: Policy) -> Step:
+    """Deeper, each after its own time. How deep it rests may not be known: then it is deepened,
+    which finds out.
+    """
+    since = session.pause_time or session.change_time
+    lost = ConditionType.CONTAINER_LOST in _kinds(session)
+    if lost and policy.recover_at_once:
+        return Step(Action.RECOVER, session.change_time, "its container was lost")
+    if session.pause_depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT):
+        return Step(Action.EXPIRE, since + policy.expire_after, "it rested for too long")
+    return Step(Action.DEEPEN, since + policy.deepen_after, "it was suspended for long")
+
+
+def _kinds(session: Session) -> list[ConditionType]:
+    return [condition.type for condition in conditions.load(session.conditions)]
+
+
+def _ended(record: Record, habits: Habits) -> Step:
+    session = record.session
+    if not purged(record):
+        when = session.purge_time or session.end_time or session.change_time
+        return Step(Action.PURGE, when, "its grace period is over")
+    since = session.end_time or session.change_time
+    return Step(Action.FORGET, since + habits.retention, "its rows were kept for long enough")
+
+
+def purged(record: Record) -> bool:
+    """Whether the container of an ended session is gone, or committed to go, for good."""
+    container = record.container
+    if container is None or not container.wanted or container.destroy_time is not None:
+        return True
+    return record.session.end_reason is EndReason.CREATE_FAILED
