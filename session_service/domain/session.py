@@ -79,6 +79,7 @@ class EndReason(StrEnum):
     MAX_LIFETIME = "MAX_LIFETIME"
     EPHEMERAL = "EPHEMERAL"
     EXPIRED = "EXPIRED"
+    SUPERSEDED = "SUPERSEDED"
 
 
 class Cause(StrEnum):

@@ -259,6 +259,8 @@ class _EndReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_EndReason.Va
     """Its policy keeps nothing over a stop."""
     END_REASON_EXPIRED: _EndReason.ValueType  # 6
     """It rested for longer than its policy allows."""
+    END_REASON_SUPERSEDED: _EndReason.ValueType  # 7
+    """It was imported from an older platform, where a newer session of the same key stood beside it."""
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why a session ended."""
@@ -277,6 +279,8 @@ END_REASON_EPHEMERAL: EndReason.ValueType  # 5
 """Its policy keeps nothing over a stop."""
 END_REASON_EXPIRED: EndReason.ValueType  # 6
 """It rested for longer than its policy allows."""
+END_REASON_SUPERSEDED: EndReason.ValueType  # 7
+"""It was imported from an older platform, where a newer session of the same key stood beside it."""
 
 @typing.final
 class SessionKey(message.Message):
@@ -377,7 +381,7 @@ class Session(message.Message):
     EVENT_SEQUENCE_FIELD_NUMBER: builtins.int
     ACTIVITY_FIELD_NUMBER: builtins.int
     session_id: builtins.str
-    """UUIDv7, made by the service."""
+    """UUIDv7, made by the service; UUIDv5 where it was imported from an older platform."""
     state: Session.State.ValueType
     """Where it stands."""
     generation: builtins.int
