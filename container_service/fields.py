@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from container_service.errors import FieldViolation, InvalidRequest
 
@@ -19,6 +20,8 @@ _VOLUME_NAME = re.compile(r"[a-z0-9_]{1,30}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NONCE = re.compile(r"[!-~]{1,128}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# What a URL's path and query are written in; no fragment, no backslash, nothing unprintable.
+_HTTP_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 
 LABEL_VALUE_LIMIT = 256
@@ -84,6 +87,21 @@ class Fields:
             self.wrong(field, f"must be at most {limit} characters")
         elif not value.isprintable():
             self.wrong(field, "must hold printable characters only")
+        return value
+
+    def http_path(self, field: str, value: str, limit: int) -> str:
+        """A path at a host that is not the caller's to choose: absolute, and never above itself."""
+        path = unquote(value.partition("?")[0])
+        if not value or len(value) > limit:
+            self.wrong(field, f"must be 1 to {limit} characters")
+        elif not _HTTP_PATH.fullmatch(value):
+            self.wrong(field, "must begin with a slash and hold what a URL's path may, encoded")
+        elif path.startswith("//") or "\\" in path:
+            self.wrong(field, "must be a path alone, without a host")
+        elif ".." in path.split("/"):
+            self.wrong(field, "must not have '..' in it")
+        elif not path.isprintable():
+            self.wrong(field, "must not have control characters in it")
         return value
 
     def seconds(

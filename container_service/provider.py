@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 
     from container_service.container import (
         Container,
@@ -129,3 +129,29 @@ class VolumeProvider(Protocol):
 
     async def list_snapshots(self, ref: VolumeRef, deadline: Deadline) -> Sequence[Snapshot]:
         """A volume's snapshots, newest first, also where the volume was deleted."""
+
+
+class StateChannel(Protocol):
+    """One way to the state of an application in a container that runs; `value` is the hook's.
+
+    Ends by the deadline, raises nothing but ServiceError, and holds a bounded part of the state in
+    memory. StateHookFailed where the application will not.
+    """
+
+    @property
+    def limit(self) -> int:
+        """The most bytes that it carries: a state that is known to be larger is refused at once."""
+
+    def read(self, ref: ContainerRef, value: str, deadline: Deadline) -> AsyncGenerator[bytes]:
+        """The state in pieces of at most CHUNK_BYTES.
+
+        Ends only when the whole has come: ProviderUnavailable where it was cut off.
+        """
+
+    async def write(
+        self, ref: ContainerRef, value: str, chunks: AsyncIterator[bytes], deadline: Deadline
+    ) -> None:
+        """Have the application take the state; returns when it said that it has the whole.
+
+        An error of `chunks` is raised as it is, and the application is not told that all is there.
+        """

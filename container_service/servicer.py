@@ -7,32 +7,35 @@ What each method promises is written beside its RPC in the contract.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from container_service import convert, render
 from container_service.booting import Booting
 from container_service.context import Context, deadline_of
 from container_service.creation import Creating
-from container_service.errors import NotBuiltYet
 from container_service.halting import Halting
 from container_service.leasing import Leasing
-from container_service.volume_servicer import VolumeServicer
+from container_service.state_servicer import StateServicer
 from container_service.waiting import Waiting
 from roost.container.v1 import container_service_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from container_service.provider import Provider, VolumeProvider
+    from container_service.transferring import Transferring
 
 
-class ContainerServicer(VolumeServicer):
+class ContainerServicer(StateServicer):
     """Answers roost.container.v1.ContainerService."""
 
     def __init__(
-        self, provider: Provider, volumes: VolumeProvider, default_app: str, lag_window: float
+        self,
+        provider: Provider,
+        volumes: VolumeProvider,
+        transferring: Transferring,
+        default_app: str,
+        lag_window: float,
     ) -> None:
-        super().__init__(provider, volumes, default_app)
+        super().__init__(provider, volumes, transferring, default_app)
         self._provider = provider
         self._waiting = Waiting(provider, lag_window)
         self._leasing = Leasing(provider)
@@ -170,23 +173,3 @@ class ContainerServicer(VolumeServicer):
         ref, nonce = convert.parse_ref_and_nonce(request, self._app, required=True)
         await self._provider.release_lease(ref, nonce, deadline_of(context))
         return pb.ReleaseLeaseResponse()
-
-    async def CaptureState(
-        self, request: pb.CaptureStateRequest, context: Context
-    ) -> AsyncIterator[pb.CaptureStateResponse]:
-        for chunk in _no_chunks("CaptureState"):
-            yield chunk
-
-    async def RestoreState(
-        self, request_iterator: AsyncIterator[pb.RestoreStateRequest], context: Context
-    ) -> pb.RestoreStateResponse:
-        not_built("RestoreState")
-
-
-def not_built(method: str) -> NoReturn:
-    """Say that a later release answers this method."""
-    raise NotBuiltYet(f"{method} is part of the contract and not built yet", method=method)
-
-
-def _no_chunks(method: str) -> list[pb.CaptureStateResponse]:
-    not_built(method)

@@ -29,6 +29,8 @@ _CPUS = {"shared": (1, 2, 4, 6, 8), "performance": (1, 2, 4, 8, 16)}
 #: Least memory per processor, and the step that memory comes in, in MB.
 _MEMORY = {"shared": (256, 256), "performance": (2048, 1024)}
 
+HOOK_LIMIT = 1024
+
 
 def parse_spec(fields: Fields, spec: pb.ContainerSpec) -> ContainerSpec:
     """What a container is to be made of, with every default filled in."""
@@ -53,7 +55,7 @@ def parse_spec(fields: Fields, spec: pb.ContainerSpec) -> ContainerSpec:
         ephemeral_root_filesystem=spec.ephemeral_root_filesystem,
         restart_policy=policy or RestartPolicy.ON_FAILURE,
         mounts=_mounts(fields, spec),
-        state_hook=_state_hook(fields, spec),
+        state_hook=parse_state_hook(fields, "spec.state_hook", spec.state_hook),
         stop_timeout_seconds=5.0 if stop_timeout is None else float(stop_timeout),
     )
 
@@ -117,12 +119,13 @@ def _mounts(fields: Fields, spec: pb.ContainerSpec) -> tuple[Mount, ...]:
     return tuple(mounts)
 
 
-def _state_hook(fields: Fields, spec: pb.ContainerSpec) -> StateHook | None:
-    kind = spec.state_hook.WhichOneof("hook")
-    if kind is None:
-        return None
-    field = f"spec.state_hook.{kind}"
-    value = fields.text(field, getattr(spec.state_hook, kind), 1024, required=True)
-    if kind == "http_path" and not value.startswith("/"):
-        fields.wrong(field, "must begin with a slash")
-    return StateHook(kind, value)
+def parse_state_hook(fields: Fields, field: str, hook: pb.StateHook) -> StateHook | None:
+    """The hook of a message; None where it has none."""
+    match hook.WhichOneof("hook"):
+        case "http_path":
+            value = fields.http_path(f"{field}.http_path", hook.http_path, HOOK_LIMIT)
+            return StateHook("http_path", value)
+        case "command":
+            value = fields.text(f"{field}.command", hook.command, HOOK_LIMIT, required=True)
+            return StateHook("command", value)
+    return None

@@ -60,6 +60,7 @@ def _container_service(settings: StackSettings, target: str) -> Part:
         "FLY_FLAPS_BASE_URL": settings.fly_url,
         "ROOST_CONTAINER_LISTEN": target,
         "ROOST_FLY_APP": settings.app,
+        "ROOST_URL_TEMPLATE": settings.url_template,
     }
     return _service(settings, "container_service", "container_service", target, variables)
 

@@ -70,7 +70,7 @@ class StackSettings:
 
     @property
     def url_template(self) -> str:
-        """Where previews answer, for session_service to fill in."""
+        """Where previews answer, for the services to fill in."""
         return f"http://{{container_id}}.{{app}}.localhost:{self.proxy_port}/"
 
     @property

@@ -81,9 +81,11 @@ class Service:
     admin: Admin
     emulator: Emulator
 
-    async def create(self, name: str = "roost-wren-1", image: str = "roost/base") -> str:
-        """Create a container and wait until it runs; its id."""
-        request = pb.CreateContainerRequest(name=name, spec=pb.ContainerSpec(image=image))
+    async def create(
+        self, name: str = "roost-wren-1", image: str = "roost/base", **spec: Any
+    ) -> str:
+        """Create a container and wait until it runs; its id. `spec` is the rest of its spec."""
+        request = pb.CreateContainerRequest(name=name, spec=pb.ContainerSpec(image=image, **spec))
         created = await self.stub.CreateContainer(request, timeout=20)
         container_id: str = created.container.container_id
         await self.stub.WaitContainer(pb.WaitContainerRequest(container_id=container_id), timeout=9)
@@ -115,8 +117,10 @@ class Service:
 
 def config_for(emulator: Emulator, **changes: Any) -> Config:
     """A configuration for a service over an emulator."""
+    proxy_port = httpx.URL(emulator.proxy_url).port
     settings: dict[str, Any] = {
         "fly_token": TOKEN,
+        "url_template": f"http://{{container_id}}.{{app}}.localhost:{proxy_port}",
         "listen": "127.0.0.1:0",
         "fly_base_url": emulator.api_url,
         "fly_app": APP,

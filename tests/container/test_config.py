@@ -21,6 +21,8 @@ def test_every_variable_sets_its_field() -> None:
         "FLY_FLAPS_BASE_URL": "http://127.0.0.1:4280/",
         "ROOST_CONTAINER_LISTEN": "[::1]:0",
         "ROOST_FLY_APP": "birds",
+        "ROOST_URL_TEMPLATE": "https://{app}.fly.dev/",
+        "ROOST_STATE_LIMIT": "1000",
         "ROOST_LAG_WINDOW": "0.5",
         "ROOST_GRACE": "3",
         "ROOST_LOG_LEVEL": "debug",
@@ -38,6 +40,8 @@ def test_every_variable_sets_its_field() -> None:
         lag_window=0.5,
         grace=3.0,
         log_level="DEBUG",
+        url_template="https://{app}.fly.dev",
+        state_limit=1000,
         fly_rate_share=0.5,
     )
 
@@ -61,6 +65,10 @@ def test_every_variable_sets_its_field() -> None:
         ("ROOST_GRACE", "inf"),
         ("ROOST_LOG_LEVEL", "LOUD"),
         ("ROOST_FLY_RATE_SHARE", "0"),
+        ("ROOST_URL_TEMPLATE", "http://{host}/"),
+        ("ROOST_URL_TEMPLATE", "{app}.fly.dev"),
+        ("ROOST_STATE_LIMIT", "0"),
+        ("ROOST_STATE_LIMIT", "many"),
         ("ROOST_FLY_RATE_SHARE", "2"),
     ],
 )

@@ -48,7 +48,7 @@ def test_every_error_has_a_row_and_the_contract_has_its_code() -> None:
     for kind in set(kinds(errors.ServiceError)) - bases:
         assert any(each in TABLE for each in kind.__mro__), kind
     exhausted = {row.reason for row in TABLE.values() if row.code.name == "RESOURCE_EXHAUSTED"}
-    assert exhausted == {"PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED"}
+    assert exhausted == {"PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED", "STATE_TOO_LARGE"}
 
 
 def test_what_can_be_tried_again_says_when() -> None:
@@ -111,15 +111,6 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(
     refused = await failing(service.stub.GetContainer(request, timeout=9))
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
-
-
-async def test_streams_that_are_not_built_yet_say_so(service: Service) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async for _ in service.stub.CaptureState(pb.CaptureStateRequest(), timeout=9):
-            raise AssertionError("a chunk came")
-    assert read_failure(refused.value).reason == "NOT_BUILT_YET"
-    sent = service.stub.RestoreState(iter([pb.RestoreStateRequest()]), timeout=9)
-    assert (await failing(sent)).reason == "NOT_BUILT_YET"
 
 
 async def test_the_request_id_comes_back_and_a_wild_one_is_replaced(service: Service) -> None:

@@ -89,3 +89,49 @@ async def test_it_ends_on_a_signal(tmp_path: Path, number: int) -> None:
     async with counter(tmp_path) as (process, _):
         process.send_signal(number)
         assert await asyncio.wait_for(process.wait(), 5) == 0
+
+
+def client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False)
+
+
+@pytest.mark.parametrize("form", ["length", "chunks"])
+async def test_the_state_hook_hands_out_and_takes_back(tmp_path: Path, form: str) -> None:
+    async with counter(tmp_path, COUNTER_STATE_BYTES="200000") as (_, url), client(url) as http:
+        await texts(url, "/click", "/click")
+        state = (await http.get("/state")).content
+        assert (state[:2], len(state)) == (b"2\n", 200_002)
+        assert (await http.get("/state")).content == state
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(state), 7777):
+            yield state[start : start + 7777]
+
+    async with counter(tmp_path, COUNTER_FILE="count") as (_, url), client(url) as http:
+        body = state if form == "length" else chunks()
+        assert (await http.put("/state", content=body)).status_code == 200
+        assert (await http.get("/state")).content == state
+        assert await texts(url, "/click") == ["3"]
+    assert (tmp_path / "count").read_text() == "3"
+
+
+@pytest.mark.parametrize("wrong", [b"", b"2", b"two\n", b"9" * 30, b"2\nother", b"-1\n"])
+async def test_the_state_hook_takes_all_or_nothing(tmp_path: Path, wrong: bytes) -> None:
+    async with counter(tmp_path) as (_, url), client(url) as http:
+        await texts(url, "/click")
+        assert (await http.put("/state", content=wrong)).status_code == 400
+        assert (await http.get("/state")).content == b"1\n"
+
+
+async def test_a_state_that_breaks_off_changes_nothing(tmp_path: Path) -> None:
+    async with counter(tmp_path) as (_, url):
+        for head in ("content-length: 100", "transfer-encoding: chunked"):
+            port = httpx.URL(url).port
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            body = "5\n" if "length" in head else "2\r\n5\n\r\n"
+            writer.write(f"PUT /state HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n{body}".encode())
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+        assert await texts(url, "/state") == ["0\n"]

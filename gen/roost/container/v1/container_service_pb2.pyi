@@ -426,16 +426,32 @@ class Mount(message.Message):
 
 @typing.final
 class StateHook(message.Message):
-    """How the application hands out and takes back its own state."""
+    """How the application hands out and takes back its own state, which to Roost is bytes."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     HTTP_PATH_FIELD_NUMBER: builtins.int
     COMMAND_FIELD_NUMBER: builtins.int
     http_path: builtins.str
-    """An HTTP path of the container: GET reads the state, PUT writes it."""
+    """An absolute path of the container's own HTTP service: GET reads the state, PUT writes it.
+
+    Asked through the provider's proxy, with its header that admits this one container
+    (`fly-force-instance-id`), and streamed both ways, never whole in memory. No redirect is
+    followed and no content coding taken. A GET must tell its length or be chunked, so that a
+    state that was cut can be told from a whole one. A PUT is chunked: the application must
+    replace its state only once the body has ended well. Any status that is no success is
+    STATE_HOOK_FAILED, except 502, 503 and 504, which say that it was not reached: UNAVAILABLE.
+    """
     command: builtins.str
-    """A command run in the container: it reads with argument "capture", writes with "restore"."""
+    """A shell command run in the container: with argument "capture" it writes the state to its
+    standard output, with "restore" it reads it from its standard input. For small states.
+
+    Run through the provider's exec, which delivers no standard input, returns text, counts one
+    call a second and does not tell how much it carries. So the state goes through a temporary
+    file in the container, as base64 in pieces of 256 KiB, one exec each: 16 MiB at most. The
+    image must have sh, wc, dd, base64 and rm. The command itself may take 60 s. Exit
+    codes other than 0 are STATE_HOOK_FAILED.
+    """
     def __init__(
         self,
         *,
@@ -1365,27 +1381,37 @@ class CaptureStateRequest(message.Message):
 
 @typing.final
 class CaptureStateResponse(message.Message):
-    """A piece of a container's state."""
+    """A piece of a container's state. The last message has no bytes but tells what all of them were."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
     chunk: builtins.bytes
-    """The bytes, in order."""
+    """The bytes, in order; at most 256 KiB."""
+    total_bytes: builtins.int
+    """How many bytes there were; in the last message only."""
+    sha256: builtins.bytes
+    """The SHA-256 of all of them; in the last message only, and set there also for a state of no
+    bytes. A stream without it is not the whole state.
+    """
     def __init__(
         self,
         *,
         chunk: builtins.bytes = ...,
+        total_bytes: builtins.int = ...,
+        sha256: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class RestoreStateRequest(message.Message):
-    """A piece of state to put into a container. The first message names the container."""
+    """A piece of state to put into a container. The first message names the container; no other may."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -1398,7 +1424,7 @@ class RestoreStateRequest(message.Message):
     container_id: builtins.str
     """Its id; needed in the first message."""
     chunk: builtins.bytes
-    """The bytes, in order."""
+    """The bytes, in order. The state is whole when the stream is closed well."""
     @builtins.property
     def state_hook(self) -> StateHook:
         """The way to its state; needed in the first message."""
@@ -1424,16 +1450,20 @@ class RestoreStateResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     BYTES_WRITTEN_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
     bytes_written: builtins.int
     """How many bytes were written."""
+    sha256: builtins.bytes
+    """The SHA-256 of the bytes that were written."""
     def __init__(
         self,
         *,
         bytes_written: builtins.int = ...,
+        sha256: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["bytes_written", b"bytes_written"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["bytes_written", b"bytes_written", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

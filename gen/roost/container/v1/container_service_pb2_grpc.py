@@ -290,14 +290,23 @@ class ContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CaptureState(self, request, context):
-        """Streams the application's own state out of a container, through the hook its spec declares.
+        """Streams the application's own state out of a running container, through its hook. See StateHook.
+
+        Ends OK only when the whole has come: the last message then tells its size and its SHA-256. Cut
+        off in the middle, or the container out of reach: UNAVAILABLE, and what came is to be thrown
+        away. The application refuses or fails: STATE_HOOK_FAILED, with what it said. More than the
+        service is set to carry: STATE_TOO_LARGE (RESOURCE_EXHAUSTED). A container that does not run is
+        not woken: CONTAINER_STATE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreState(self, request_iterator, context):
-        """Streams state back into a container, through the hook its spec declares.
+        """Streams state into a running container, through its hook; the errors are those of CaptureState.
+
+        Never retried by the service. UNAVAILABLE may mean that the application has taken the state all
+        the same; the same state once more does no harm where the hook replaces what there was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

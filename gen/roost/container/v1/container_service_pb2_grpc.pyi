@@ -74,9 +74,20 @@ class ContainerServiceStub:
     ReleaseLease: _aio.UnaryUnaryMultiCallable[_container_service_pb2.ReleaseLeaseRequest, _container_service_pb2.ReleaseLeaseResponse]
     """Gives a lease back. Idempotent: one that has run out already is a success."""
     CaptureState: _aio.UnaryStreamMultiCallable[_container_service_pb2.CaptureStateRequest, _container_service_pb2.CaptureStateResponse]
-    """Streams the application's own state out of a container, through the hook its spec declares."""
+    """Streams the application's own state out of a running container, through its hook. See StateHook.
+
+    Ends OK only when the whole has come: the last message then tells its size and its SHA-256. Cut
+    off in the middle, or the container out of reach: UNAVAILABLE, and what came is to be thrown
+    away. The application refuses or fails: STATE_HOOK_FAILED, with what it said. More than the
+    service is set to carry: STATE_TOO_LARGE (RESOURCE_EXHAUSTED). A container that does not run is
+    not woken: CONTAINER_STATE_CONFLICT.
+    """
     RestoreState: _aio.StreamUnaryMultiCallable[_container_service_pb2.RestoreStateRequest, _container_service_pb2.RestoreStateResponse]
-    """Streams state back into a container, through the hook its spec declares."""
+    """Streams state into a running container, through its hook; the errors are those of CaptureState.
+
+    Never retried by the service. UNAVAILABLE may mean that the application has taken the state all
+    the same; the same state once more does no harm where the hook replaces what there was.
+    """
     CreateVolume: _aio.UnaryUnaryMultiCallable[_container_service_pb2.CreateVolumeRequest, _container_service_pb2.CreateVolumeResponse]
     """Creates a volume, empty or from a snapshot."""
     GetVolume: _aio.UnaryUnaryMultiCallable[_container_service_pb2.GetVolumeRequest, _container_service_pb2.GetVolumeResponse]
@@ -246,7 +257,14 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _container_service_pb2.CaptureStateRequest,
         context: _aio.ServicerContext[_container_service_pb2.CaptureStateRequest, _abc.AsyncIterator[_container_service_pb2.CaptureStateResponse]],
     ) -> _abc.AsyncIterator[_container_service_pb2.CaptureStateResponse]:
-        """Streams the application's own state out of a container, through the hook its spec declares."""
+        """Streams the application's own state out of a running container, through its hook. See StateHook.
+
+        Ends OK only when the whole has come: the last message then tells its size and its SHA-256. Cut
+        off in the middle, or the container out of reach: UNAVAILABLE, and what came is to be thrown
+        away. The application refuses or fails: STATE_HOOK_FAILED, with what it said. More than the
+        service is set to carry: STATE_TOO_LARGE (RESOURCE_EXHAUSTED). A container that does not run is
+        not woken: CONTAINER_STATE_CONFLICT.
+        """
 
     @_abc_1.abstractmethod
     def RestoreState(
@@ -254,7 +272,11 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_container_service_pb2.RestoreStateRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_container_service_pb2.RestoreStateRequest], _abc.Awaitable[_container_service_pb2.RestoreStateResponse]],
     ) -> _abc.Awaitable[_container_service_pb2.RestoreStateResponse]:
-        """Streams state back into a container, through the hook its spec declares."""
+        """Streams state into a running container, through its hook; the errors are those of CaptureState.
+
+        Never retried by the service. UNAVAILABLE may mean that the application has taken the state all
+        the same; the same state once more does no harm where the hook replaces what there was.
+        """
 
     @_abc_1.abstractmethod
     def CreateVolume(
