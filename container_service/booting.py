@@ -24,7 +24,8 @@ from container_service.errors import (
     StateConflict,
     WaitTimedOut,
 )
-from container_service.waiting import Silence, Waiting, pause, slices
+from container_service.outages import Silence, past_circuit
+from container_service.waiting import Waiting, pause, slices
 
 if TYPE_CHECKING:
     from container_service.deadlines import Deadline
@@ -140,8 +141,8 @@ class Booting:
                 if await self._provider.wait(ref, {ContainerState.STARTED}, seconds, deadline):
                     return True
                 seen = await self._provider.get(ref, deadline)
-            except (ProviderUnavailable, ProviderRateLimited):
-                if deadline.passed or silence.too_long():
+            except (ProviderUnavailable, ProviderRateLimited) as error:
+                if deadline.passed or silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
                 continue
@@ -162,9 +163,10 @@ class Booting:
 
     async def _boot_id(self, ref: ContainerRef, deadline: Deadline) -> str:
         """The guest's boot id, asked for once; empty where it does not answer."""
+        soon = deadline.within(BOOT_ID_SECONDS)
         try:
-            result = await self._provider.execute(
-                ref, BOOT_ID_COMMAND, BOOT_ID_SECONDS, deadline.within(BOOT_ID_SECONDS)
+            result = await past_circuit(
+                lambda: self._provider.execute(ref, BOOT_ID_COMMAND, BOOT_ID_SECONDS, soon), soon
             )
         except ServiceError as error:
             log.info(

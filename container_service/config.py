@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,12 +32,6 @@ class Config:
     fly_app: str = ""
     """The app of calls that name none; empty: they must name one."""
 
-    url_template: str = ""
-    """Where containers' HTTP services answer, naming {container_id} and {app} if need be."""
-
-    state_limit: int = 256 * 1024 * 1024
-    """The most bytes of state that one capture or restore may carry."""
-
     lag_window: float = 5.0
     """Seconds that the provider's reads may lag behind its writes."""
 
@@ -50,6 +43,15 @@ class Config:
 
     fly_rate_share: float = 1.0
     """Part of Fly's rate limits that this process may use, above 0 and up to 1."""
+
+    fly_retry_ratio: float = 0.1
+    """Most repeats of calls that failed, as a part of those that are answered."""
+
+    fly_breaker_failures: int = 5
+    """So many different machines in a row without an answer hold an app's calls back."""
+
+    fly_breaker_longest: float = 10.0
+    """Longest time, in seconds, between two probes of an app that does not answer."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
@@ -123,25 +125,17 @@ def _level(text: str) -> str:
 def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
-def _template(text: str) -> str:
-    names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    if not names <= {"container_id", "app"}:
-        raise ValueError(text)
-    _url(text.format(container_id="id", app="app"))
-    return text.rstrip("/")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
+        if not low <= value <= high:  # also refuses nan
             raise ValueError(text)
         return value
 
     return parse
 
 
-        if not low <= value <= high:  # also refuses nan
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
             raise ValueError(text)
         return value
 
@@ -174,21 +168,26 @@ VARIABLES = (
         "seconds that calls in flight have to finish after a stop signal",
     ),
     Variable(
-    Variable(
-        "ROOST_URL_TEMPLATE", "url_template", _template,
-        "an http or https URL that names {container_id}, {app} or neither, and nothing else",
-        "where containers answer over HTTP: for state hooks that are a path",
-    ),
-    Variable(
-        "ROOST_STATE_LIMIT", "state_limit", _whole(1, 2**40), "a whole number from 1 to 2^40",
-        "most bytes of state that one capture or restore may carry",
-    ),
         "ROOST_LOG_LEVEL", "log_level", _level, "a level: DEBUG, INFO, WARNING or ERROR",
         "the least level that is logged",
     ),
     Variable(
         "ROOST_FLY_RATE_SHARE", "fly_rate_share", _between(0.01, 1), "a number from 0.01 to 1",
         "part of Fly's rate limits that this process may use",
+    ),
+    Variable(
+        "ROOST_FLY_RETRY_RATIO", "fly_retry_ratio", _between(0, 1), "a number from 0 to 1",
+        "most repeats of failed calls, as a part of the calls that are answered",
+    ),
+    Variable(
+        "ROOST_FLY_BREAKER_FAILURES", "fly_breaker_failures", _whole(2, 10_000),
+        "a whole number from 2 to 10000",
+        "different machines in a row without an answer that hold an app's calls back",
+    ),
+    Variable(
+        "ROOST_FLY_BREAKER_LONGEST", "fly_breaker_longest", _between(1, 600),
+        "a number of seconds from 1 to 600",
+        "most seconds between two probes of an app that does not answer",
     ),
 )  # fmt: skip
 
@@ -200,5 +199,5 @@ def describe() -> str:
     for variable in VARIABLES:
         default = getattr(defaults, variable.field)
         told = "required" if variable.required else f"default {default}" if default != "" else ""
-        rows.append(f"  {variable.name:<24}{variable.sentence}{f' ({told})' if told else ''}")
+        rows.append(f"  {variable.name:<28}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)

@@ -14,11 +14,11 @@ ServiceError
 │   ├── LeaseHeld           another holds the container's lease
 │   └── LeaseLost           the nonce that was shown holds no longer
 ├── WaitTimedOut            the state was not reached in time
-├── StateHookFailed         the application did not hand out its state, or did not take it
-├── StateTooLarge           more state than may be carried
+├── NotBuiltYet             a later release answers this call
 └── ProviderError
     ├── ProviderUnavailable no answer, or none that can be used; nothing is claimed
-    │   └── OutcomeUnknown  … and the change that was asked for may have been made
+    │   ├── OutcomeUnknown  … and the change that was asked for may have been made
+    │   └── CircuitOpen     … to anything lately: nothing was sent
     ├── ProviderRateLimited refused for its rate; nothing was changed
     ├── ProviderCapacity    the provider has no room
     ├── ProviderRefused     the provider will not: credentials, quota, an unknown application
@@ -145,12 +145,8 @@ class WaitTimedOut(ServiceError):
     """The container did not reach the state in time."""
 
 
-class StateHookFailed(ServiceError):
-    """The application did not hand out its state, or did not take it: the hook is to be mended."""
-
-
-class StateTooLarge(ServiceError):
-    """The state has more bytes than may be carried; trying again is no use."""
+class NotBuiltYet(ServiceError):
+    """A later release answers this call."""
 
 
 class ProviderError(ServiceError):
@@ -165,6 +161,18 @@ class ProviderUnavailable(ProviderError):
 
 class OutcomeUnknown(ProviderUnavailable):
     """No answer came to a change that may have been made all the same."""
+
+
+class CircuitOpen(ProviderUnavailable):
+    """The provider has answered nothing for this application lately: the call was not sent. It
+    says nothing of any container.
+    """
+
+    def __init__(self, message: str, *, silent: float, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after: float = retry_after
+        #: Seconds since the first call that got no answer.
+        self.silent = silent
 
 
 class ProviderRateLimited(ProviderError):

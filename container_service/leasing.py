@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from container_service.deadlines import Deadline
 from container_service.errors import LeaseHeld, OutcomeUnknown, ServiceError
+from container_service.outages import past_circuit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -118,8 +119,9 @@ class Leasing:
         await self._give_back(ref, lease.nonce)
 
     async def _give_back(self, ref: ContainerRef, nonce: str) -> None:
+        soon = Deadline.after(RELEASE_SECONDS)
         try:
-            await self._provider.release_lease(ref, nonce, Deadline.after(RELEASE_SECONDS))
+            await past_circuit(lambda: self._provider.release_lease(ref, nonce, soon), soon)
         except ServiceError as error:
             log.warning(
                 "A lease was not given back; it runs out by itself: %s",

@@ -16,6 +16,7 @@ from container_service.errors import (
     ProviderUnavailable,
     WaitTimedOut,
 )
+from container_service.outages import Silence
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,28 +28,7 @@ if TYPE_CHECKING:
 #: provider limits their rate, and 25 s is well below what it and proxies in between will hold.
 SLICES = (5.0, 10.0, 25.0)
 
-#: How long the provider may tell nothing at all before whoever watches gives up: an outage is told
-#: soon, so that the caller can say so and try again, and not at a deadline minutes away.
-OUTAGE_SECONDS = 5.0
-
 _RETRYABLE = (ProviderUnavailable, ProviderRateLimited)
-
-
-class Silence:
-    """Since when the provider has told nothing."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def broken(self) -> None:
-        """It told something."""
-        self._since = None
-
-    def too_long(self) -> bool:
-        """Note that it told nothing again; whether that goes on for too long."""
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        return now - self._since >= OUTAGE_SECONDS
 
 
 class Waiting:
@@ -82,7 +62,7 @@ class Waiting:
             except _RETRYABLE as error:
                 if deadline.passed:
                     raise timed_out(states) from error
-                if silence.too_long():
+                if silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
                 reached = None
@@ -111,7 +91,7 @@ class Waiting:
                 seen = await self._provider.get(ref, deadline)
             except _RETRYABLE as error:
                 last: ProviderError | None = error
-                if silence.too_long():
+                if silence.too_long(error):
                     raise OutcomeUnknown("the provider tells nothing of the container") from error
                 await pause(1.0, deadline)
             else:

@@ -26,6 +26,7 @@ from container_service.fly.errors import Malformed, NoLease, NotReached, Unknown
 from container_service.fly.pacing import Pacing
 from container_service.fly.transport import Call, Transport, connect
 from container_service.fly.volumes import FlyVolumes
+from container_service.fly.weather import Weather
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -267,9 +268,11 @@ async def open_client(
     token: str,
     rate_share: float = 1.0,
     transport: httpx.AsyncBaseTransport | None = None,
+    weather: Weather | None = None,
 ) -> AsyncGenerator[tuple[FlyClient, FlyVolumes]]:
     """Clients for the life of the process; `transport` stands in for the network in tests."""
-    async with connect(base_url, token, Pacing(rate_share), transport) as sending:
+    weather = Weather() if weather is None else weather
+    async with connect(base_url, token, Pacing(rate_share), weather, transport) as sending:
         yield FlyClient(sending), FlyVolumes(sending)
 
 

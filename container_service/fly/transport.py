@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from container_service.errors import (
+    CircuitOpen,
     OutcomeUnknown,
     ProviderRateLimited,
     ProviderUnavailable,
     ServiceError,
 )
+from container_service.fly.budget import backoff
 from container_service.fly.errors import classify, read_refusal
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from container_service.deadlines import Deadline
     from container_service.fly.pacing import Pacing
+    from container_service.fly.weather import Weather
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,11 @@ class Call:
     seconds: float = 30.0
 
     @property
+    def app(self) -> str:
+        """The app that it is about; all paths that are asked for begin with theirs."""
+        return self.path.split("/", 2)[1]
+
+    @property
     def changes(self) -> bool:
         """Whether it changes something, so that a lost answer leaves the outcome unknown."""
         return self.method != "GET"
@@ -71,29 +79,40 @@ class NotSent(Exception):
 class Transport:
     """Sends calls over one connection pool, for the life of the process."""
 
-    def __init__(self, http: httpx.AsyncClient, pacing: Pacing) -> None:
+    def __init__(self, http: httpx.AsyncClient, pacing: Pacing, weather: Weather) -> None:
         self._http = http
         self._pacing = pacing
+        self._weather = weather
         self._short = asyncio.Semaphore(SHORT_CALLS)
         self._long = asyncio.Semaphore(LONG_CALLS)
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
         """The answer's JSON (None for an empty one). Raises ServiceError, by the deadline."""
+        # A change that may have been made stays so, whatever becomes of its repeats.
+        unknown: OutcomeUnknown | None = None
         for attempt in range(1, REPEATS + 1):
             try:
                 return await self._send_paced(call, deadline)
             except NotSent as error:
                 failure: ServiceError = ProviderUnavailable("the provider cannot be reached")
                 failure.__cause__ = error.__cause__
+            except CircuitOpen as held_back:
+                raise unknown or held_back from None
             except ProviderUnavailable as error:
                 if not call.repeatable:
                     raise
                 failure = error
-            pause = random.uniform(0.5, 1.0) * 0.1 * 2**attempt
-            if attempt == REPEATS or pause >= deadline.remaining():
-                raise failure
+                unknown = error if isinstance(error, OutcomeUnknown) else unknown
+            pause = backoff(attempt, random.random())
+            if attempt == REPEATS or not self._may_repeat(call, pause, deadline):
+                raise unknown or failure
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
+
+    def _may_repeat(self, call: Call, pause: float, deadline: Deadline) -> bool:
+        if pause >= deadline.remaining():
+            return False
+        return self._weather.may_repeat(call, time.monotonic())
 
     async def _send_paced(self, call: Call, deadline: Deadline) -> Any:
         """Wait for the rate's leave, send; a call refused for its rate was not done: ask again."""
@@ -110,6 +129,7 @@ class Transport:
                 await asyncio.sleep(max(0.0, (error.retry_after or 0.0) - 1.0))
 
     async def _await_turn(self, call: Call, deadline: Deadline) -> None:
+        self._weather.check(call, time.monotonic())
         delay = self._pacing.reserve(
             call.action, call.subject, time.monotonic(), deadline.remaining()
         )
@@ -123,11 +143,13 @@ class Transport:
     async def _send_once(self, call: Call, deadline: Deadline) -> Any:
         if deadline.passed:
             raise ProviderUnavailable("no time was left to ask the provider")
-        sent = False
+        asked: float | None = None
         try:
             async with asyncio.timeout(min(call.seconds, deadline.remaining())):
                 async with self._long if call.long else self._short:
-                    sent = True
+                    # Now, and not before: it may have waited here, or for its rate, for long.
+                    self._weather.admit(call, time.monotonic())
+                    asked = time.monotonic()
                     response = await self._http.request(
                         call.method,
                         call.path,
@@ -135,14 +157,26 @@ class Transport:
                         json=call.body,
                         headers={LEASE_HEADER: call.nonce} if call.nonce else None,
                     )
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except httpx.PoolTimeout as error:
             raise NotSent from error
         except (httpx.HTTPError, TimeoutError) as error:
-            raise _lost(call, error, sent=sent) from error
-        return self._read(call, response)
+            self._note_lost(call, error, asked)
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                raise NotSent from error
+            raise _lost(call, error, sent=asked is not None) from error
+        return self._read(call, response, asked)
 
-    def _read(self, call: Call, response: httpx.Response) -> Any:
+    def _note_lost(self, call: Call, error: Exception, asked: float | None) -> None:
+        if asked is None:
+            return
+        if isinstance(error, TimeoutError):
+            self._weather.timed_out(call, asked, time.monotonic())
+        else:
+            self._weather.lost(call, asked, time.monotonic())
+
+    def _read(self, call: Call, response: httpx.Response, asked: float) -> Any:
         if response.is_success:
+            self._weather.told(call, None, asked, time.monotonic())
             return _parse(response)
         refusal = read_refusal(
             response.status_code,
@@ -151,6 +185,7 @@ class Transport:
             changes=call.changes,
             nonce=call.nonce,
         )
+        self._weather.told(call, refusal, asked, time.monotonic())
         log.info(
             "Fly answered %s on %s with %d",
             call.action,
@@ -173,6 +208,7 @@ async def connect(
     base_url: str,
     token: str,
     pacing: Pacing,
+    weather: Weather,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncGenerator[Transport]:
     """A transport to Fly (or to what stands in for it), closed at the end."""
@@ -189,7 +225,7 @@ async def connect(
         # A proxy that the environment names tunnels TLS; over plain HTTP it would read the token.
         trust_env=base_url.startswith("https:"),
     ) as http:
-        yield Transport(http, pacing)
+        yield Transport(http, pacing, weather)
 
 
 def authorization(token: str) -> str:

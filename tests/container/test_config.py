@@ -21,12 +21,13 @@ def test_every_variable_sets_its_field() -> None:
         "FLY_FLAPS_BASE_URL": "http://127.0.0.1:4280/",
         "ROOST_CONTAINER_LISTEN": "[::1]:0",
         "ROOST_FLY_APP": "birds",
-        "ROOST_URL_TEMPLATE": "https://{app}.fly.dev/",
-        "ROOST_STATE_LIMIT": "1000",
         "ROOST_LAG_WINDOW": "0.5",
         "ROOST_GRACE": "3",
         "ROOST_LOG_LEVEL": "debug",
         "ROOST_FLY_RATE_SHARE": "0.5",
+        "ROOST_FLY_RETRY_RATIO": "0.2",
+        "ROOST_FLY_BREAKER_FAILURES": "7",
+        "ROOST_FLY_BREAKER_LONGEST": "30",
     }
     assert set(env) == {variable.name for variable in VARIABLES}
     assert {variable.field for variable in VARIABLES} == {
@@ -40,9 +41,10 @@ def test_every_variable_sets_its_field() -> None:
         lag_window=0.5,
         grace=3.0,
         log_level="DEBUG",
-        url_template="https://{app}.fly.dev",
-        state_limit=1000,
         fly_rate_share=0.5,
+        fly_retry_ratio=0.2,
+        fly_breaker_failures=7,
+        fly_breaker_longest=30.0,
     )
 
 
@@ -65,10 +67,6 @@ def test_every_variable_sets_its_field() -> None:
         ("ROOST_GRACE", "inf"),
         ("ROOST_LOG_LEVEL", "LOUD"),
         ("ROOST_FLY_RATE_SHARE", "0"),
-        ("ROOST_URL_TEMPLATE", "http://{host}/"),
-        ("ROOST_URL_TEMPLATE", "{app}.fly.dev"),
-        ("ROOST_STATE_LIMIT", "0"),
-        ("ROOST_STATE_LIMIT", "many"),
         ("ROOST_FLY_RATE_SHARE", "2"),
     ],
 )
