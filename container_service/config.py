@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +32,12 @@ class Config:
 
     fly_app: str = ""
     """The app of calls that name none; empty: they must name one."""
+
+    url_template: str = ""
+    """Where containers' HTTP services answer, naming {container_id} and {app} if need be."""
+
+    state_limit: int = 256 * 1024 * 1024
+    """The most bytes of state that one capture or restore may carry."""
 
     lag_window: float = 5.0
     """Seconds that the provider's reads may lag behind its writes."""
@@ -116,6 +123,24 @@ def _app(text: str) -> str:
     return text
 
 
+def _template(text: str) -> str:
+    names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    if not names <= {"container_id", "app"}:
+        raise ValueError(text)
+    _url(text.format(container_id="id", app="app"))
+    return text.rstrip("/")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
 def _level(text: str) -> str:
     if text.upper() not in logging.getLevelNamesMapping():
         raise ValueError(text)
@@ -126,16 +151,6 @@ def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
         if not low <= value <= high:  # also refuses nan
-            raise ValueError(text)
-        return value
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
             raise ValueError(text)
         return value
 
@@ -158,6 +173,15 @@ VARIABLES = (
     Variable(
         "ROOST_FLY_APP", "fly_app", _app, "an app's name",
         "the app of calls that name none",
+    ),
+    Variable(
+        "ROOST_URL_TEMPLATE", "url_template", _template,
+        "an http or https URL that names {container_id}, {app} or neither, and nothing else",
+        "where containers answer over HTTP: for state hooks that are a path",
+    ),
+    Variable(
+        "ROOST_STATE_LIMIT", "state_limit", _whole(1, 2**40), "a whole number from 1 to 2^40",
+        "most bytes of state that one capture or restore may carry",
     ),
     Variable(
         "ROOST_LAG_WINDOW", "lag_window", _between(0, 60), "a number of seconds from 0 to 60",

@@ -14,7 +14,8 @@ ServiceError
 │   ├── LeaseHeld           another holds the container's lease
 │   └── LeaseLost           the nonce that was shown holds no longer
 ├── WaitTimedOut            the state was not reached in time
-├── NotBuiltYet             a later release answers this call
+├── StateHookFailed         the application did not hand out its state, or did not take it
+├── StateTooLarge           more state than may be carried
 └── ProviderError
     ├── ProviderUnavailable no answer, or none that can be used; nothing is claimed
     │   ├── OutcomeUnknown  … and the change that was asked for may have been made
@@ -145,8 +146,12 @@ class WaitTimedOut(ServiceError):
     """The container did not reach the state in time."""
 
 
-class NotBuiltYet(ServiceError):
-    """A later release answers this call."""
+class StateHookFailed(ServiceError):
+    """The application did not hand out its state, or did not take it: the hook is to be mended."""
+
+
+class StateTooLarge(ServiceError):
+    """The state has more bytes than may be carried; trying again is no use."""
 
 
 class ProviderError(ServiceError):

@@ -22,15 +22,20 @@ from container_service import logs
 from container_service.config import Config, ConfigError, describe
 from container_service.fly.breaker import Tolerance
 from container_service.fly.client import open_client
+from container_service.fly.guest_http import open_http_state
 from container_service.fly.weather import Weather
 from container_service.health import Health
+from container_service.hook_commands import CommandState
 from container_service.interceptors import ErrorAnswer, RequestLog
 from container_service.servicer import ContainerServicer
+from container_service.transferring import Transferring
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from container_service.provider import StateChannel
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +73,20 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
                 weather=_weather(config),
             )
         )
-        servicer = ContainerServicer(provider, volumes, config.fly_app, config.lag_window)
+        http_state = await stack.enter_async_context(
+            open_http_state(config.url_template, config.state_limit)
+        )
+        channels: dict[str, StateChannel] = {
+            "http_path": http_state,
+            "command": CommandState(provider, config.state_limit),
+        }
+        servicer = ContainerServicer(
+            provider,
+            volumes,
+            Transferring(provider, channels, config.lag_window),
+            config.fly_app,
+            config.lag_window,
+        )
         stack.push_async_callback(servicer.aclose)
         watch = Health(provider, config.fly_app, (SERVICE,))
         await watch.begin()
