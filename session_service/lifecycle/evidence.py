@@ -171,16 +171,20 @@ class Looker:
             boot_id = await self._containers.read_boot_id(seen.address, timeout=LOOK_TIMEOUT)
         if boot_id is None:
             return Evidence(Presence.PRESENT, seen.state)
-        intact = boot_id == container.boot_id
+        # Nothing was proved before: that says nothing of what was lost since.
+        intact = None if container.boot_id is None else boot_id == container.boot_id
         if keep:
             await self._note(record, seen, boot_id, intact=intact)
         return Evidence(Presence.PRESENT, seen.state, intact)
 
-    async def _note(self, record: Record, seen: Seen, boot_id: str, *, intact: bool) -> None:
+    async def _note(
+        self, record: Record, seen: Seen, boot_id: str, *, intact: bool | None
+    ) -> None:
         """Keep the proof. Memory found lost is kept as untold, until an answer has told it."""
         # As of before the look: what was seen is no newer than that.
         found: dict[str, object] = {"verified_at": record.now}
-        if not intact:
+        lost = intact is False
+        if lost:
             found["loss_untold"] = True
         change = Change(
             record.session.session_id,
@@ -191,6 +195,6 @@ class Looker:
                 "boot_time": seen.last_start_time,
                 "state": seen.state,
             },
-            advance=not intact,
+            advance=lost,
         )
         await transitions.write(self._database, change)

@@ -42,6 +42,19 @@ async def test_a_guest_that_does_not_answer_leaves_memory_unproved(roost: World)
     assert (again.continuity, again.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, False)
 
 
+async def test_a_boot_id_that_is_first_read_later_proves_no_loss(forgetful: World) -> None:
+    """The guest did not answer as it was created: what it says now has nothing to differ from."""
+    await forgetful.admin.set_fault("exec_fails")
+    session = (await forgetful.one.start()).session
+    await forgetful.click_twice(session)
+    first = await forgetful.two.start()
+    assert first.outcome == pb.START_OUTCOME_REUSED
+    assert (first.continuity, first.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, False)
+    then = await forgetful.one.start()
+    assert (then.continuity, then.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
+    assert await forgetful.counter(session) == "2"
+
+
 async def test_memory_lost_where_it_was_asked_for_is_refused_and_told_next_time(
     roost: World,
 ) -> None:
