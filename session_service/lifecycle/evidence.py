@@ -177,9 +177,7 @@ class Looker:
             await self._note(record, seen, boot_id, intact=intact)
         return Evidence(Presence.PRESENT, seen.state, intact)
 
-    async def _note(
-        self, record: Record, seen: Seen, boot_id: str, *, intact: bool | None
-    ) -> None:
+    async def _note(self, record: Record, seen: Seen, boot_id: str, *, intact: bool | None) -> None:
         """Keep the proof. Memory found lost is kept as untold, until an answer has told it."""
         # As of before the look: what was seen is no newer than that.
         found: dict[str, object] = {"verified_at": record.now}
