@@ -1,0 +1,43 @@
+"""`python -m tests.chaos`: break a whole Roost on purpose, and judge what its callers saw."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.report import told, verdict
+from tests.chaos.run import run
+from tests.database import scratch
+
+
+def main() -> int:
+    """Run the seeds, one after the other; 1 at the first with a violation, whose logs are kept."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        description="Random callers against real processes, while they are killed, cut off and "
+        "lied to. The seed decides what is done; when exactly is not repeatable.",
+    )
+    parser.add_argument("--seed", type=int, help="the first seed (random, and printed)")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds in a row (1)")
+    parser.add_argument("--seconds", type=float, default=30, help="of breaking things, each (30)")
+    given = parser.parse_args()
+    first = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
+    for seed in range(first, first + given.seeds):
+        print(f"seed {seed} ...", flush=True)
+        data = Path(tempfile.mkdtemp(prefix=f"roost-chaos-{seed}-", dir=scratch()))
+        result = asyncio.run(run(seed, given.seconds, data))
+        print(told(result), flush=True)
+        if result.violations:
+            print(f"seed {seed}: {verdict(result)}. Logs: {data}/logs", file=sys.stderr)
+            return 1
+        shutil.rmtree(data, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What must hold of a key's history, whatever went wrong meanwhile. Each rule names itself.
+
+The model knows what callers saw, and of the provider only when machines booted anew. Where calls
+overlap or were not answered it gives the benefit of the doubt, and only there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.chaos.history import OPENING, Call
+from tests.chaos.model_errors import wrong_answers
+from tests.chaos.model_memory import Boots, wrong_claims
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+LIVE = frozenset({"STARTING", "ACTIVE", "PAUSING", "PAUSED"})
+CREATED, MEMORY = "CREATED", 4
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that was broken, by which call."""
+
+    key: str
+    rule: str
+    text: str
+    call: Call | None = None
+
+
+@dataclass
+class KeyModel:
+    """One key's calls, and what follows from them."""
+
+    key: str
+    calls: list[Call]
+    boots: Boots = field(default_factory=Boots)
+
+    def violations(self) -> list[Violation]:
+        """Every rule that the history breaks."""
+        found = [
+            *self._opened(),
+            *self._ended(),
+            *self._repeated(),
+            *self._reused_at_rest(),
+            *self._less_than_asked(),
+            *self._fail_if_live(),
+        ]
+        found += [(rule, text, call) for rule, text, call in wrong_claims(self.calls, self.boots)]
+        found += [(rule, text, call) for rule, text, call in wrong_answers(self.calls)]
+        return [Violation(self.key, rule, text, call) for rule, text, call in found]
+
+    # --- what calls may do ---------------------------------------------------------------------
+
+    def _may_end(self, session: str, begin: float, end: float) -> bool:
+        """Whether a call may have taken the session's key away in this time, for a while even."""
+        return any(
+            call.touches(begin, end) and (call.ok or call.unclear)
+            for call in self.calls
+            if (call.method == "EndSession" and call.asked == session)
+            or (call.method == "StartSession" and call.mode == "FRESH")
+        )
+
+    def _may_undelete(self, session: str, begin: float, end: float) -> bool:
+        return any(
+            call.touches(begin, end) and (call.ok or call.unclear)
+            for call in self.calls
+            if call.method == "UndeleteSession" and call.asked == session
+        )
+
+    def _news(self, *methods: str) -> Iterator[Call]:
+        """The calls of these methods that were answered for the first time."""
+        for call in self.calls:
+            if call.ok and call.method in methods and not call.replay:
+                yield call
+
+    # --- rules ---------------------------------------------------------------------------------
+
+    def _opened(self) -> Iterator[tuple[str, str, Call]]:
+        """One live session per key: nothing is opened beside one that was certainly live."""
+        openings = [call for call in self._news(*OPENING, "UndeleteSession") if call.state in LIVE]
+        for call in openings:
+            if call.mode == "FRESH":
+                continue
+            for before in openings:
+                other = before.named
+                if other == call.named or before.ended > call.since:
+                    continue
+                if not self._may_end(other, before.since, call.ended):
+                    yield (
+                        "ONE_LIVE_SESSION",
+                        f"{call.named} was opened while {other} was live throughout",
+                        call,
+                    )
+                    break
+
+    def _ended(self) -> Iterator[tuple[str, str, Call]]:
+        """What was ended stays ended, unless it is undeleted; what was ended now, for ever."""
+        comebacks = [call for call in self._news(*OPENING, "UndeleteSession") if call.state in LIVE]
+        for end in self._news("EndSession"):
+            for call in comebacks:
+                if call.named != end.asked or call.since <= end.ended:
+                    continue
+                if end.now:
+                    yield "NOW_IS_FOR_EVER", f"{call.named} came back after its end now", call
+                elif call.method != "UndeleteSession" and not self._may_undelete(
+                    end.asked, end.since, call.ended
+                ):
+                    yield "REUSED_AFTER_END", f"{call.named} was opened after its end", call
+        for fresh in self._news("StartSession"):
+            if fresh.mode != "FRESH":
+                continue
+            known = {c.named for c in comebacks if c.ended < fresh.since} - {fresh.named}
+            for call in comebacks:
+                if call.named not in known or call.since <= fresh.ended:
+                    continue
+                if call.method == "UndeleteSession":
+                    continue
+                if not self._may_undelete(call.named, fresh.since, call.ended):
+                    text = f"{call.named} was opened after {fresh.named} took its place"
+                    yield "REUSED_AFTER_END", text, call
+
+    def _repeated(self) -> Iterator[tuple[str, str, Call]]:
+        """The same request id has the same outcome."""
+        first: dict[tuple[str, str], Call] = {}
+        for call in sorted(self.calls, key=lambda each: each.ended):
+            name = (call.method, call.request_id)
+            if not call.request_id or call.unclear:
+                continue
+            earlier = first.setdefault(name, call)
+            if earlier is call:
+                continue
+            if _recorded(earlier) != _recorded(call):
+                text = f"answered {_recorded(earlier)} and then {_recorded(call)}"
+                yield "SAME_ID_SAME_OUTCOME", text, call
+
+    def _reused_at_rest(self) -> Iterator[tuple[str, str, Call]]:
+        """Between an acknowledged pause and a reuse somebody started the session."""
+        for pause in self._news("PauseSession", "StopSession"):
+            if pause.state != "PAUSED":
+                continue
+            for call in self._news(*OPENING):
+                if call.outcome != "REUSED" or call.named != pause.asked:
+                    continue
+                if call.since <= pause.ended:
+                    continue
+                started = any(
+                    other.method in OPENING and other.touches(pause.since, call.ended)
+                    for other in self.calls
+                    if other is not call and other.request_id != (call.request_id or "-")
+                )
+                if not started:
+                    yield "REUSED_AT_REST", f"{call.named} was paused and is REUSED", call
+
+    def _less_than_asked(self) -> Iterator[tuple[str, str, Call]]:
+        """min_continuity holds for every session that was there before."""
+        for call in self._news(*OPENING):
+            new = call.outcome == CREATED and call.generation <= 1
+            if call.least and call.continuity < call.least and not new:
+                text = f"asked for {call.least}, answered {call.outcome} with {call.continuity}"
+                yield "LESS_THAN_ASKED", text, call
+
+    def _fail_if_live(self) -> Iterator[tuple[str, str, Call]]:
+        for call in self.calls:
+            if call.mode != "FAIL_IF_LIVE":
+                continue
+            if call.ok and not call.replay and (call.outcome != CREATED or call.joined):
+                yield "FAIL_IF_LIVE", f"it was answered with {call.outcome}", call
+            if call.reason == "LIVE_SESSION_EXISTS" and not any(
+                other is not call
+                and other.method in (*OPENING, "UndeleteSession")
+                and other.since < call.ended
+                for other in self.calls
+            ):
+                yield "FAIL_IF_LIVE", "refused at a key that nobody had started", call
+
+
+def judge(histories: Mapping[str, list[Call]], boots: Boots | None = None) -> list[Violation]:
+    """The violations of all keys."""
+    return [
+        violation
+        for key, calls in sorted(histories.items())
+        for violation in KeyModel(key, calls, boots or Boots()).violations()
+    ]
+
+
+def _recorded(call: Call) -> tuple[object, ...]:
+    """What a repeat must be answered with."""
+    if not call.ok:
+        return (call.status, call.reason)
+    return (
+        "OK",
+        call.named,
+        call.outcome,
+        call.continuity,
+        call.verified,
+        call.joined,
+        call.decision_id,
+        call.attempts,
+    )

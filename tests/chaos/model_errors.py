@@ -1,0 +1,66 @@
+"""Errors are those of the contract, explained as it says, and within their deadlines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.chaos.history import Call
+
+#: What each call of the workload may be refused with, beside what can be retried.
+REFUSALS = {
+    "StartSession": {"LIVE_SESSION_EXISTS", "CONTINUITY_UNAVAILABLE"},
+    "ResumeSession": {"SESSION_STATE_CONFLICT", "CONTINUITY_UNAVAILABLE", "SESSION_NOT_FOUND"},
+    "PauseSession": {"SESSION_STATE_CONFLICT", "SUSPEND_FAILED_STILL_RUNNING"},
+    "StopSession": {"SESSION_STATE_CONFLICT", "SUSPEND_FAILED_STILL_RUNNING"},
+    "EndSession": set[str](),
+    "UndeleteSession": {"SESSION_STATE_CONFLICT", "LIVE_SESSION_EXISTS"},
+    "TouchSession": set[str](),
+    "GetSession": set[str](),
+    "PutHold": {"SESSION_STATE_CONFLICT"},
+    "ReleaseHold": set[str](),
+}
+STATUSES = {
+    "LIVE_SESSION_EXISTS": "ALREADY_EXISTS",
+    "CONTINUITY_UNAVAILABLE": "FAILED_PRECONDITION",
+    "SESSION_STATE_CONFLICT": "FAILED_PRECONDITION",
+    "SUSPEND_FAILED_STILL_RUNNING": "FAILED_PRECONDITION",
+    "SESSION_NOT_FOUND": "NOT_FOUND",
+    "PROVIDER_UNAVAILABLE": "UNAVAILABLE",
+    "STORAGE_UNAVAILABLE": "UNAVAILABLE",
+    "PROVIDER_CAPACITY": "RESOURCE_EXHAUSTED",
+    "PROVIDER_RATE_LIMITED": "RESOURCE_EXHAUSTED",
+}
+RETRYABLE = frozenset(
+    {"PROVIDER_UNAVAILABLE", "STORAGE_UNAVAILABLE", "PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED"}
+)
+#: How much later than its deadline a caller's own library may tell of it, in s: a busy machine.
+SLACK = 2.0
+
+
+def wrong_answers(calls: list[Call]) -> Iterator[tuple[str, str, Call]]:
+    """The errors that the contract does not have, or has otherwise; and what came too late."""
+    for call in calls:
+        if call.method == "click" or not call.status:
+            continue
+        if call.ended > call.began + call.deadline + SLACK:
+            yield "TOO_LATE", f"{call.ended - call.began:.1f} s of {call.deadline} s", call
+        if not call.ok:
+            problem = _problem(call)
+            if problem:
+                yield "UNDOCUMENTED_ERROR", problem, call
+
+
+def _problem(call: Call) -> str:
+    if not call.reason:
+        # Nobody answered: the replica died, or its caller's time was up.
+        return "" if call.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else "it is not explained"
+    if call.reason in RETRYABLE:
+        if not call.retry:
+            return "it does not say when to try again"
+    elif call.reason not in REFUSALS[call.method]:
+        return f"{call.reason} is not of {call.method}"
+    wanted = STATUSES[call.reason]
+    return "" if call.status == wanted else f"{call.reason} came as {call.status}"

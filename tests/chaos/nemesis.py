@@ -1,0 +1,252 @@
+"""What goes wrong, and when: kills, crashes, bad weather and the provider's faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import httpx
+
+from local.fly.faults import KINDS
+from local.stack import StackFailed
+from session_service import points
+from tests.chaos.provider_faults import options_for
+from tests.chaos.rig import CONTAINERS, REPLICAS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tests.chaos.rig import Rig
+
+EMULATOR, POSTGRES = "emulator", "postgres"
+#: How often each kind of provider fault must have fired in a run, by the emulator's own count.
+FIRED_AT_LEAST = 3
+#: How long an armed replica is waited for until it is killed from outside, in s.
+ARMED_SECONDS = 3.0
+#: The points that a run of random calls is sure to pass.
+POINTS = tuple(
+    f"{place}.{moment}"
+    for place in (
+        *("intent", "note", "outcome", "create", "wait_started", "read_boot_id", "resume", "get"),
+        *("acquire_lease", "suspend", "stop", "cordon", "destroy", "release_lease"),
+    )
+    for moment in points.MOMENTS
+)
+
+
+class Nemesis:
+    """One lane for each thing that can break, each with dice of its own from the seed."""
+
+    def __init__(self, rig: Rig, seed: int, seconds: float) -> None:
+        self._rig = rig
+        self._seed = seed
+        self._seconds = seconds
+        self._until = 0.0
+        self.done: Counter[str] = Counter()
+        """How often each thing was done to the stack."""
+        self.fired: Counter[str] = Counter()
+        """How often each kind of provider fault fired, by the emulators that are gone."""
+        self.killed_at: Counter[str] = Counter()
+        """At which points armed replicas died by themselves."""
+        self.emulator_deaths: list[float] = []
+        """When the emulator was killed, and with it every guest; unix seconds."""
+        self.log: list[tuple[float, str]] = []
+        """What was done and when, in unix seconds."""
+        self._hands: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def run(self) -> None:
+        """Break things until time is up; then everything is up and well again."""
+        self._until = monotonic() + self._seconds
+        lanes: dict[str, Callable[[random.Random], Coroutine[None, None, None]]] = {
+            **{name: self._replica_lane(name) for name in REPLICAS},
+            "containers": self._containers,
+            "emulator": self._emulator,
+            "postgres": self._postgres,
+            "network": self._network,
+            "network-2": self._network,
+            "provider": self._provider,
+        }
+        async with asyncio.TaskGroup() as group:
+            for name, lane in lanes.items():
+                dice = random.Random(f"{self._seed}:{name}")
+                group.create_task(lane(dice), name=f"nemesis-{name}")
+        await self.heal()
+
+    async def heal(self) -> None:
+        """Good weather, no faults, every part running."""
+        for relay in self._rig.relays.values():
+            relay.clear()
+        await self._count_fired()
+        await self._rig.stack.admin.clear_faults()
+        self._note("everything is well again")
+
+    # --- lanes ---------------------------------------------------------------------------------
+
+    def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
+        async def lane(dice: random.Random) -> None:
+            while await self._pause(dice, 1.0, 3.5):
+                deed = dice.choice(["kill", "kill", "arm", "arm", "arm", "freeze"])
+                point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
+                count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 2.5)
+                async with self._hands[name]:
+                    if deed == "freeze":
+                        await self._freeze(name, frozen)
+                    elif deed == "arm":
+                        await self._arm(name, f"{point}:{count}")
+                    else:
+                        await self._kill(name, away)
+
+        return lane
+
+    async def _containers(self, dice: random.Random) -> None:
+        while await self._pause(dice, 3.0, 7.0):
+            away, frozen = dice.uniform(0, 1.0), dice.uniform(0.2, 1.5)
+            if dice.random() < 0.3:
+                await self._freeze(CONTAINERS, frozen)
+            else:
+                await self._kill(CONTAINERS, away)
+
+    async def _emulator(self, dice: random.Random) -> None:
+        """Once in a run, as a reboot of the provider's host: files are kept, memory is not."""
+        if not await self._pause(dice, self._seconds * 0.4, self._seconds * 0.6):
+            return
+        away = dice.uniform(0, 0.7)
+        async with self._hands[EMULATOR]:
+            await self._count_fired()
+            await self._kill(EMULATOR, away)
+
+    async def _postgres(self, dice: random.Random) -> None:
+        while await self._pause(dice, 6.0, 14.0):
+            away = dice.uniform(0, 0.7)
+            self._note("crash postgres")
+            self.done["postgres crashed"] += 1
+            await self._rig.stack.kill_postgres()
+            await asyncio.sleep(away)
+            await self._rig.stack.start_postgres()
+
+    async def _network(self, dice: random.Random) -> None:
+        names = sorted(self._rig.relays)
+        while await self._pause(dice, 0.7, 2.5):
+            name = dice.choice(names)
+            weather = dice.choice(["cut", "half-open", "slow", "throttled", "reset"])
+            how_long, delay = dice.uniform(0.2, 1.5), dice.uniform(0.02, 0.2)
+            relay = self._rig.relays[name]
+            async with self._hands[name]:
+                self._note(f"{name}: {weather} for {how_long:.1f} s")
+                self.done[f"network {weather}"] += 1
+                match weather:
+                    case "cut":
+                        relay.cut()
+                    case "half-open":
+                        relay.half_open()
+                    case "slow":
+                        relay.slow(delay)
+                    case "throttled":
+                        relay.throttle(20_000)
+                    case _:
+                        relay.reset()
+                await asyncio.sleep(how_long)
+                relay.clear()
+
+    async def _provider(self, dice: random.Random) -> None:
+        """Every kind in turn, in an order of the seed's; those that lag behind come again."""
+        each = self._seconds / (len(KINDS) * (FIRED_AT_LEAST + 2))
+        bag: list[str] = []
+        while await self._pause(dice, each * 0.5, each * 1.5):
+            if not bag:
+                bag = sorted(KINDS)
+                dice.shuffle(bag)
+            kind = bag.pop()
+            options = options_for(kind, dice)
+            if not await self._lags(kind) and dice.random() < 0.5:
+                continue
+            self._note(f"provider: {kind} {options}")
+            with contextlib.suppress(httpx.HTTPError):
+                await self._rig.stack.admin.set_fault(kind, **options)
+
+    # --- deeds ---------------------------------------------------------------------------------
+
+    async def _kill(self, name: str, away: float) -> None:
+        self._note(f"kill {name}, for {away:.1f} s")
+        self.done[f"{name} killed"] += 1
+        if name == EMULATOR:
+            self.emulator_deaths.append(time.time())
+        await self._rig.stack.kill(name)
+        await asyncio.sleep(away)
+        await self._up(name)
+
+    async def _freeze(self, name: str, how_long: float) -> None:
+        """Stop the process and let it go on: an owner that does not know it lost its lease."""
+        self._note(f"freeze {name} for {how_long:.1f} s")
+        self.done[f"{name} frozen"] += 1
+        self._rig.stack.send(name, signal.SIGSTOP)
+        await asyncio.sleep(how_long)
+        self._rig.stack.send(name, signal.SIGCONT)
+
+    async def _arm(self, name: str, kill_at: str) -> None:
+        """Restart the replica so that it dies by itself at a point; then start it unarmed."""
+        self._note(f"arm {name} at {kill_at}")
+        stack = self._rig.stack
+        await stack.kill(name)
+        died = False
+        try:
+            await self._rig.restart(name, kill_at)
+            await asyncio.wait_for(stack.gone(name), ARMED_SECONDS)
+            died = True
+        except TimeoutError:
+            await stack.kill(name)
+        except StackFailed:
+            # It passed the point before it served its first call.
+            died = True
+            await stack.kill(name)
+        if died:
+            self.killed_at[kill_at.partition(":")[0]] += 1
+        self.done[f"{name} died at a point" if died else f"{name} killed"] += 1
+        self._note(f"{name} is gone" + (", by itself" if died else ""))
+        await self._up(name)
+
+    async def _up(self, name: str) -> None:
+        """Start a part; one that gives up because its database is away is started again."""
+        for _ in range(20):
+            try:
+                await self._rig.restart(name)
+            except StackFailed as failure:
+                self._note(f"{name} did not come up: {failure}")
+                self.done[f"{name} started again"] += 1
+                await self._rig.stack.kill(name)
+                await asyncio.sleep(0.3)
+            else:
+                return
+        raise StackFailed(f"{name} does not come up again")
+
+    async def _pause(self, dice: random.Random, low: float, high: float) -> bool:
+        """Wait; False where the time for breaking things is over."""
+        await asyncio.sleep(min(dice.uniform(low, high), max(0.0, self._until - monotonic())))
+        return monotonic() < self._until
+
+    # --- counts --------------------------------------------------------------------------------
+
+    async def counts(self) -> Counter[str]:
+        """How often each kind of provider fault has fired so far."""
+        fired = Counter(self.fired)
+        for fault in await self._rig.stack.admin.faults():
+            fired[fault.kind] += fault.fired
+        return fired
+
+    async def _lags(self, kind: str) -> bool:
+        try:
+            return (await self.counts())[kind] < FIRED_AT_LEAST
+        except httpx.HTTPError:
+            return True
+
+    async def _count_fired(self) -> None:
+        self.fired = await self.counts()
+
+    def _note(self, text: str) -> None:
+        self.log.append((time.time(), text))

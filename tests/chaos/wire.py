@@ -1,0 +1,134 @@
+"""One caller's wires: gRPC to each replica, HTTP to previews; every call goes into the history."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+import grpc.aio
+import httpx
+
+from local.health import OPTIONS
+from local.ports import HOST
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from tests.chaos.history import Call
+from tests.container.harness import read_failure
+
+if TYPE_CHECKING:
+    from tests.chaos.history import History
+
+PROJECT = "chaos"
+#: The longest that a caller waits, in s: a dead owner's lease, its work taken over, and its own.
+DEADLINE = 20.0
+CLICK_SECONDS = 3.0
+
+
+class Wire:
+    """Calls, and notes what was asked and answered."""
+
+    def __init__(self, targets: list[str], history: History) -> None:
+        self._channels = [grpc.aio.insecure_channel(target, options=OPTIONS) for target in targets]
+        self._stubs = [SessionServiceStub(channel) for channel in self._channels]
+        self._history = history
+        self._http = httpx.AsyncClient(trust_env=False, verify=False, timeout=CLICK_SECONDS)
+        self.replicas = len(targets)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+        for channel in self._channels:
+            await channel.close()
+
+    async def call(
+        self,
+        caller: str,
+        key: str,
+        method: str,
+        replica: int,
+        /,
+        **fields: Any,
+    ) -> Call:
+        """Make one call; its outcome, good or bad, is in the returned entry. Any: its fields."""
+        request = getattr(rpc_pb, f"{method}Request")(**fields)
+        noted = self._history.begin(
+            Call(
+                len(self._history.calls),
+                caller,
+                key,
+                method,
+                time.time(),
+                replica,
+                request_id=getattr(request, "request_id", ""),
+                asked=getattr(request, "session_id", ""),
+                mode=_name(pb.StartMode, getattr(request, "mode", 0), "START_MODE_"),
+                least=getattr(request, "min_continuity", 0),
+                depth=_name(pb.PauseDepth, getattr(request, "depth", 0), "PAUSE_DEPTH_"),
+                now=getattr(request, "now", False),
+                deadline=DEADLINE,
+            )
+        )
+        try:
+            answer = await getattr(self._stubs[replica], method)(request, timeout=DEADLINE)
+        except grpc.aio.AioRpcError as error:
+            failure = read_failure(error)
+            noted.status, noted.reason = failure.code.name, failure.reason
+            noted.retry, noted.message = failure.retry_seconds is not None, failure.message
+        else:
+            noted.status = "OK"
+            _read(noted, answer)
+        self._history.end(noted, time.time())
+        return noted
+
+    async def click(self, caller: str, opened: Call) -> Call:
+        """Add one to the counter of a session that was opened; nobody else may meanwhile."""
+        noted = self._history.begin(
+            Call(len(self._history.calls), caller, opened.key, "click", time.time())
+        )
+        noted.asked, noted.machine = opened.named, opened.machine
+        url = httpx.URL(opened.url)
+        try:
+            answer = await self._http.post(
+                url.copy_with(host=HOST, path="/click"), headers={"host": url.netloc.decode()}
+            )
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            noted.status = "REFUSED"
+        except httpx.HTTPError as error:
+            noted.status, noted.message = "UNKNOWN", type(error).__name__
+        else:
+            noted.message = "" if answer.is_success else answer.text.strip()
+            # The proxy's own word, before it asked the guest.
+            noted.status = "REFUSED" if "[P" in noted.message else "UNKNOWN"
+            if answer.is_success:
+                noted.status, noted.value = "OK", int(answer.text)
+        self._history.end(noted, time.time())
+        return noted
+
+
+# Any: messages of many types, read by the names that they share.
+def _read(call: Call, answer: Any) -> None:
+    session = getattr(answer, "session", None)
+    if session is not None:
+        call.named = session.session_id
+        call.state = _name(pb.Session.State, session.state, "STATE_")
+        call.generation = session.generation
+        call.machine, call.url = session.container.container_id, session.container.url
+        if session.container.HasField("verify_time"):
+            call.verify_time = session.container.verify_time.ToNanoseconds() / 1e9
+    call.decision_id = getattr(answer, "decision_id", "")
+    if isinstance(answer, rpc_pb.StartSessionResponse | rpc_pb.ResumeSessionResponse):
+        call.outcome = _name(pb.StartOutcome, answer.outcome, "START_OUTCOME_")
+        call.continuity, call.verified = answer.continuity, answer.continuity_verified
+        call.joined = answer.joined
+        call.attempts = tuple(
+            f"{_name(pb.Rung, each.rung, 'RUNG_')}:{each.reason}" for each in answer.attempts
+        )
+
+
+def _name(enum: Any, number: int, prefix: str) -> str:
+    """The value's name without its type's; none for the unspecified."""
+    return enum.Name(number).removeprefix(prefix) if number else ""
