@@ -58,6 +58,18 @@ class Config:
     start_budget: timedelta = timedelta(seconds=120)
     """How long a transition may take."""
 
+    concurrent_starts: int = 64
+    """How many transitions that somebody waits for a replica works on at once."""
+
+    concurrent_background: int = 16
+    """How many beside those that nobody waits for, such as idle pauses."""
+
+    concurrent_creates: int = 4
+    """How many create calls a replica has under way in each app."""
+
+    queue_length: int = 1024
+    """How many transitions may wait for their turn, in a replica."""
+
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
 
@@ -258,6 +270,26 @@ VARIABLES = (
         "seconds that a transition may take",
     ),
     Variable(
+        "ROOST_CONCURRENT_STARTS", "concurrent_starts", _whole(1, 10_000),
+        "a whole number from 1 to 10000",
+        "how many transitions that somebody waits for a replica works on at once",
+    ),
+    Variable(
+        "ROOST_CONCURRENT_BACKGROUND", "concurrent_background", _whole(1, 10_000),
+        "a whole number from 1 to 10000",
+        "how many beside those that nobody waits for",
+    ),
+    Variable(
+        "ROOST_CONCURRENT_CREATES", "concurrent_creates", _whole(1, 1000),
+        "a whole number from 1 to 1000",
+        "how many create calls a replica has under way in each app",
+    ),
+    Variable(
+        "ROOST_QUEUE_LENGTH", "queue_length", _whole(1, 1_000_000),
+        "a whole number from 1 to 1000000",
+        "how many transitions may wait for their turn in a replica",
+    ),
+    Variable(
         "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),
         "a number of seconds from 0 to 2592000",
         "seconds that an ended session can be brought back",
@@ -306,5 +338,5 @@ def describe() -> str:
         elif isinstance(default, float):
             default = f"{default:.10g}"
         told = "required" if variable.required else f"default {default}" if default != "" else ""
-        rows.append(f"  {variable.name:<26}{variable.sentence}{f' ({told})' if told else ''}")
+        rows.append(f"  {variable.name:<29}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)

@@ -41,6 +41,7 @@ from session_service.lifecycle.resting import Rester
 from session_service.lifecycle.rests import Rests
 from session_service.lifecycle.starts import Starts
 from session_service.lifecycle.takeover import Work
+from session_service.lifecycle.turns import Limits, Turns
 from session_service.lookups import Lookups
 from session_service.rpc.interceptors import ErrorAnswer
 from session_service.rpc.render import Renderer
@@ -182,14 +183,15 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCa
     looker = Looker(
         database, containers, outside.previews, outside.installation_id, config.lag_window
     )
+    turns = Turns(_limits(config))
     climber = Climber(
-        database, containers, outside.previews, looker, ownership, outside.installation_id
+        database, containers, outside.previews, looker, ownership, outside.installation_id, turns
     )
     work = Work(
         database,
         ownership,
         climber,
-        Rester(database, containers, looker, config.lag_window, machine_lease(config.lease)),
+        Rester(database, containers, looker, config.lag_window, machine_lease(config.lease), turns),
     )
     joining = Joining(database, outside.notices, work)
     defaults = Defaults(
@@ -198,8 +200,19 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCa
         policy=Policy(grace_period=config.grace_period),
         freshness=config.freshness_window,
     )
-    starts = Starts(database, looker, work, joining, defaults)
+    starts = Starts(database, looker, work, joining, defaults, turns)
     return UseCases(starts, Rests(database, work, joining), Lookups(database)), work
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        starts=config.concurrent_starts,
+        background=config.concurrent_background,
+        creates=config.concurrent_creates,
+        length=config.queue_length,
+        # Fly lets an app create one machine a second: what is behind these would come too late.
+        creates_length=math.ceil(config.start_budget.total_seconds()),
+    )
 
 
 def machine_lease(lease: timedelta) -> timedelta:

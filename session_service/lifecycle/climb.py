@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from session_service.lifecycle.ownership import Held
+    from session_service.lifecycle.turns import Turn
     from session_service.ports import Booted
 
 
@@ -45,6 +46,7 @@ class Climb:
     container: Container
     least: Continuity | None
     now: datetime
+    turn: Turn
     attempts: list[Attempt] = field(default_factory=list)
     found: tuple[ConditionType, ...] = ()
     lost: set[int] = field(default_factory=set)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.ownership import Ownership
+    from session_service.lifecycle.turns import Turns
     from session_service.ports import Containers, Previews
     from session_service.storage.database import Database
 
@@ -71,12 +72,14 @@ class Climber:
         looker: Looker,
         ownership: Ownership,
         installation_id: UUID,
+        turns: Turns,
     ) -> None:
         self._database = database
         self._containers = containers
         self._previews = previews
         self._looker = looker
         self._installation_id = installation_id
+        self._turns = turns
         self.lander = Lander(database, containers, looker, ownership)
 
     async def carry_out(self, held: Held) -> None:
@@ -88,11 +91,16 @@ class Climber:
         wish, policy = wishes.load(session.wish), policies.load(session.policy)
         # What is new has nothing to keep, so that nothing can be asked of it.
         wanted = least(wish, policy) if session.prior_state is not None else None
-        climb = Climb(held, session, record.container, wanted, record.now)
+        turn = self._turns.turn(session, held)
+        climb = Climb(held, session, record.container, wanted, record.now, turn)
         if record.container.destroy_time is not None and record.container.start_time is not None:
             climb.found = (ConditionType.CONTAINER_LOST,)
         try:
-            await self.lander.land(climb, await self._climb(climb))
+            async with turn:
+                if turn.waited:
+                    await self._reread(climb)
+                landing = await self._climb(climb)
+            await self.lander.land(climb, landing)
         except LessSurvived as less:
             await self.lander.refuse_running(climb, less)
         except RoostError as error:
@@ -209,20 +217,21 @@ class Climber:
         began = monotonic()
         await self._want_container(climb)
         session, container = climb.session, climb.container
-        seen = await self._containers.create(
-            container.app,
-            container.name,
-            specs.load(session.spec),
-            labels(self._installation_id, session.session_id, session.generation),
-            timeout=climb.held.left,
-        )
-        found = {
-            "container_id": seen.address.container_id,
-            "app": seen.address.app,
-            "region": seen.region,
-            "state": seen.state,
-        }
-        await self._write(climb, Change(session.session_id, session.epoch, container=found))
+        async with climb.turn.creating(container.app):
+            seen = await self._containers.create(
+                container.app,
+                container.name,
+                specs.load(session.spec),
+                labels(self._installation_id, session.session_id, session.generation),
+                timeout=climb.held.left,
+            )
+            found = {
+                "container_id": seen.address.container_id,
+                "app": seen.address.app,
+                "region": seen.region,
+                "state": seen.state,
+            }
+            await self._write(climb, Change(session.session_id, session.epoch, container=found))
         await self._wait_started(climb, climb.container)
         climb.up = True
         await self._ready(climb, climb.container)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.session import Container
     from session_service.lifecycle.evidence import Looker
+    from session_service.lifecycle.turns import Turns
     from session_service.ports import Containers
     from session_service.storage.database import Database
 
@@ -87,6 +88,7 @@ class Rester:
         looker: Looker,
         lag_window: timedelta,
         machine_lease: timedelta,
+        turns: Turns,
     ) -> None:
         """`machine_lease` is how long a lease at the provider lasts, in whole seconds."""
         self._database = database
@@ -94,29 +96,46 @@ class Rester:
         self._looker = looker
         self._lag = lag_window.total_seconds()
         self._lease = machine_lease.total_seconds()
+        self._turns = turns
 
     async def carry_out(self, held: Held) -> None:
         """Pause or end, and write down what came of it. Raises OwnershipLost."""
-        record = await sessions.find(self._database, held.session_id)
-        if record is None or record.session.epoch != held.epoch:
-            raise OwnershipLost
-        session, container = record.session, record.container
-        if container is None or container.destroy_time is not None:
-            await self._settle_gone(held, session, record.now, gone=False)
+        task = await self._read(held)
+        if task is None:
             return
-        task = Task(held, session, container, record.now)
         try:
-            named = await self._named(task)
-            if named is None:
-                await self._settle_gone(held, session, record.now, gone=True)
-            else:
-                await self._work(named)
+            async with self._turns.turn(task.session, held) as turn:
+                # While it waited somebody may have come to a session that was to rest as idle.
+                again = await self._read(held) if turn.waited else task
+                if again is not None:
+                    await self._put_to_rest(again)
         except RoostError as error:
             await self._fail(task, error)
         except (LeaseHeld, LeaseLost) as error:
             await self._fail(task, ProviderUnavailable(f"{error}; try again"))
         except ContainerAbsent:
             await self._absent(task)
+
+    async def _read(self, held: Held) -> Task | None:
+        """The transition as it is in the rows; None where there is no container, which settles it.
+
+        Raises OwnershipLost.
+        """
+        record = await sessions.find(self._database, held.session_id)
+        if record is None or record.session.epoch != held.epoch:
+            raise OwnershipLost
+        session, container = record.session, record.container
+        if container is None or container.destroy_time is not None:
+            await self._settle_gone(held, session, record.now, gone=False)
+            return None
+        return Task(held, session, container, record.now)
+
+    async def _put_to_rest(self, task: Task) -> None:
+        named = await self._named(task)
+        if named is None:
+            await self._settle_gone(task.held, task.session, task.now, gone=True)
+        else:
+            await self._work(named)
 
     async def _named(self, task: Task) -> Task | None:
         """The task with its container's id; None where the provider certainly made none.

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.joining import Joining
     from session_service.lifecycle.takeover import Work
+    from session_service.lifecycle.turns import Turns
     from session_service.storage.database import Database
 
 
@@ -66,12 +67,14 @@ class Starts:
         work: Work,
         joining: Joining,
         defaults: Defaults,
+        turns: Turns,
     ) -> None:
         self._database = database
         self._looker = looker
         self._work = work
         self._joining = joining
         self._defaults = defaults
+        self._turns = turns
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -216,6 +219,7 @@ class Starts:
             raise errors.InvalidField.of(
                 "spec.image", "is needed to create a container: no default image is configured"
             )
+        self._turns.check_room(start.key, creates_in=self._defaults.app)
         decision = decided(start, plan, replaced)
         opening = intents.opening(
             start, spec, decision.decision_id, replaced, self._defaults, self._work.terms
@@ -227,6 +231,7 @@ class Starts:
     async def _climb(
         self, start: Start, plan: ladder.Climb, record: Record, evidence: Evidence | None
     ) -> Answer | None:
+        self._turns.check_room(start.key)
         decision = decided(start, plan, record, evidence)
         change = intents.climbing(
             record.session, start.wish, evidence, decision.decision_id, self._work.terms
