@@ -27,6 +27,8 @@ from session_service.domain.session import (
 from session_service.domain.states import State, Transition
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from session_service.domain.wish import Wish
 
 
@@ -41,6 +43,14 @@ class Presence(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Boot:
+    """A boot as a look showed it: the guest's boot id, and the start event known before that."""
+
+    boot_id: str
+    boot_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was observed of a session's container."""
 
@@ -50,6 +60,9 @@ class Evidence:
     """True: the same boot as last proved. False: another one. None: not known."""
     preview_answered: bool | None = None
     """Whether the preview answered; None where it was not asked."""
+    first_boot: Boot | None = None
+    """The boot of a container of which none was known before, so that nothing could be proved. Once
+    an answer has said so, it is what later ones are compared with."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from session_service.domain.ladder import Evidence, Presence
+from session_service.domain.adopted import adopted
+from session_service.domain.ladder import Boot, Evidence, Presence
 from session_service.domain.session import ContainerState
 from session_service.errors import ProviderUnavailable, RoostError, StorageUnavailable
 from session_service.ports import Address, ContainerAbsent
@@ -123,6 +124,9 @@ class Looker:
             seen = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
         except ContainerAbsent:
             wanted = labels(self._installation_id, container.session_id, container.generation)
+            if adopted(container):
+                # It is in no listing by labels, there or not: the whole app is listed.
+                wanted = {}
             listed = await self._containers.list(container.app, wanted, timeout=LOOK_TIMEOUT)
             return all(item.address.container_id != container.container_id for item in listed)
         return seen.state is ContainerState.DESTROYED
@@ -171,18 +175,20 @@ class Looker:
             boot_id = await self._containers.read_boot_id(seen.address, timeout=LOOK_TIMEOUT)
         if boot_id is None:
             return Evidence(Presence.PRESENT, seen.state)
-        # Nothing was proved before: that says nothing of what was lost since.
-        intact = None if container.boot_id is None else boot_id == container.boot_id
+        if container.boot_id is None:
+            # Nothing was proved before: that says nothing of what was lost since.
+            first = Boot(boot_id, seen.last_start_time)
+            return Evidence(Presence.PRESENT, seen.state, first_boot=first)
+        intact = boot_id == container.boot_id
         if keep:
             await self._note(record, seen, boot_id, intact=intact)
         return Evidence(Presence.PRESENT, seen.state, intact)
 
-    async def _note(self, record: Record, seen: Seen, boot_id: str, *, intact: bool | None) -> None:
+    async def _note(self, record: Record, seen: Seen, boot_id: str, *, intact: bool) -> None:
         """Keep the proof. Memory found lost is kept as untold, until an answer has told it."""
         # As of before the look: what was seen is no newer than that.
         found: dict[str, object] = {"verified_at": record.now}
-        lost = intact is False
-        if lost:
+        if not intact:
             found["loss_untold"] = True
         change = Change(
             record.session.session_id,
@@ -193,6 +199,6 @@ class Looker:
                 "boot_time": seen.last_start_time,
                 "state": seen.state,
             },
-            advance=lost,
+            advance=not intact,
         )
         await transitions.write(self._database, change)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Request
-    from session_service.domain.ladder import Evidence
+    from session_service.domain.ladder import Boot, Evidence
     from session_service.domain.session import Key, Record, Session
     from session_service.domain.wish import Wish
 
@@ -102,6 +102,23 @@ def climbing(
             **_seen_depth(evidence),
         },
         container=_seen_gone(evidence),
+    )
+
+
+def first_proof(record: Record, boot: Boot) -> Change:
+    """What later starts compare with, of a container whose boot was never known before."""
+    session = record.session
+    return Change(
+        session.session_id,
+        session.epoch,
+        # As of before the look: what was seen is no newer than that.
+        session={"verified_at": record.now},
+        container={
+            "boot_id": boot.boot_id,
+            "boot_time": boot.boot_time,
+            "state": ContainerState.STARTED,
+        },
+        advance=False,
     )
 
 

@@ -206,7 +206,13 @@ class Starts:
         )
         session = record.session
         used = await sessions.reuse(self._database, session.session_id, session.epoch, decision)
-        return None if used is None else Answer(as_written(decision, used), used)
+        if used is None:
+            return None
+        if evidence is not None and evidence.first_boot is not None:
+            # Only now: an answer has said that nothing is proved of what was before this boot.
+            change = intents.first_proof(record, evidence.first_boot)
+            await transitions.write(self._database, change)
+        return Answer(as_written(decision, used), used)
 
     async def _open(
         self, start: Start, plan: ladder.Open | ladder.Replace, replaced: Record | None

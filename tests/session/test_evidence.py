@@ -47,6 +47,9 @@ async def test_a_boot_id_that_is_first_read_later_proves_no_loss(forgetful: Worl
     await forgetful.admin.set_fault("exec_fails")
     session = (await forgetful.one.start()).session
     await forgetful.click_twice(session)
+    for replica in forgetful.replicas:
+        strict = await failing(replica.start(min_continuity=pb.CONTINUITY_MEMORY))
+        assert strict.reason == "CONTINUITY_UNAVAILABLE", "a look alone proves nothing"
     first = await forgetful.two.start()
     assert first.outcome == pb.START_OUTCOME_REUSED
     assert (first.continuity, first.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, False)
