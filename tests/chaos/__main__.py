@@ -25,12 +25,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first seed (random, and printed)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds in a row (1)")
     parser.add_argument("--seconds", type=float, default=30, help="of breaking things, each (30)")
+    parser.add_argument("--patience", type=float, default=45, help="to come to rest after (45)")
     given = parser.parse_args()
     first = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
     for seed in range(first, first + given.seeds):
         print(f"seed {seed} ...", flush=True)
         data = Path(tempfile.mkdtemp(prefix=f"roost-chaos-{seed}-", dir=scratch()))
-        result = asyncio.run(run(seed, given.seconds, data))
+        result = asyncio.run(run(seed, given.seconds, data, patience=given.patience))
         print(told(result), flush=True)
         if result.violations:
             print(f"seed {seed}: {verdict(result)}. Logs: {data}/logs", file=sys.stderr)

@@ -44,8 +44,16 @@ class Result:
     settings: dict[str, str] = field(default_factory=dict)
 
 
-async def run(seed: int, seconds: float, data: Path, *, every_fault: bool = True) -> Result:
-    """Run one seed. `every_fault` also demands that each kind of provider fault fired.
+async def run(
+    seed: int,
+    seconds: float,
+    data: Path,
+    *,
+    every_fault: bool = True,
+    patience: float = QUIET_SECONDS,
+) -> Result:
+    """Run one seed. `every_fault` also demands that each kind of provider fault fired; `patience`
+    is how long everything may take to come to rest (s).
 
     The logs of the parts stay in `data`.
     """
@@ -64,7 +72,7 @@ async def run(seed: int, seconds: float, data: Path, *, every_fault: bool = True
         result.fired = nemesis.fired
         result.violations += _fired(nemesis, every_fault=every_fault)
         result.violations += _up(rig)
-        picture, result.quiet_after = await until_quiet(rig, QUIET_SECONDS)
+        picture, result.quiet_after = await until_quiet(rig, patience)
         result.violations += _not_quiet(picture, "after the faults")
         # Nobody is locked out: every key opens, and what is claimed of it is there.
         answers = await asyncio.gather(*map(callers.settle, callers.keys))
@@ -72,7 +80,7 @@ async def run(seed: int, seconds: float, data: Path, *, every_fault: bool = True
             if not answer.ok:
                 text = f"it does not open after all is well: {answer.status} {answer.reason}"
                 result.violations.append(Violation(answer.key, "LOCKED_OUT", text, answer))
-        picture, _ = await until_quiet(rig, QUIET_SECONDS)
+        picture, _ = await until_quiet(rig, patience)
         result.violations += _not_quiet(picture, "after the last starts")
         result.violations += await _judge(rig, result, nemesis)
     result.seconds = monotonic() - began
