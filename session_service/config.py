@@ -73,6 +73,54 @@ class Config:
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
 
+    idle_timeout: timedelta = timedelta(minutes=30)
+    """How long a session may be without anybody there before it is paused."""
+
+    idle_warning: timedelta = timedelta(minutes=1)
+    """How long before that who watches is warned."""
+
+    deepen_after: timedelta = timedelta(hours=24)
+    """How long a session rests suspended before it is stopped."""
+
+    expire_after: timedelta = timedelta(days=30)
+    """How long a session rests stopped before it is ended."""
+
+    abandoned_after: timedelta = timedelta(minutes=2)
+    """How long a first start that failed waits for somebody to try again."""
+
+    session_retention: timedelta = timedelta(days=30)
+    """How long the rows of a purged session are kept."""
+
+    decision_retention: timedelta = timedelta(days=90)
+    """How long decisions are kept; statistics reach no further back."""
+
+    event_retention: timedelta = timedelta(days=7)
+    """How long events can be watched from."""
+
+    keeper_interval: timedelta = timedelta(seconds=2)
+    """Between two looks at what is due."""
+
+    keeper_slots: int = 16
+    """How many sessions a replica's keeper works on at once."""
+
+    sweep: str = "act"
+    """What is done about containers that no session has: act, report, or off."""
+
+    sweep_interval: timedelta = timedelta(seconds=30)
+    """Between two comparisons of the provider's listing with the rows, by all replicas together."""
+
+    sweep_min_age: timedelta = timedelta(minutes=10)
+    """How old a container must be to be taken for an orphan."""
+
+    sweep_passes: int = 3
+    """In how many passes running it must be seen as one."""
+
+    sweep_limit: int = 5
+    """How many orphans a pass destroys at most; 0 destroys none."""
+
+    sweep_breaker: int = 20
+    """More orphans than this at once are a mistake somewhere: nothing is destroyed."""
+
     agent_idle_timeout: timedelta = timedelta(hours=1)
     """How long an agent session that asks for nothing else may be without a turn."""
 
@@ -193,6 +241,15 @@ def _level(text: str) -> str:
     return text.upper()
 
 
+def _word(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(text)
+        return text.lower()
+
+    return parse
+
+
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
@@ -293,6 +350,82 @@ VARIABLES = (
         "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),
         "a number of seconds from 0 to 2592000",
         "seconds that an ended session can be brought back",
+    ),
+    Variable(
+        "ROOST_IDLE_TIMEOUT", "idle_timeout", _span(0.1, 31_622_400),
+        "a number of seconds from 0.1 to 31622400",
+        "seconds that a session may be without anybody there before it is paused",
+    ),
+    Variable(
+        "ROOST_IDLE_WARNING", "idle_warning", _span(0, 86_400),
+        "a number of seconds from 0 to 86400",
+        "seconds before the pause that who watches is warned",
+    ),
+    Variable(
+        "ROOST_DEEPEN_AFTER", "deepen_after", _span(0.1, 31_622_400),
+        "a number of seconds from 0.1 to 31622400",
+        "seconds that a session rests suspended before it is stopped",
+    ),
+    Variable(
+        "ROOST_EXPIRE_AFTER", "expire_after", _span(0.1, 316_224_000),
+        "a number of seconds from 0.1 to 316224000",
+        "seconds that a session rests stopped before it is ended",
+    ),
+    Variable(
+        "ROOST_ABANDONED_AFTER", "abandoned_after", _span(0, 86_400),
+        "a number of seconds from 0 to 86400",
+        "seconds that a first start that failed waits for somebody to try again",
+    ),
+    Variable(
+        "ROOST_SESSION_RETENTION", "session_retention", _span(0, 316_224_000),
+        "a number of seconds from 0 to 316224000",
+        "seconds that the rows of a purged session are kept",
+    ),
+    Variable(
+        "ROOST_DECISION_RETENTION", "decision_retention", _span(86_400, 316_224_000),
+        "a number of seconds from 86400 to 316224000",
+        "seconds that decisions are kept",
+    ),
+    Variable(
+        "ROOST_EVENT_RETENTION", "event_retention", _span(1, 316_224_000),
+        "a number of seconds from 1 to 316224000",
+        "seconds that events can be watched from",
+    ),
+    Variable(
+        "ROOST_KEEPER_INTERVAL", "keeper_interval", _span(0.05, 3600),
+        "a number of seconds from 0.05 to 3600",
+        "seconds between two looks at what is due",
+    ),
+    Variable(
+        "ROOST_KEEPER_SLOTS", "keeper_slots", _whole(1, 500), "a whole number from 1 to 500",
+        "how many sessions a replica's keeper works on at once",
+    ),
+    Variable(
+        "ROOST_SWEEP", "sweep", _word("act", "report", "off"), "act, report or off",
+        "what is done about containers that no session has",
+    ),
+    Variable(
+        "ROOST_SWEEP_INTERVAL", "sweep_interval", _span(0.1, 86_400),
+        "a number of seconds from 0.1 to 86400",
+        "seconds between two comparisons of the provider's listing with the rows",
+    ),
+    Variable(
+        "ROOST_SWEEP_MIN_AGE", "sweep_min_age", _span(0, 2_592_000),
+        "a number of seconds from 0 to 2592000",
+        "seconds that a container must be old to be taken for an orphan",
+    ),
+    Variable(
+        "ROOST_SWEEP_PASSES", "sweep_passes", _whole(1, 1000), "a whole number from 1 to 1000",
+        "in how many passes running an orphan must be seen as one",
+    ),
+    Variable(
+        "ROOST_SWEEP_LIMIT", "sweep_limit", _whole(0, 1000), "a whole number from 0 to 1000",
+        "how many orphans a pass destroys at most",
+    ),
+    Variable(
+        "ROOST_SWEEP_BREAKER", "sweep_breaker", _whole(0, 100_000),
+        "a whole number from 0 to 100000",
+        "more orphans than this at once, and none is destroyed",
     ),
     Variable(
         "ROOST_AGENT_IDLE_TIMEOUT", "agent_idle_timeout", _span(1, 316_224_000),

@@ -20,6 +20,8 @@ RoostError
 ├── ProviderCapacity
 ├── ProviderRateLimited
 ├── ProviderUnavailable
+├── QuotaExceeded             the tenant, or the session, has as much as it may
+├── ServiceStopping           this replica goes away; another one answers
 └── StorageUnavailable
 """
 
@@ -180,6 +182,18 @@ class ProviderUnavailable(Retryable):
     reason = "PROVIDER_UNAVAILABLE"
 
 
+class QuotaExceeded(Retryable):
+    """As many as allowed are there; the message says of what, and how to get room."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
+class ServiceStopping(Retryable):
+    """The replica that was asked goes away; another one answers."""
+
+    reason = "SERVICE_STOPPING"
+
+
 class StorageUnavailable(Retryable):
     """The database did not answer."""
 
@@ -206,6 +220,7 @@ RECORDED: dict[str, type[RoostError]] = {
         ProviderCapacity,
         ProviderRateLimited,
         ProviderUnavailable,
+        QuotaExceeded,
         StorageUnavailable,
     )
 }

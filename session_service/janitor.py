@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.storage import agent_expiry
+from session_service.storage import agent_expiry, decisions, events
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
     from session_service.storage.database import Database
@@ -24,6 +25,48 @@ class Swept:
     purged: int
     turns: int
     requests: int
+
+
+#: Deleted in one statement, and in one pass, at most.
+BATCH = 5_000
+PASS_BATCHES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What one pass over what is kept for a time deleted, in rows."""
+
+    events: int
+    decisions: int
+
+
+async def tidy(database: Database, events_kept: timedelta, decisions_kept: timedelta) -> Tidied:
+    """Delete events and decisions whose time is over, in batches. Safe in any number of replicas.
+
+    Raises StorageUnavailable.
+    """
+    tidied = Tidied(
+        await _batches(lambda: events.trim(database, events_kept, BATCH)),
+        await _batches(lambda: decisions.trim(database, decisions_kept, BATCH)),
+    )
+    if tidied != Tidied(0, 0):
+        _log.info(
+            "deleted %d events, %d decisions",
+            tidied.events,
+            tidied.decisions,
+            extra={"action": "tidy"},
+        )
+    return tidied
+
+
+async def _batches(trim: Callable[[], Awaitable[int]]) -> int:
+    total = 0
+    for _ in range(PASS_BATCHES):
+        gone = await trim()
+        total += gone
+        if gone < BATCH:
+            break
+    return total
 
 
 async def sweep(database: Database, retention: timedelta) -> Swept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from session_service import errors
+from session_service.domain.idleness import explain
 from session_service.lifecycle.reading import require
 from session_service.storage import decisions, listing, sessions
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Decision
+    from session_service.domain.idleness import Explanation
+    from session_service.domain.keeping import Habits
     from session_service.domain.session import Key, Record
     from session_service.storage.database import Database
     from session_service.storage.listing import Page
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
 class Lookups:
     """What can be read without asking the provider."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, habits: Habits) -> None:
         self._database = database
+        self._habits = habits
 
     async def get(self, tenant: str, session_id: UUID) -> Record:
         """The tenant's session. Raises SessionNotFound."""
         return await require(self._database, tenant, session_id)
+
+    async def explain(self, tenant: str, session_id: UUID) -> Explanation:
+        """What keeps the tenant's session awake. Raises SessionNotFound."""
+        return explain(await require(self._database, tenant, session_id), self._habits)
 
     async def live(self, key: Key) -> Record:
         """The live session at the key. Raises SessionNotFound."""

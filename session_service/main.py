@@ -5,55 +5,37 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import math
 import os
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-import httpx
 import psycopg
 import sqlalchemy.exc
-import uuid_utils.compat as uuids
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1 import session_service_pb2_grpc as rpc
-from session_service import agent_command, agent_service, logs, points
-from session_service.clients.containers import GrpcContainers
-from session_service.clients.preview import Preview
+from session_service import agent_command, agent_service, background, logs, points, wiring
 from session_service.config import Config, ConfigError, describe
-from session_service.domain.policy import Policy
 from session_service.errors import StorageUnavailable
 from session_service.health import Health
-from session_service.lifecycle.climbing import Climber
-from session_service.lifecycle.evidence import Looker
-from session_service.lifecycle.intents import Defaults
-from session_service.lifecycle.joining import Joining
-from session_service.lifecycle.ownership import Ownership, Pace
-from session_service.lifecycle.resting import Rester
-from session_service.lifecycle.rests import Rests
-from session_service.lifecycle.starts import Starts
-from session_service.lifecycle.takeover import Work
-from session_service.lifecycle.turns import Limits, Turns
-from session_service.lookups import Lookups
 from session_service.rpc.interceptors import ErrorAnswer
 from session_service.rpc.render import Renderer
-from session_service.rpc.session_servicer import SessionServicer, UseCases
-from session_service.storage import installation
+from session_service.rpc.session_servicer import SessionServicer
 from session_service.storage.database import Database
 from session_service.storage.migrate import upgrade
-from session_service.storage.notifications import Notices
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
-    from uuid import UUID
+
+    from session_service.background import Background
+    from session_service.lifecycle.takeover import Work
 
 _log = logging.getLogger(__name__)
 
@@ -79,17 +61,7 @@ class Running:
     target: str
     work: Work
     database: Database
-
-
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What the use cases stand on."""
-
-    database: Database
-    notices: Notices
-    containers: GrpcContainers
-    previews: Preview
-    installation_id: UUID
+    background: Background
 
 
 @asynccontextmanager
@@ -114,22 +86,24 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         port = bind(server, config.listen)
 
         await prepare(config)
-        outside = await _outside(stack, config, database, channel)
-        ownership = Ownership(database, uuids.uuid7(), _pace(config))
-        cases, work = build(config, outside, ownership)
-        rpc.add_SessionServiceServicer_to_server(
-            SessionServicer(cases, Renderer(outside.previews)), server
-        )
+        outside = await wiring.reach(stack, config, database, channel)
+        ownership = wiring.own(config, database)
+        wired = wiring.build(config, outside, ownership)
+        renderer = Renderer(outside.previews, background.habits(config))
+        rpc.add_SessionServiceServicer_to_server(SessionServicer(wired.cases, renderer), server)
         end_streams = await agent_service.add(stack, server, config, database)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
         stack.push_async_callback(ownership.drain, config.grace)
+        await background.run(stack, config, wired.background, database, outside.installation)
         stack.push_async_callback(server.stop, config.grace)
         stack.callback(end_streams)
+        stack.callback(outside.notices.stop)
         stack.push_async_callback(watch.servicer.enter_graceful_shutdown)
         checking = asyncio.create_task(watch.run(), name="health")
         stack.push_async_callback(_cancel, checking)
-        yield Running(f"{config.listen.rpartition(':')[0]}:{port}", work, database)
+        target = f"{config.listen.rpartition(':')[0]}:{port}"
+        yield Running(target, wired.work, database, wired.background)
 
 
 async def prepare(config: Config) -> None:
@@ -151,76 +125,6 @@ async def prepare(config: Config) -> None:
             await asyncio.sleep(0.5)
         else:
             return
-
-
-async def _outside(
-    stack: AsyncExitStack, config: Config, database: Database, channel: grpc.aio.Channel
-) -> Outside:
-    notices = Notices(config.database_url)
-    await stack.enter_async_context(notices.listening())
-    http = await stack.enter_async_context(
-        httpx.AsyncClient(follow_redirects=False, trust_env=False)
-    )
-    found = await installation.read(database)
-    if not found.original:
-        _log.warning(
-            "this database was copied from another cluster: it is not the installation that its "
-            "machines belong to",
-            extra={"action": "installation", "installation_id": str(found.installation_id)},
-        )
-    previews = Preview(config.url_template, http)
-    containers = GrpcContainers(channel)
-    return Outside(database, notices, containers, previews, found.installation_id)
-
-
-def _pace(config: Config) -> Pace:
-    return Pace(lease=config.lease, renew_every=config.lease * 0.3, budget=config.start_budget)
-
-
-def build(config: Config, outside: Outside, ownership: Ownership) -> tuple[UseCases, Work]:
-    """The use cases, wired."""
-    database, containers = outside.database, outside.containers
-    looker = Looker(
-        database, containers, outside.previews, outside.installation_id, config.lag_window
-    )
-    turns = Turns(_limits(config))
-    climber = Climber(
-        database, containers, outside.previews, looker, ownership, outside.installation_id, turns
-    )
-    work = Work(
-        database,
-        ownership,
-        climber,
-        Rester(database, containers, looker, config.lag_window, machine_lease(config.lease), turns),
-    )
-    joining = Joining(database, outside.notices, work)
-    defaults = Defaults(
-        app=config.app,
-        spec={"image": config.default_image} if config.default_image else None,
-        policy=Policy(grace_period=config.grace_period),
-        freshness=config.freshness_window,
-    )
-    starts = Starts(database, looker, work, joining, defaults, turns)
-    return UseCases(starts, Rests(database, work, joining), Lookups(database)), work
-
-
-def _limits(config: Config) -> Limits:
-    return Limits(
-        starts=config.concurrent_starts,
-        background=config.concurrent_background,
-        creates=config.concurrent_creates,
-        length=config.queue_length,
-        # Fly lets an app create one machine a second: what is behind these would come too late.
-        creates_length=math.ceil(config.start_budget.total_seconds()),
-    )
-
-
-def machine_lease(lease: timedelta) -> timedelta:
-    """How long a machine's lease lasts: somewhat longer than its owner's, in whole seconds.
-
-    Whoever takes over a session waits it out; a request that comes later is refused by it.
-    """
-    return timedelta(seconds=math.ceil(lease.total_seconds() * 1.5))
 
 
 def bind(server: grpc.aio.Server, listen: str) -> int:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from session_service.domain.session import Container, ContainerState
@@ -44,6 +44,8 @@ class Seen:
     region: str
     cordoned: bool
     last_start_time: datetime | None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,14 @@ class Containers(Protocol):
     async def wait_started(self, address: Address, *, timeout: float) -> None:
         """Return once it runs. Raises errors.ProviderRefused where it certainly never will."""
 
+    async def read_text(
+        self, address: Address, command: Sequence[str], *, timeout: float
+    ) -> str | None:
+        """What the command writes in the guest; None where it fails or the guest does not answer.
+
+        Raises nothing.
+        """
+
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
         """The guest's boot id; None where it does not answer. Raises nothing else."""
 
@@ -119,6 +129,16 @@ class Containers(Protocol):
 
     async def release_lease(self, address: Address, nonce: str, *, timeout: float) -> None:
         """Give it back; one that ran out is a success. Raises nothing: it runs out by itself."""
+
+
+class Activities(Protocol):
+    """Whether somebody uses a container, where traffic does not come by Roost."""
+
+    async def active(self, container: Container, spec: str) -> bool:
+        """What the spec's activity source says; False without one, or where it does not answer.
+
+        Raises nothing: an application that does not answer cannot keep its machine for ever.
+        """
 
 
 class Previews(Protocol):

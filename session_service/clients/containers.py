@@ -26,7 +26,7 @@ from session_service.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -46,6 +46,7 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
     "INVALID_FIELD": errors.ProviderRefused,
     "REQUEST_ID_REUSED": errors.ProviderRefused,
 }
+BOOT_ID_COMMAND = ("cat", "/proc/sys/kernel/random/boot_id")
 BOOT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 #: The longest that container_service waits for a state, and lets a lease last, in s.
 LONGEST = 600.0
@@ -119,6 +120,8 @@ def _seen(container: pb.Container) -> Seen:
         container.region,
         container.cordoned,
         None if started is None else _time(started),
+        dict(container.labels),
+        _time(container.create_time) if container.HasField("create_time") else None,
     )
 
 
@@ -206,10 +209,14 @@ class GrpcContainers:
         return state_of(answer.state)
 
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
+        told = await self.read_text(address, BOOT_ID_COMMAND, timeout=timeout)
+        return None if told is None else sound_boot_id(told)
+
+    async def read_text(
+        self, address: Address, command: Sequence[str], *, timeout: float
+    ) -> str | None:
         request = pb.ExecContainerRequest(
-            app=address.app,
-            container_id=address.container_id,
-            command=["cat", "/proc/sys/kernel/random/boot_id"],
+            app=address.app, container_id=address.container_id, command=command
         )
         try:
             answer = await self._call("read_boot_id", self._stub.ExecContainer, request, timeout)

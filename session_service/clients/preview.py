@@ -43,19 +43,28 @@ class Preview:
         """Whether the preview answers now: any status below 500 is an answer."""
         if not self.known or container.container_id is None:
             return False
-        url = httpx.URL(self.url(container.app, container.container_id))
+        try:
+            status = await self.get_status(container, "", timeout)
+        except httpx.HTTPError as error:
+            _log.debug("the preview did not answer: %r", error, extra={"action": "probe"})
+            return False
+        return status < httpx.codes.INTERNAL_SERVER_ERROR
+
+    async def get_status(self, container: Container, path: str, timeout: float) -> int:
+        """The HTTP status of a GET of this path of the preview ("" for the pattern's own), its body
+        unread. Raises httpx.HTTPError; UnsupportedProtocol where the preview has no address.
+        """
+        url = httpx.URL(self.url(container.app, container.container_id or ""))
         host = url.netloc.decode()
         if url.host.endswith(".localhost"):
             # RFC 6761: such names are the loopback's; not every resolver knows.
             url = url.copy_with(host="127.0.0.1")
-        try:
-            async with self._http.stream(
-                "GET", url, headers={"host": host, "user-agent": "roost-probe"}, timeout=timeout
-            ) as response:
-                return response.status_code < httpx.codes.INTERNAL_SERVER_ERROR
-        except httpx.HTTPError as error:
-            _log.debug("the preview did not answer: %r", error, extra={"action": "probe"})
-            return False
+        if path:
+            url = url.join(path)
+        async with self._http.stream(
+            "GET", url, headers={"host": host, "user-agent": "roost-probe"}, timeout=timeout
+        ) as response:
+            return response.status_code
 
     async def wait_ready(
         self,

@@ -36,3 +36,25 @@ def in_force(raw: str, now: datetime) -> tuple[Hold, ...]:
 def dump(holds: tuple[Hold, ...]) -> str:
     """Their form in the row: a JSON object, times by name."""
     return json.dumps({hold.name: hold.expire_time.isoformat() for hold in holds})
+
+
+class TooMany(Exception):
+    """The session has as many holds as it may."""
+
+
+def put(raw: str, name: str, ttl: timedelta, now: datetime) -> tuple[Hold, ...]:
+    """The holds in force with this one, until `now` + `ttl`, new or anew. Raises TooMany."""
+    others = tuple(hold for hold in in_force(raw, now) if hold.name != name)
+    if len(others) >= MOST:
+        raise TooMany
+    return (*others, Hold(name, now + ttl))
+
+
+def release(raw: str, name: str, now: datetime) -> tuple[Hold, ...]:
+    """The holds in force without this one."""
+    return tuple(hold for hold in in_force(raw, now) if hold.name != name)
+
+
+def until(holds: tuple[Hold, ...]) -> datetime | None:
+    """When the last of them runs out; None where there is none."""
+    return max((hold.expire_time for hold in holds), default=None)

@@ -114,6 +114,17 @@ class Looker:
                 await asyncio.sleep(self._lag)
         return None
 
+    async def prove_absent(self, container: Container) -> bool:
+        """Whether a container that a listing did not have is lost: the whole of rule 7.
+
+        Raises ProviderUnavailable and the like where the provider does not say.
+        """
+        try:
+            seen = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
+        except ContainerAbsent:
+            return await self.confirm_absent(container)
+        return seen.state is ContainerState.DESTROYED
+
     async def confirm_absent(self, container: Container) -> bool:
         """Whether a container that was just not found is lost: rule 7 of the design.
 

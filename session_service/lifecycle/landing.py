@@ -18,9 +18,8 @@ from session_service.domain.session import (
 from session_service.domain.states import Transition
 from session_service.errors import ContinuityUnavailable, Retryable, RoostError
 from session_service.lifecycle import outcomes
-from session_service.lifecycle.evidence import address
+from session_service.lifecycle.discarding import Discarder
 from session_service.lifecycle.ownership import OwnershipLost
-from session_service.ports import LeaseHeld, LeaseLost
 from session_service.storage import sessions, transitions
 from session_service.storage.assignments import NOW, Plus
 from session_service.storage.transitions import Change, finished
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Destroying what nobody wants, in s; where it fails its row says so.
-DISCARD_TIMEOUT = 10.0
-
 
 class Lander:
     """Commits the outcomes of climbs."""
@@ -47,8 +43,7 @@ class Lander:
         self, database: Database, containers: Containers, looker: Looker, ownership: Ownership
     ) -> None:
         self._database = database
-        self._containers = containers
-        self._looker = looker
+        self._discarder = Discarder(database, containers, looker)
         self._ownership = ownership
         #: Works on a transition that a start's outcome began: the end of the session that it
         #: replaced, the pause of what came up in vain. Given by whoever wires both together.
@@ -158,7 +153,7 @@ class Lander:
         if await transitions.write_all(self._database, changes) is None:
             raise OwnershipLost
         if not changes[0].container.get("wanted", True):
-            await self._discard(climb.container)
+            await self._discarder.discard(climb.container)
 
     async def _put_to_rest(
         self, session: Session, error: RoostError, tried: dict[str, object]
@@ -170,25 +165,6 @@ class Lander:
         if written is None:
             raise OwnershipLost
         self.on_begun(written, began)
-
-    async def _discard(self, container: Container) -> None:
-        """Destroy what nobody wants; where that fails its row says so until it is done."""
-        try:
-            where = None
-            if container.container_id is not None:
-                where = address(container)
-            elif (seen := await self._looker.find(container)) is not None:
-                where = seen.address
-            if where is not None:
-                await self._containers.destroy(where, None, timeout=DISCARD_TIMEOUT)
-        except (RoostError, LeaseHeld, LeaseLost) as error:
-            _log.warning(
-                "a container that nobody wants was not destroyed yet: %s",
-                error,
-                extra={"action": "discard", "container_id": container.container_id},
-            )
-            return
-        await transitions.destroyed(self._database, container.session_id, container.generation)
 
 
 def _running(boot_id: str | None) -> dict[str, object]:

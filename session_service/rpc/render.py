@@ -13,15 +13,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.domain import conditions, ladder
+from session_service.domain import conditions, keeping, ladder
 from session_service.domain import policy as policies
 from session_service.domain.decision import load_attempts
+from session_service.domain.keeping import Action
 from session_service.domain.session import ConditionType, Continuity
 from session_service.domain.states import State
 from session_service.lifecycle.reading import etag_of
 
 if TYPE_CHECKING:
     from session_service.domain.decision import Decision
+    from session_service.domain.keeping import Habits, Step
     from session_service.domain.session import Attempt, Container, PauseDepth, Record, Session
     from session_service.lifecycle.joining import Answer
     from session_service.ports import Previews
@@ -57,14 +59,44 @@ def policy(raw: str) -> pb.Policy:
         if value.min_continuity is None
         else pb.Continuity.Value(f"CONTINUITY_{value.min_continuity.name}"),
         on_fingerprint_change=pb.Policy.ON_FINGERPRINT_CHANGE_ALLOW,
+        expire_after=duration(value.expire_after),
+        max_lifetime=None if value.max_lifetime is None else duration(value.max_lifetime),
+        recover_at_once=value.recover_at_once,
     )
+
+
+def state(value: State) -> pb.Session.State.ValueType:
+    """Where a session stands."""
+    return _STATES[value]
+
+
+def next_action(step: Step) -> pb.NextAction | None:
+    """What happens next by itself; None where nothing does."""
+    if step.time is None:
+        return None
+    return pb.NextAction(action=_ACTIONS[step.action], time=timestamp(step.time))
+
+
+_ACTIONS = {
+    Action.NOTHING: pb.NextAction.ACTION_UNSPECIFIED,
+    Action.WARN: pb.NextAction.ACTION_PAUSE,
+    Action.PAUSE: pb.NextAction.ACTION_PAUSE,
+    Action.DEEPEN: pb.NextAction.ACTION_DEEPEN,
+    Action.EXPIRE: pb.NextAction.ACTION_END,
+    Action.RECOVER: pb.NextAction.ACTION_RECOVER,
+    Action.PURGE: pb.NextAction.ACTION_PURGE,
+    Action.TAKE_OVER: pb.NextAction.ACTION_TAKE_OVER,
+    Action.DISCARD: pb.NextAction.ACTION_DISCARD,
+    Action.FORGET: pb.NextAction.ACTION_FORGET,
+}
 
 
 class Renderer:
     """Renders what needs to know where previews answer."""
 
-    def __init__(self, previews: Previews) -> None:
+    def __init__(self, previews: Previews, habits: Habits) -> None:
         self._previews = previews
+        self._habits = habits
 
     def session(self, record: Record, *extra: ConditionType) -> pb.Session:
         """A session, with conditions that hold of this reply only behind its own."""
@@ -86,10 +118,13 @@ class Renderer:
             pause_time=timestamp(row.pause_time),
             end_time=timestamp(row.end_time),
             purge_time=timestamp(row.purge_time),
+            next_action=next_action(keeping.shown_step(record, self._habits)),
             etag=etag_of(row),
             start_count=row.start_count,
             end_reason=_end_reason(row),
             predecessor_session_id="" if row.predecessor_id is None else str(row.predecessor_id),
+            event_sequence=row.event_sequence,
+            activity=row.activity,
         )
 
     def _container(self, row: Session, container: Container | None) -> pb.SessionContainer | None:

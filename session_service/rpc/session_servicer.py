@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,13 +13,15 @@ from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
 from session_service.domain import spec as specs
 from session_service.domain.session import DEFAULT_TENANT
 from session_service.errors import NotBuiltYet
-from session_service.rpc import convert, listings, render
+from session_service.rpc import convert, idle, listings, render
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from session_service.lifecycle.holding import Holding
     from session_service.lifecycle.rests import Rests
     from session_service.lifecycle.starts import Starts
+    from session_service.lifecycle.watching import Watching
     from session_service.lookups import Lookups
 
 # Any: the generated base leaves the context's own parameters open.
@@ -35,6 +38,8 @@ class UseCases:
     starts: Starts
     rests: Rests
     lookups: Lookups
+    holding: Holding
+    watching: Watching
 
 
 class SessionServicer(SessionServiceServicer):
@@ -151,26 +156,33 @@ class SessionServicer(SessionServiceServicer):
         )
 
     async def PutHold(self, request: pb.PutHoldRequest, context: Context) -> pb.PutHoldResponse:
-        """Not built yet."""
-        _not_built("PutHold")
+        """Keep a session from going idle for a while."""
+        wanted = idle.parse_put(request)
+        hold = await self._cases.holding.put(TENANT, wanted.session_id, wanted.name, wanted.ttl)
+        return pb.PutHoldResponse(hold=idle.render_hold(hold))
 
     async def ReleaseHold(
         self, request: pb.ReleaseHoldRequest, context: Context
     ) -> pb.ReleaseHoldResponse:
-        """Not built yet."""
-        _not_built("ReleaseHold")
+        """Give a hold back."""
+        await self._cases.holding.release(TENANT, *idle.parse_release(request))
+        return pb.ReleaseHoldResponse()
 
     async def ExplainIdle(
         self, request: pb.ExplainIdleRequest, context: Context
     ) -> pb.ExplainIdleResponse:
-        """Not built yet."""
-        _not_built("ExplainIdle")
+        """Say what keeps a session awake."""
+        session_id = convert.parse_session_id(request.session_id)
+        return idle.render_explanation(await self._cases.lookups.explain(TENANT, session_id))
 
-    def WatchSession(
+    async def WatchSession(
         self, request: pb.WatchSessionRequest, context: Context
     ) -> AsyncIterator[pb.WatchSessionResponse]:
-        """Not built yet."""
-        _not_built("WatchSession")
+        """Stream what happens to a session."""
+        wanted = idle.parse_watch(request)
+        async with aclosing(self._cases.watching.watch(TENANT, *wanted)) as happened:
+            async for each in happened:
+                yield idle.render_happened(each, self._render)
 
     async def GetSessionStats(
         self, request: pb.GetSessionStatsRequest, context: Context

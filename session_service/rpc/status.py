@@ -36,6 +36,7 @@ TABLE: dict[type[errors.RoostError], grpc.StatusCode] = {
     errors.NotBuiltYet: _Code.UNIMPLEMENTED,
     errors.ProviderCapacity: _Code.RESOURCE_EXHAUSTED,
     errors.ProviderRateLimited: _Code.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: _Code.RESOURCE_EXHAUSTED,
     errors.Retryable: _Code.UNAVAILABLE,
 }
 

@@ -10,11 +10,11 @@ import sqlalchemy as sa
 
 from session_service.domain.decision import Decision, Request
 from session_service.storage.database import Connection, Database, compiled, one
-from session_service.storage.rows import decision_columns, make_decision
+from session_service.storage.rows import decision_columns, make_decision, scalar
 from session_service.storage.tables import decisions
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from uuid import UUID
 
     from session_service.domain.session import Continuity, Mode, Outcome
@@ -123,6 +123,36 @@ _BY_REQUEST = compiled(
 )
 
 
+#: How long a request id counts (AIP-155 leaves it to the service; the contract says 24 hours).
+_ID_KEPT = sa.text("interval '24 hours'")
+_FREE = compiled(
+    sa.update(decisions)
+    .where(
+        decisions.c.decision_id == sa.bindparam("decision_id", type_=decisions.c.decision_id.type),
+        decisions.c.create_time < sa.func.now() - _ID_KEPT,
+        decisions.c.finish_time.is_not(None),
+    )
+    .values(request_id=sa.null())
+    .returning(decisions.c.decision_id),
+    scalar(str),
+)
+_OLD = (
+    sa.select(decisions.c.decision_id)
+    .where(decisions.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
+    .limit(sa.bindparam("most", type_=sa.BigInteger))
+    .cte("old")
+)
+_TRIM = compiled(
+    sa.select(sa.func.count()).select_from(
+        sa.delete(decisions)
+        .where(decisions.c.decision_id == _OLD.c.decision_id)
+        .returning(decisions.c.decision_id)
+        .cte("gone")
+    ),
+    scalar(int),
+)
+
+
 def _page_statement(*, of_session: bool, after: bool) -> sa.Select[Any]:
     query = sa.select(*decision_columns()).where(decisions.c.tenant == sa.bindparam("tenant"))
     if of_session:
@@ -197,7 +227,11 @@ async def get(database: Database, decision_id: UUID) -> Decision | None:
 
 
 async def of_request(database: Database, request: Request) -> Decision | None:
-    """The decision that this request id made earlier, finished or in flight; None without one."""
+    """The decision that this request id made earlier, finished or in flight; None without one.
+
+    An id that came more than 24 hours ago is free again: it is freed here, when it comes anew, so
+    that no pass over all rows is needed for it.
+    """
     if request.request_id is None:
         return None
     params = {
@@ -205,7 +239,15 @@ async def of_request(database: Database, request: Request) -> Decision | None:
         "method": request.method,
         "request_id": request.request_id,
     }
-    return await database.fetch_one(_BY_REQUEST, params)
+    found = await database.fetch_one(_BY_REQUEST, params)
+    if found is None or await database.fetch_one(_FREE, {"decision_id": found.decision_id}):
+        return None
+    return found
+
+
+async def trim(database: Database, age: timedelta, most: int) -> int:
+    """Delete up to `most` decisions older than this; how many."""
+    return await database.fetch_one(_TRIM, {"age": age, "most": most}) or 0
 
 
 async def page(

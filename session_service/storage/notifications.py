@@ -30,6 +30,12 @@ class Notices:
     def __init__(self, url: str) -> None:
         self._url = url
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Wake all who watch, for the last time: `stopping` says so."""
+        self.stopping = True
+        self._wake_all()
 
     @contextmanager
     def watch(self, session_id: UUID) -> Generator[asyncio.Event]:

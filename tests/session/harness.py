@@ -231,6 +231,9 @@ def session_config(database_url: str, container_target: str, proxy_url: str, **m
         "start_budget": timedelta(seconds=15),
         "grace": 2.0,
         "pool_size": 8,
+        # Driven by the tests that are about them.
+        "keeper_interval": timedelta(hours=1),
+        "sweep_interval": timedelta(hours=1),
     }
     return Config(**values | more)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
@@ -16,9 +17,12 @@ from tests.session.harness import key, request_id, spec
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from google.protobuf.message import Message
+
     from tests.session.harness import World
 
 LONG = "x" * 129
+SOME = request_id()
 
 
 def start(**fields: Any) -> rpc_pb.StartSessionRequest:
@@ -113,27 +117,39 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(roost
 
 
 async def test_what_is_not_built_says_so(roost: World) -> None:
-    """UNIMPLEMENTED with a reason, never a made-up answer; also for a stream."""
+    """UNIMPLEMENTED with a reason, never a made-up answer."""
     stub = roost.one.stub
-    session_id = request_id()
-
-    async def watch() -> object:
-        stream = stub.WatchSession(rpc_pb.WatchSessionRequest(session_id=session_id), timeout=9)
-        return [event async for event in stream]
-
     for call in (
-        stub.PutHold(rpc_pb.PutHoldRequest(session_id=session_id), timeout=9),
-        stub.ReleaseHold(rpc_pb.ReleaseHoldRequest(session_id=session_id), timeout=9),
-        stub.ExplainIdle(rpc_pb.ExplainIdleRequest(session_id=session_id), timeout=9),
         stub.GetSessionStats(rpc_pb.GetSessionStatsRequest(), timeout=9),
         stub.StartSession(start(choice_token="x"), timeout=9),
-        watch(),
     ):
         failure = await failing(call)
         assert (failure.code, failure.reason) == (
             grpc.StatusCode.UNIMPLEMENTED,
             "NOT_BUILT_YET",
         )
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (rpc_pb.PutHoldRequest(name="build", ttl=Duration(seconds=9)), "session_id"),
+        (rpc_pb.PutHoldRequest(session_id=SOME, ttl=Duration(seconds=9)), "name"),
+        (rpc_pb.PutHoldRequest(session_id=SOME, name="build"), "ttl"),
+        (rpc_pb.PutHoldRequest(session_id=SOME, name="b", ttl=Duration(seconds=86_401)), "ttl"),
+        (rpc_pb.PutHoldRequest(session_id=SOME, name="b", ttl=Duration(seconds=-1)), "ttl"),
+        (rpc_pb.ReleaseHoldRequest(session_id=SOME, name="x" * 65), "name"),
+        (rpc_pb.ExplainIdleRequest(session_id="nest"), "session_id"),
+    ],
+)
+async def test_holds_name_the_field_that_is_wrong(
+    roost: World, request_: Message, field: str
+) -> None:
+    """INVALID_FIELD, with the field."""
+    method = getattr(roost.one.stub, type(request_).__name__.removesuffix("Request"))
+    failure = await failing(method(request_, timeout=9))
+    assert failure.reason == "INVALID_FIELD"
+    assert failure.fields == (field,)
 
 
 async def test_secrets_of_a_spec_are_in_no_answer_and_no_log(

@@ -1,0 +1,221 @@
+"""Following the provider: what it did by itself, or what was lost, is written into the rows.
+
+Each write is fenced by the epoch that was judged: what changed meanwhile stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from session_service.domain import policy as policies
+from session_service.domain.session import (
+    Cause,
+    ConditionType,
+    ContainerState,
+    PauseDepth,
+)
+from session_service.domain.states import State, Transition
+from session_service.domain.survey import Verdict
+from session_service.errors import RoostError
+from session_service.lifecycle import outcomes
+from session_service.storage import sessions, transitions
+from session_service.storage.assignments import NOW, Now
+from session_service.storage.transitions import Change
+
+if TYPE_CHECKING:
+    import asyncio
+    from datetime import datetime
+
+    from session_service.domain.session import Record, Session
+    from session_service.domain.survey import Labelled, Listed, Tracked
+    from session_service.lifecycle.evidence import Looker
+    from session_service.lifecycle.takeover import Work
+    from session_service.storage.database import Database
+
+_log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Writes down what a listing showed."""
+
+    def __init__(self, database: Database, looker: Looker, work: Work) -> None:
+        self._database = database
+        self._looker = looker
+        self._work = work
+
+    async def follow(self, row: Tracked, listed: Listed | None, verdict: Verdict) -> bool:
+        """Act on a verdict; whether anything came of it. Raises StorageUnavailable."""
+        record = await sessions.find(self._database, row.session_id)
+        if record is None or record.session.epoch != row.epoch or record.container is None:
+            return False
+        if verdict is Verdict.MISSING:
+            return await self._missing(record)
+        if listed is None:
+            return False
+        if verdict is Verdict.WOKE_ENDED:
+            return await self._rest_again(record)
+        change = _change(record, listed, verdict)
+        written = await transitions.write(self._database, change)
+        self._told(record, verdict)
+        return written is not None
+
+    async def found(self, row: Labelled, listed: Listed) -> bool:
+        """A container that was taken for lost is there after all: its session has it back."""
+        record = await sessions.find(self._database, row.session_id)
+        if record is None or record.container is None or record.session.transition is not None:
+            return False
+        if record.session.generation != row.generation or record.container.destroy_time is None:
+            return False
+        written = await transitions.write(self._database, _found(record.session, listed))
+        self._told(record, "FOUND")
+        return written is not None
+
+    async def _missing(self, record: Record) -> bool:
+        """Not in the listing: lost only if it is proved so, by reads apart by the lag window."""
+        assert record.container is not None, "the caller looked"
+        try:
+            if not await self._looker.prove_absent(record.container):
+                return False
+        except RoostError as error:
+            _log.warning(
+                "a container is in no listing, and the provider does not say why: %s",
+                error,
+                extra={"action": "follow", "session_id": str(record.session.session_id)},
+            )
+            return False
+        written = await transitions.write(self._database, _lost(record.session, record.now))
+        self._told(record, Verdict.MISSING)
+        return written is not None
+
+    async def _rest_again(self, record: Record) -> bool:
+        """Traffic woke the container of a session that is over: it ends once more."""
+        session = record.session
+        change = Change(
+            session.session_id,
+            session.epoch,
+            session={
+                **self._work.terms.values(),
+                "state": State.ENDING,
+                "transition": Transition.END,
+                "prior_state": session.state,
+                "cause": Cause.WOKEN,
+            },
+            details={"cause": Cause.WOKEN, "because": "traffic woke its container"},
+        )
+        task: asyncio.Task[None] | None = await self._work.commit(
+            transitions.begin(self._database, change, None)
+        )
+        return task is not None
+
+    def _told(self, record: Record, verdict: str) -> None:
+        _log.info(
+            "followed the provider: %s",
+            verdict,
+            extra={
+                "action": "follow",
+                "session_id": str(record.session.session_id),
+                "verdict": verdict,
+            },
+        )
+
+
+def _change(record: Record, listed: Listed, verdict: Verdict) -> Change:
+    match verdict:
+        case Verdict.FELL:
+            return _fell(record.session, listed, record.now)
+        case Verdict.SANK:
+            return _sank(record.session, record.now)
+        case Verdict.WOKE:
+            return _woke(record.session)
+        case _:
+            raise AssertionError(f"nothing to write for {verdict}")
+
+
+def _fell(session: Session, listed: Listed, now: datetime) -> Change:
+    """It rests, and nobody here put it there: the session rests with it."""
+    suspended = listed.state is ContainerState.SUSPENDED
+    depth = PauseDepth.SUSPENDED if suspended else PauseDepth.STOPPED
+    found = () if suspended else (ConditionType.MEMORY_LOST,)
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            **outcomes.paused(session, depth),
+            "conditions": outcomes.marked(found, now),
+            "cause": Cause.FELL,
+            "verified_at": None,
+        },
+        container={"state": listed.state},
+        details={"cause": Cause.FELL, "because": "the provider shows its container at rest"},
+    )
+
+
+def _sank(session: Session, now: datetime) -> Change:
+    """It is stopped where it was suspended: the provider dropped its memory."""
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            "pause_depth": PauseDepth.STOPPED,
+            "conditions": outcomes.marked((ConditionType.MEMORY_LOST,), now),
+            "due_at": Now(policies.load(session.policy).expire_after),
+        },
+        container={"state": ContainerState.STOPPED},
+        event="MEMORY_LOST",
+    )
+
+
+def _woke(session: Session) -> Change:
+    """Traffic woke it: somebody is there. What survived is for the next start to prove."""
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            **outcomes.active(session),
+            "cause": Cause.WOKEN,
+            "last_active_time": NOW,
+            "start_time": NOW,
+            "verified_at": None,
+        },
+        container={"state": ContainerState.STARTED},
+        details={"cause": Cause.WOKEN, "because": "the provider shows its container running"},
+    )
+
+
+def _found(session: Session, listed: Listed) -> Change:
+    """It rests after all, as deep as is seen; one that runs is followed by the next listing."""
+    suspended = listed.state is ContainerState.SUSPENDED
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            "pause_depth": PauseDepth.SUSPENDED if suspended else PauseDepth.STOPPED,
+            "conditions": "[]",
+            "due_at": Now(policies.load(session.policy).deepen_after),
+        },
+        container={"state": listed.state, "destroy_time": None},
+        event="CONTAINER_FOUND",
+    )
+
+
+def _lost(session: Session, now: datetime) -> Change:
+    """Its container is proved lost: it rests without one, or is over without one."""
+    columns: dict[str, object] = {"due_at": NOW}
+    if session.state is not State.ENDED:
+        columns = {
+            **(outcomes.paused(session, None) if session.state is State.ACTIVE else {}),
+            "pause_depth": PauseDepth.CHECKPOINT,
+            "conditions": outcomes.marked((ConditionType.CONTAINER_LOST,), now),
+            "cause": Cause.LOST,
+            "verified_at": None,
+            "due_at": NOW,
+        }
+    return Change(
+        session.session_id,
+        session.epoch,
+        session=columns,
+        container=outcomes.GONE,
+        event="CONTAINER_LOST",
+        details={"cause": Cause.LOST, "because": "the provider has its container no more"},
+    )

@@ -1,0 +1,192 @@
+"""The keeper: does what is due. One public single shot; a supervised loop is put around it.
+
+`domain.keeping.next_step` says what is next. Everything is done by an intent and its work, as a
+call would do it: a keeper that dies leaves what any owner leaves, and the next one takes it over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+from time import monotonic
+from typing import TYPE_CHECKING, Any, assert_never
+
+from session_service.domain import keeping
+from session_service.domain.keeping import Action, Habits, Step
+from session_service.errors import RoostError
+from session_service.lifecycle import own_steps
+from session_service.storage import due, transitions
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from session_service.domain.session import Record, Session
+    from session_service.lifecycle.takeover import Work
+    from session_service.ports import Activities
+    from session_service.storage.database import Database
+    from session_service.storage.transitions import Change
+
+_log = logging.getLogger(__name__)
+
+#: How long a claimed session is nobody else's; what is begun within says itself when it is due.
+CLAIM = timedelta(seconds=30)
+#: Rows that may not be deleted yet are looked at again so much later.
+FORGET_PAUSE = timedelta(days=1)
+
+
+@dataclass(slots=True)
+class Kept:
+    """What one pass did: how often each action, in how many seconds."""
+
+    actions: Counter[Action] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def __bool__(self) -> bool:
+        return any(action is not Action.NOTHING for action in self.actions)
+
+
+class Keeper:
+    """Carries out what is due, so many sessions at once and no more."""
+
+    def __init__(
+        self,
+        database: Database,
+        work: Work,
+        activities: Activities,
+        habits: Habits,
+        slots: int = 16,
+    ) -> None:
+        """`slots` is how many sessions are worked on at once: a pass is bounded in memory by it."""
+        self._database = database
+        self._work = work
+        self._activities = activities
+        self._habits = habits
+        self._slots = slots
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._kept = Kept()
+
+    async def shot(self) -> Kept:
+        """One pass: begin all that is due, a slot for each, until nothing more is.
+
+        What takes long is not waited for: the next pass has the other slots. Raises
+        StorageUnavailable.
+        """
+        began = monotonic()
+        while True:
+            free = self._slots - len(self._tasks)
+            records = await due.claim(self._database, free, CLAIM) if free else []
+            for record in records:
+                self._begin(record)
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=1.0, return_when="FIRST_COMPLETED")
+            if len(records) < free or not records:
+                break
+        kept, self._kept = self._kept, Kept()
+        kept.seconds = monotonic() - began
+        if kept:
+            _log.info(
+                "kept %d sessions",
+                kept.actions.total(),
+                extra={
+                    "action": "keep",
+                    "done": {str(name): count for name, count in sorted(kept.actions.items())},
+                    "seconds": round(kept.seconds, 3),
+                    "at_work": len(self._tasks),
+                },
+            )
+        return kept
+
+    async def settle(self) -> Kept:
+        """A pass, and the end of all that it began."""
+        began = monotonic()
+        kept = await self.shot()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+            more = await self.shot()
+            kept.actions.update(more.actions)
+        kept.actions.update(self._kept.actions)
+        self._kept = Kept()
+        kept.seconds = monotonic() - began
+        return kept
+
+    async def close(self) -> None:
+        """Wait for nothing more; what was begun is carried on by whoever owns it."""
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _begin(self, record: Record) -> None:
+        task = asyncio.create_task(self._keep(record), name="keep")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep(self, record: Record) -> None:
+        """Do what is due for one session. What goes wrong is logged; it comes due again."""
+        step = keeping.next_step(record, self._habits)
+        if not step.due(record.now):
+            await self._defer(record, step)
+            return
+        try:
+            await self._do(record, step)
+            self._kept.actions[step.action] += 1
+        except RoostError as error:
+            _log.warning(
+                "%s was not done: %s",
+                step.action,
+                error,
+                extra={"action": "keep", "session_id": str(record.session.session_id)},
+            )
+
+    async def _defer(self, record: Record, step: Step) -> None:
+        session = record.session
+        await due.defer(self._database, session.session_id, session.epoch, step.time)
+
+    async def _do(self, record: Record, step: Step) -> None:
+        match step.action:
+            case Action.NOTHING:
+                await self._defer(record, step)
+            case Action.WARN:
+                await transitions.write(self._database, own_steps.warning(record, self._habits))
+            case Action.PAUSE:
+                await self._pause(record, step)
+            case Action.TAKE_OVER:
+                await self._finish(await self._work.take_over(record))
+            case Action.FORGET:
+                await self._forget(record, step)
+            case Action.RECOVER:
+                change, decision = own_steps.recovery(record, step, self._work.terms)
+                await self._carry(transitions.begin(self._database, change, decision))
+            case Action.DEEPEN | Action.EXPIRE | Action.PURGE | Action.DISCARD:
+                await self._change(own_steps.intent(record, step, self._work.terms))
+            case other:
+                assert_never(other)
+
+    async def _pause(self, record: Record, step: Step) -> None:
+        """Idle, unless the activity source says that somebody is there after all."""
+        if record.container is not None and await self._activities.active(
+            record.container, record.session.spec
+        ):
+            await transitions.write(self._database, own_steps.awake(record))
+            return
+        await self._change(own_steps.intent(record, step, self._work.terms))
+
+    async def _change(self, change: Change) -> None:
+        await self._carry(transitions.begin(self._database, change, None))
+
+    async def _carry(self, intent: Coroutine[Any, Any, Session | None]) -> None:
+        """Commit the intent and see it through. Any: what coroutines send and receive, unused."""
+        await self._finish(await self._work.commit(intent))
+
+    async def _finish(self, task: asyncio.Task[None] | None) -> None:
+        if task is not None:
+            await asyncio.wait({task})
+
+    async def _forget(self, record: Record, step: Step) -> None:
+        session = record.session
+        if not await due.forget(self._database, session.session_id, session.epoch):
+            again = Step(step.action, record.now + FORGET_PAUSE)
+            await self._defer(record, again)

@@ -1,0 +1,84 @@
+"""WatchSession: what happens to a session, from a given event on, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from session_service import errors
+from session_service.lifecycle.reading import require
+from session_service.storage import events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from uuid import UUID
+
+    from session_service.domain.session import Record
+    from session_service.storage.database import Database
+    from session_service.storage.events import Event
+    from session_service.storage.notifications import Notices
+
+#: Events read at once: a watcher that is slow holds no more in memory.
+BATCH = 100
+#: A notice can be missed: so long, in s, until a watcher looks all the same.
+POLL = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event, and the session as it is when it is told; `event` None: all events are gone."""
+
+    event: Event | None
+    record: Record
+    past_is_gone: bool = False
+
+
+class Watching:
+    """Streams of what happens to sessions."""
+
+    def __init__(self, database: Database, notices: Notices) -> None:
+        self._database = database
+        self._notices = notices
+
+    async def watch(
+        self, tenant: str, session_id: UUID, after: int
+    ) -> AsyncGenerator[Happened, None]:
+        """What happens after event number `after`, until the caller stops.
+
+        Raises SessionNotFound, also once the session's rows are deleted, InvalidField for an event
+        that there is not yet, and ServiceStopping when this replica goes away.
+        """
+        with self._notices.watch(session_id) as notice:
+            record = await require(self._database, tenant, session_id)
+            newest = record.session.event_sequence
+            if after > newest:
+                raise errors.InvalidField.of(
+                    "after_sequence", f"must be from 0 to {newest}, the newest event's number"
+                )
+            seen = after
+            while not self._notices.stopping:
+                notice.clear()
+                record = await require(self._database, tenant, session_id)
+                found = await events.after(self._database, session_id, seen, BATCH)
+                if not found and record.session.event_sequence > seen:
+                    # Gone, and not one that was committed between the two reads: read again.
+                    found = await events.after(self._database, session_id, seen, BATCH)
+                    if not found:
+                        seen = record.session.event_sequence
+                        yield Happened(None, record, past_is_gone=True)
+                for event in found:
+                    yield Happened(event, record, past_is_gone=event.sequence > seen + 1)
+                    seen = event.sequence
+                if len(found) < BATCH:
+                    await _until(notice)
+            raise errors.ServiceStopping(
+                "this replica stops; watch again, after the last number that was seen"
+            )
+
+
+async def _until(notice: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(POLL):
+            await notice.wait()

@@ -1,0 +1,152 @@
+"""Which object gets which: builds the use cases and what runs behind them from a configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import httpx
+import uuid_utils.compat as uuids
+
+from session_service import background
+from session_service.clients.activity import Activity
+from session_service.clients.containers import GrpcContainers
+from session_service.clients.preview import Preview
+from session_service.domain.policy import Policy
+from session_service.lifecycle.climbing import Climber
+from session_service.lifecycle.evidence import Looker
+from session_service.lifecycle.holding import Holding
+from session_service.lifecycle.intents import Defaults
+from session_service.lifecycle.joining import Joining
+from session_service.lifecycle.ownership import Ownership, Pace
+from session_service.lifecycle.resting import Rester
+from session_service.lifecycle.rests import Rests
+from session_service.lifecycle.starts import Starts
+from session_service.lifecycle.takeover import Work
+from session_service.lifecycle.turns import Limits, Turns
+from session_service.lifecycle.watching import Watching
+from session_service.lookups import Lookups
+from session_service.rpc.session_servicer import UseCases
+from session_service.storage import installation
+from session_service.storage.notifications import Notices
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    import grpc.aio
+
+    from session_service.background import Background
+    from session_service.config import Config
+    from session_service.storage.database import Database
+    from session_service.storage.installation import Installation
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What the use cases stand on."""
+
+    database: Database
+    notices: Notices
+    containers: GrpcContainers
+    previews: Preview
+    installation: Installation
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """What answers calls, what carries transitions out, and what runs behind them."""
+
+    cases: UseCases
+    work: Work
+    background: Background
+
+
+async def reach(
+    stack: AsyncExitStack, config: Config, database: Database, channel: grpc.aio.Channel
+) -> Outside:
+    """Everything outside this process, for as long as the stack is open.
+
+    Raises StorageUnavailable.
+    """
+    notices = Notices(config.database_url)
+    await stack.enter_async_context(notices.listening())
+    http = await stack.enter_async_context(
+        httpx.AsyncClient(follow_redirects=False, trust_env=False)
+    )
+    return Outside(
+        database,
+        notices,
+        GrpcContainers(channel),
+        Preview(config.url_template, http),
+        await installation.read(database),
+    )
+
+
+def own(config: Config, database: Database) -> Ownership:
+    """Who carries this replica's transitions."""
+    pace = Pace(lease=config.lease, renew_every=config.lease * 0.3, budget=config.start_budget)
+    return Ownership(database, uuids.uuid7(), pace)
+
+
+def default_policy(config: Config) -> Policy:
+    """How sessions are kept where nothing else was set."""
+    return Policy(
+        idle_timeout=config.idle_timeout,
+        deepen_after=config.deepen_after,
+        expire_after=config.expire_after,
+        grace_period=config.grace_period,
+    )
+
+
+def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
+    """The use cases, wired."""
+    database, containers, previews = outside.database, outside.containers, outside.previews
+    installed = outside.installation
+    looker = Looker(database, containers, previews, installed.installation_id, config.lag_window)
+    turns = Turns(limits(config))
+    climber = Climber(
+        database, containers, previews, looker, ownership, installed.installation_id, turns
+    )
+    resting = Rester(
+        database, containers, looker, config.lag_window, machine_lease(config.lease), turns
+    )
+    work = Work(database, ownership, climber, resting)
+    joining = Joining(database, outside.notices, work)
+    defaults = Defaults(
+        app=config.app,
+        spec={"image": config.default_image} if config.default_image else None,
+        policy=default_policy(config),
+        freshness=config.freshness_window,
+    )
+    cases = UseCases(
+        starts=Starts(database, looker, work, joining, defaults, turns),
+        rests=Rests(database, work, joining),
+        lookups=Lookups(database, background.habits(config)),
+        holding=Holding(database),
+        watching=Watching(database, outside.notices),
+    )
+    activity = Activity(previews, containers)
+    behind = background.build(config, database, containers, activity, looker, work, installed)
+    return Wired(cases, work, behind)
+
+
+def limits(config: Config) -> Limits:
+    """How much goes on at once, and how much may wait."""
+    return Limits(
+        starts=config.concurrent_starts,
+        background=config.concurrent_background,
+        creates=config.concurrent_creates,
+        length=config.queue_length,
+        # Fly lets an app create one machine a second: what is behind these would come too late.
+        creates_length=math.ceil(config.start_budget.total_seconds()),
+    )
+
+
+def machine_lease(lease: timedelta) -> timedelta:
+    """How long a machine's lease lasts: somewhat longer than its owner's, in whole seconds.
+
+    Whoever takes over a session waits it out; a request that comes later is refused by it.
+    """
+    return timedelta(seconds=math.ceil(lease.total_seconds() * 1.5))
