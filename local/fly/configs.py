@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from local.fly import mounts
+from local.fly import checks, config_shape, mounts
 from local.fly.errors import ApiError
-from local.fly.wire import JsonObject, flag, items, mapping, number, text, texts
+from local.fly.wire import JsonObject, flag, items, mapping, number, text
 
 _AUTOSTOP: Mapping[object, object] = {
     None: None,
@@ -22,14 +22,14 @@ _GUEST: JsonObject = {"cpu_kind": "shared", "cpus": 1, "memory_mb": 256}
 def accepted(config: JsonObject) -> JsonObject:
     """The config as it is kept and given back, or a 400.
 
-    Adds what Fly adds (`dns`, `guest`, `init`) and writes `autostop` in its one form.
+    Adds what Fly adds (`dns`, `guest`, `init`), writes `autostop` in its one form, and has services
+    checked once a minute at least.
     """
     if not text(config, "image"):
         raise ApiError(400, "invalid_argument: config.image is required")
-    texts(config, "env")
-    texts(config, "metadata")
-    flag(config, "auto_destroy")
+    config_shape.check(config)
     mounts.wish(config)
+    checks.wanted(config)
     _check_policies(config)
     services = [_service(service) for service in items(config, "services")]
     filled: JsonObject = {"dns": {}, "guest": dict(_GUEST), "init": {}}
@@ -70,21 +70,18 @@ def _check_policies(config: JsonObject) -> None:
     rootfs = mapping(config, "rootfs") or {}
     if (text(rootfs, "persist") or "never") not in ("never", "restart", "always"):
         raise ApiError(400, "invalid_argument: rootfs.persist must be never, restart or always")
-    number(restart, "max_retries")
 
 
 def _service(service: object) -> JsonObject:
-    fields = _object(service)
-    flag(fields, "autostart")
-    number(fields, "min_machines_running")
-    if "autostop" not in fields:
-        return fields
-    given = fields["autostop"]
-    if isinstance(given, list | dict | int | float) and not isinstance(given, bool):
-        raise ApiError(400, "json: cannot unmarshal into Go struct field autostop")
-    if given not in _AUTOSTOP:
-        raise ApiError(400, "invalid_argument: autostop must be off, stop or suspend")
-    return {**fields, "autostop": _AUTOSTOP[given]}
+    fields = dict(_object(service))
+    if fields.get("checks"):
+        fields["checks"] = [checks.clamped(_object(check)) for check in items(fields, "checks")]
+    if "autostop" in fields:
+        given = fields["autostop"]
+        if given not in _AUTOSTOP:
+            raise ApiError(400, "invalid_argument: autostop must be off, stop or suspend")
+        fields["autostop"] = _AUTOSTOP[given]
+    return fields
 
 
 def _object(value: object) -> JsonObject:

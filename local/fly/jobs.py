@@ -4,6 +4,7 @@ import asyncio
 import signal
 import uuid
 
+from local.fly.checking import Checking
 from local.fly.claims import Claims
 from local.fly.clock import rfc3339_now
 from local.fly.disk import Disk
@@ -33,8 +34,10 @@ class Jobs:
         disk: Disk,
         spawner: Spawner,
         claims: Claims,
+        checking: Checking,
     ) -> None:
         self._claims = claims
+        self._checking = checking
         self._spawner = spawner
         self._disk = disk
         self._settings = settings
@@ -67,6 +70,7 @@ class Jobs:
         machine.guest = guest
         self._started(machine, {"boot": "cold", "boot_id": guest.boot_id})
         machine.watch(self._watch(machine, guest))
+        self._checking.begin(machine, guest)
 
     async def resume(self, machine: Machine) -> None:
         """Go on where suspend left off; without the snapshot, a cold boot with the files kept."""

@@ -12,6 +12,7 @@ from local.fly.records import Event, Lease, MachineRecord, State
 from local.fly.wire import JsonObject
 
 if TYPE_CHECKING:
+    from local.fly.checks import Result
     from local.fly.guests import Guest
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Machine:
         """Event loop time before which a start answers 412 `machine still active`."""
         self.memory_limit_mb = 0
         """Where the balloon is set; 0 leaves the guest all of its memory."""
+        self.checks: dict[str, Result] = {}
+        """What the checks of its present or last boot have found, by their names."""
         self.crashes: list[float] = []
         """Event loop times of the crashes that the restart policy still counts."""
         self._save = save

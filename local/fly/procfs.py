@@ -10,6 +10,20 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+SORTABLE = ("pid", "stime", "rtime", "command", "directory", "cpu", "rss")
+"""The members that processes can be sorted by: all that are text or a number."""
+
+
+def sorted_by(found: list[JsonObject], member: str, *, descending: bool) -> list[JsonObject]:
+    """The processes in the order of one member, those that are equal in it by their ids."""
+    by_pid = sorted(found, key=lambda one: _key(one["pid"]))
+    return sorted(by_pid, key=lambda one: _key(one[member]), reverse=descending)
+
+
+def _key(value: object) -> tuple[int, str]:
+    return (value, "") if isinstance(value, int) else (0, str(value))
+
+
 def processes(session: int) -> list[JsonObject]:
     """What runs in the session, as `ps` shows it: times in seconds, memory in bytes."""
     found = []

@@ -76,6 +76,13 @@ class Settings:
     snapshot_ms: int = 50
     """How long a snapshot is `pending` and `running` beside the copying itself."""
 
+    auto_backup_ms: int = 86_400_000
+    """How far apart the automatic snapshots of a volume are; 0 is never."""
+
+    zones: int = 0
+    """How many hosts a region has for volumes, of which `require_unique_zone` puts those of one
+    name on different ones; 0 is as many as are asked for."""
+
     extend_needs_restart: bool = False
     """Whether a machine must be restarted to see that its volume has grown."""
 

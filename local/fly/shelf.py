@@ -118,6 +118,11 @@ class Shelf:
         found = (volume.snapshot(snapshot_id) for volume in self._volumes.values())
         return next((one for one in found if one is not None), None)
 
+    def forget_snapshot(self, record: VolumeRecord, snapshot: SnapshotRecord) -> None:
+        """Remove the files of a snapshot that its volume has no more, and keep that."""
+        self._store.forget_folder(self.snapshot_files(record.id, snapshot.id))
+        self.save(record)
+
     def fill(self, record: VolumeRecord) -> None:
         """Copy the source's files into the volume, which is `created` when that is done."""
         self._filled[record.id] = asyncio.Event()

@@ -7,10 +7,12 @@ from pathlib import Path
 from local.fly import errors, ids
 from local.fly.clock import rfc3339_now
 from local.fly.copies import copy_folder, digest_of, size_of
-from local.fly.log import ActionLog
+from local.fly.log import ActionLog, Source
 from local.fly.settings import Settings
 from local.fly.shelf import Shelf
 from local.fly.volume_records import GB, UNFINISHED, SnapshotRecord, VolumeRecord
+
+_SWEEP_S = 60.0
 
 
 class Snapshots:
@@ -33,7 +35,7 @@ class Snapshots:
         now = time.time()
         return [one for one in reversed(volume.snapshots) if not one.expired(now)]
 
-    def take(self, volume: VolumeRecord) -> SnapshotRecord:
+    def take(self, volume: VolumeRecord, *, automatic: bool = False) -> SnapshotRecord:
         """Schedule one; a second while it is being written is refused."""
         for earlier in volume.snapshots:
             if earlier.status in UNFINISHED:
@@ -44,12 +46,41 @@ class Snapshots:
             created_s=time.time(),
             retention_days=volume.snapshot_retention,
             volume_size=volume.size_gb * GB,
+            automatic=automatic,
         )
         volume.snapshots.append(snapshot)
         self._shelf.save(volume)
-        self._actions.volume(volume, "snapshot", "user", {"snapshot": snapshot.id})
+        source: Source = "flyd" if automatic else "user"
+        self._actions.volume(volume, "snapshot", source, {"snapshot": snapshot.id})
         self._begin(volume, snapshot)
         return snapshot
+
+    async def run(self) -> None:
+        """Take the automatic ones and remove those whose time is over, until cancelled."""
+        period = self._settings.auto_backup_ms / 1000
+        while True:
+            await asyncio.sleep(min(period / 2 or _SWEEP_S, _SWEEP_S))
+            self.sweep(period)
+
+    def sweep(self, period: float) -> None:
+        """One pass; volumes whose last automatic snapshot is `period` seconds old get another."""
+        now = time.time()
+        for volume in self._shelf.all():
+            self._remove_expired(volume, now)
+            if period and _backed_up(volume) and now - _last_automatic(volume) >= period:
+                self.take(volume, automatic=True)
+
+    def _remove_expired(self, volume: VolumeRecord, now: float) -> None:
+        """Remove what nothing is being filled from any more."""
+        sources = {one.source for one in self._shelf.all()}
+        expired = [
+            one
+            for one in volume.snapshots
+            if one.expired(now) and one.status not in UNFINISHED and one.id not in sources
+        ]
+        for snapshot in expired:
+            volume.snapshots.remove(snapshot)
+            self._shelf.forget_snapshot(volume, snapshot)
 
     def _begin(self, volume: VolumeRecord, snapshot: SnapshotRecord) -> None:
         self._shelf.begin(self._write(volume, snapshot), f"snapshot {snapshot.id}")
@@ -67,6 +98,17 @@ class Snapshots:
         self._shelf.save(volume)
         self._actions.volume(volume, "snapshot_created", "flyd", {"snapshot": snapshot.id})
         self._shelf.drop_unused_files(volume)
+
+
+def _backed_up(volume: VolumeRecord) -> bool:
+    written = any(one.status in UNFINISHED for one in volume.snapshots)
+    return volume.state == "created" and volume.auto_backup_enabled and not written
+
+
+def _last_automatic(volume: VolumeRecord) -> float:
+    """When the newest was taken; of a volume that has none yet, when that was made."""
+    taken = [one.created_s for one in volume.snapshots if one.automatic]
+    return max(taken, default=volume.created_ms / 1000)
 
 
 def _copied(source: Path, target: Path) -> tuple[int, str]:

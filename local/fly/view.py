@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+from local.fly import checks
+from local.fly.machines import Machine
 from local.fly.records import App, Event, Lease, MachineRecord
 from local.fly.volume_records import BLOCK, GB, SnapshotRecord, VolumeRecord
 from local.fly.wire import JsonObject
@@ -10,8 +12,9 @@ _OVERVIEW = ("image", "guest", "metadata")
 _ONLY_IN_FULL = ("config", "checks", "events", "host_status", "nonce")
 
 
-def machine(record: MachineRecord, *, summary: bool = False, nonce: str = "") -> JsonObject:
+def machine(seen: Machine, *, summary: bool = False, nonce: str = "") -> JsonObject:
     """The Machine object; a summary leaves out config, checks, events and host status."""
+    record = seen.record
     shown: JsonObject = {
         "id": record.id,
         "name": record.name,
@@ -26,7 +29,9 @@ def machine(record: MachineRecord, *, summary: bool = False, nonce: str = "") ->
         "updated_at": record.updated_at,
         "cordoned": record.cordoned,
         "events": events(record, limit=20),
-        "checks": [],
+        "checks": checks.shown(
+            record.config, seen.checks if seen.guest is not None else {}, record.updated_at
+        ),
         "host_status": "ok",
     }
     if nonce:

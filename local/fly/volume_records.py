@@ -27,6 +27,8 @@ class SnapshotRecord:
     status: str = "pending"
     size: int = 0
     digest: str = ""
+    automatic: bool = False
+    """Whether it was taken because a day was over."""
 
     def expired(self, now: float) -> bool:
         """Whether its retention is over."""

@@ -30,6 +30,10 @@ class VolumeWish:
     source_volume_id: str = ""
     retention: int = RETENTION_DAYS
     auto_backup: bool = True
+    unique_zone: bool = True
+    """Whether it wants a host that has none of this app's volumes of the same name."""
+    app_wide: bool = False
+    """Whether volumes of any name keep it away."""
 
 
 class Volumes:
@@ -52,7 +56,7 @@ class Volumes:
             app=app,
             name=wish.name,
             region=region,
-            zone=ids.zone(),
+            zone=self._zone(app, wish, region),
             size_gb=size_gb,
             state=state,
             created_at=rfc3339_now(),
@@ -118,6 +122,23 @@ class Volumes:
             least = self._shelf.live(app, wish.source_volume_id).size_gb
             return _at_least(wish.size_gb, least), "hydrating", wish.source_volume_id
         return _checked_size(wish.size_gb or SIZE_GB), "created", ""
+
+    def _zone(self, app: str, wish: VolumeWish, region: str) -> str:
+        """The host for a volume, or the refusal where every host of the region has one already."""
+        if not self._settings.zones:
+            return ids.zone()
+        zones = [f"{number:04x}" for number in range(self._settings.zones)]
+        taken = [
+            one.zone
+            for one in self._shelf.all()
+            if (one.app, one.region) == (app, region)
+            and one.live
+            and (wish.app_wide or one.name == wish.name)
+        ]
+        free = [zone for zone in zones if zone not in taken]
+        if wish.unique_zone and not free:
+            raise errors.no_room_for_volume()
+        return (free or zones)[0]
 
     def _finished(self, snapshot_id: str) -> SnapshotRecord:
         snapshot = self._shelf.snapshot(snapshot_id)

@@ -28,7 +28,7 @@ def parse_object(body: bytes, target: str) -> JsonObject:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise unmarshal_error(_go_kind(value), target)
+        raise unmarshal_error(go_kind(value), target)
     return value
 
 
@@ -110,11 +110,12 @@ def go_seconds(value: str) -> float | None:
 
 
 def _member_error(value: object, name: str, wanted: str) -> ApiError:
-    text = f"json: cannot unmarshal {_go_kind(value)} into Go struct field {name} of type {wanted}"
+    text = f"json: cannot unmarshal {go_kind(value)} into Go struct field {name} of type {wanted}"
     return ApiError(400, text)
 
 
-def _go_kind(value: object) -> str:
+def go_kind(value: object) -> str:
+    """What Go's decoder calls a JSON value."""
     match value:
         case bool():
             return "bool"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from local.fly import mounts, scenario
 from local.fly.autostop import Autostop, Traffic
+from local.fly.checking import Checking
 from local.fly.claims import Claims
 from local.fly.disk import Disk
 from local.fly.faults import Faults
@@ -49,13 +50,14 @@ class World:
         actions: ActionLog,
         disk: Disk,
         spawner: Spawner,
+        checking: Checking,
     ) -> "World":
         """All parts over an open store and log."""
         faults = Faults()
         shelf = Shelf(settings, store)
         claims = Claims(settings, shelf)
         volumes = Volumes(settings, shelf, actions, faults)
-        jobs = Jobs(settings, actions, faults, disk, spawner, claims)
+        jobs = Jobs(settings, actions, faults, disk, spawner, claims, checking)
         lifecycle = Lifecycle(settings, actions, faults, jobs, claims)
         fleet = Fleet(settings, store, actions, faults, lifecycle, claims, volumes)
         traffic = Traffic()
@@ -90,7 +92,9 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         stack.push_async_callback(disk.run, actions.close)
         spawner = Spawner()
         stack.push_async_callback(spawner.close)
-        world = World.build(settings, store, actions, disk, spawner)
+        checking = Checking()
+        stack.push_async_callback(checking.close)
+        world = World.build(settings, store, actions, disk, spawner, checking)
         if settings.scenario:
             await disk.run(lambda: scenario.load(Path(settings.scenario), world.faults))
         world.fleet.load(await disk.run(store.apps), await disk.run(store.machines))
@@ -101,5 +105,6 @@ async def opened(settings: Settings) -> AsyncIterator[World]:
         claimants = {one.id for one in records if one.live and mounts.wish(one.config)}
         world.shelf.load(await disk.run(store.volumes), claimants)
         world.snapshots.resume()
+        world.shelf.begin(world.snapshots.run(), "automatic snapshots")
         world.shelf.begin(world.autostop.run(), "autostop")
         yield world

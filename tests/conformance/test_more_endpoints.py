@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.conformance.wire import App, unique
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conformance.wire import App, Json, unique, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 
 def test_the_machines_of_an_organisation_come_in_pages(app: App) -> None:
@@ -69,3 +77,71 @@ def test_a_restart_boots_again(app: App) -> None:
     machine.wait("started", from_event_id=newest)
     assert machine.boot_id() != boot_id
     app.api.expect(400, "POST", f"{machine.path}/restart", signal="SIGNO")
+
+
+def test_a_token_for_the_key_store_is_plain_text(app: App) -> None:
+    reply = app.api.send("POST", "/v1/tokens/kms")
+    assert (reply.status_code, reply.headers["content-type"].partition(";")[0]) == (
+        200,
+        "text/plain",
+    )
+    assert reply.text
+
+
+@pytest.mark.parametrize("order", ["asc", "desc", ""])
+@pytest.mark.parametrize("member", ["pid", "rss", "command", "rtime"])
+def test_processes_come_in_the_order_asked_for(app: App, member: str, order: str) -> None:
+    machine = app.scripted("sleep 1000 & sleep 1001 & touch ready; wait")
+    query = {"sort_by": member, "order": order} if order else {"sort_by": member}
+    found = machine.call(200, "GET", "ps", **query)
+    assert len(found) >= 3
+    values = [one[member] for one in found]
+    assert values == sorted(values, reverse=order == "desc")
+    assert {"pid", "stime", "rtime", "command", "directory", "rss"} <= set(found[0])
+
+
+@pytest.mark.parametrize("query", [{"sort_by": "colour"}, {"order": "sideways"}])
+def test_an_order_that_there_is_not_is_400(faulty: App, query: dict[str, str]) -> None:
+    machine = faulty.machine()
+    assert machine.call(400, "GET", "ps", **query)["error"]
+
+
+def test_volumes_of_a_name_are_on_hosts_of_their_own(
+    tuned: Callable[..., AbstractContextManager[App]],
+) -> None:
+    with tuned(zones="2") as app:
+        path = f"{app.path}/volumes"
+        made = [app.api.expect(200, "POST", path, {"name": "data"}) for _ in range(2)]
+        assert len({one["zone"] for one in made}) == 2
+        text = app.api.expect(412, "POST", path, {"name": "data"})["error"]
+        assert "insufficient resources" in text
+        anywhere = {"name": "data", "require_unique_zone": False}
+        app.api.expect(200, "POST", path, anywhere)
+        # Of another name, or in another region, there is room; not where any name counts.
+        app.api.expect(200, "POST", path, {"name": "other"})
+        app.api.expect(200, "POST", path, {"name": "data", "region": "lhr"})
+        app.api.expect(412, "POST", path, {"name": "third", "unique_zone_app_wide": True})
+        app.api.expect(200, "DELETE", f"{path}/{made[0]['id']}")
+        fresh = app.api.expect(200, "POST", path, {"name": "wide", "require_unique_zone": False})
+        assert fresh["zone"] in {one["zone"] for one in made}
+
+
+def test_volumes_are_backed_up_by_themselves_unless_told_otherwise(
+    tuned: Callable[..., AbstractContextManager[App]],
+) -> None:
+    with tuned(auto_backup_ms="300") as app:
+        path = f"{app.path}/volumes"
+        body = {"name": "kept", "snapshot_retention": 7}
+        kept = app.api.expect(200, "POST", path, body)
+        left = app.api.expect(
+            200, "POST", path, {"name": "left_alone", "auto_backup_enabled": False}
+        )
+        assert (kept["auto_backup_enabled"], left["auto_backup_enabled"]) == (True, False)
+
+        def taken() -> list[Json]:
+            listed = app.api.expect(200, "GET", f"{path}/{kept['id']}/snapshots")
+            return [one for one in listed if one["status"] == "created"]
+
+        until(lambda: len(taken()) >= 2)
+        assert {one["retention_days"] for one in taken()} == {7}
+        assert app.api.expect(200, "GET", f"{path}/{left['id']}/snapshots") == []

@@ -10,7 +10,7 @@ from local.fly.faults import Occasion
 from local.fly.guests import ExecTimedOut, Guest
 from local.fly.limits import ACTION
 from local.fly.machines import Machine
-from local.fly.procfs import processes
+from local.fly.procfs import SORTABLE, processes, sorted_by
 from local.fly.wire import JsonObject
 from local.fly.world import World
 
@@ -46,9 +46,15 @@ async def exec_(world: World, call: Call) -> Reply:
 
 
 async def ps(world: World, call: Call) -> Reply:
-    """The guest's processes."""
+    """The guest's processes, by their ids unless another member is to sort them."""
+    member, order = call.query.get("sort_by") or "pid", call.query.get("order") or "asc"
+    if member not in SORTABLE:
+        raise ApiError(400, f"invalid_argument: sort_by must be one of {', '.join(SORTABLE)}")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, "invalid_argument: order must be asc or desc")
     guest = _running_guest(call.seen_machine(world), "list processes of")
-    return Reply(200, await asyncio.to_thread(processes, guest.main.pid))
+    found = await asyncio.to_thread(processes, guest.main.pid)
+    return Reply(200, sorted_by(found, member, descending=order == "desc"))
 
 
 def _running_guest(machine: Machine, verb: str) -> Guest:

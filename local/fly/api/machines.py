@@ -23,7 +23,7 @@ async def create(world: World, call: Call) -> Reply:
     run = not wire.flag(body, "skip_launch")
     name, region = wire.text(body, "name") or "", wire.text(body, "region") or ""
     machine = world.fleet.create_machine(call.app, name, region, config, run=run)
-    return Reply(200, view.machine(machine.record, nonce=_lease(machine, call, ttl_s)))
+    return Reply(200, view.machine(machine, nonce=_lease(machine, call, ttl_s)))
 
 
 async def list_(world: World, call: Call) -> Reply:
@@ -31,12 +31,12 @@ async def list_(world: World, call: Call) -> Reply:
     wanted = machine_filter(call)
     found = [m for m in world.fleet.seen_machines(call.app) if wanted(m)]
     summary = call.flag("summary")
-    return Reply(200, [view.machine(m.record, summary=summary) for m in found])
+    return Reply(200, [view.machine(m, summary=summary) for m in found])
 
 
 async def get(world: World, call: Call) -> Reply:
     """One machine; a destroyed one is found too."""
-    return Reply(200, view.machine(call.seen_machine(world).record))
+    return Reply(200, view.machine(call.seen_machine(world)))
 
 
 async def update(world: World, call: Call) -> Reply:
@@ -47,7 +47,7 @@ async def update(world: World, call: Call) -> Reply:
     ttl_s = _lease_ttl(body)
     expected = wire.text(body, "current_version") or ""
     world.lifecycle.update(machine, config, expected, "user")
-    return Reply(200, view.machine(machine.record, nonce=_lease(machine, call, ttl_s)))
+    return Reply(200, view.machine(machine, nonce=_lease(machine, call, ttl_s)))
 
 
 async def delete(world: World, call: Call) -> Reply:

@@ -73,6 +73,11 @@ async def oidc_token(world: World, call: Call) -> Reply:
     return Reply(200, text=f"{_part({'alg': 'none', 'typ': 'JWT'})}.{_part(claims)}.")
 
 
+async def kms_token(world: World, call: Call) -> Reply:
+    """A token for Fly's key store, as plain text. There is none here that would take it."""
+    return Reply(200, text=f"FlyV1 fm2_{ids.owner(call.token).partition('@')[0]}")
+
+
 async def deploy_token(world: World, call: Call) -> Reply:
     """A token for the app; as good as the caller's."""
     world.fleet.app(call.app)
@@ -98,5 +103,6 @@ OPERATIONS = (
     Operation("token_authenticate", "POST", "/v1/tokens/authenticate", authenticate, rate=ACTION),
     Operation("token_authorize", "POST", "/v1/tokens/authorize", authorize, rate=ACTION),
     Operation("token_oidc", "POST", "/v1/tokens/oidc", oidc_token, rate=ACTION),
+    Operation("token_kms", "POST", "/v1/tokens/kms", kms_token, rate=ACTION),
     Operation("deploy_token", "POST", "/v1/apps/{app}/deploy_token", deploy_token, rate=ACTION),
 )

@@ -110,6 +110,8 @@ def _wish(body: JsonObject) -> VolumeWish:
         source_volume_id=wire.text(body, "source_volume_id") or "",
         retention=RETENTION_DAYS if retention is None else checked_retention(retention),
         auto_backup=_or(wire.flag(body, "auto_backup_enabled"), True),
+        unique_zone=_or(wire.flag(body, "require_unique_zone"), True),
+        app_wide=_or(wire.flag(body, "unique_zone_app_wide"), False),
     )
 
 

@@ -1,5 +1,6 @@
 """Volumes: who has them, what is in them, how they end."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -297,3 +298,24 @@ async def test_the_end_of_an_app_is_the_end_of_its_volumes(app: App) -> None:
     await app.client.expect(404, "GET", f"{STEM}/{volume['id']}")
     await app.client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "personal"})
     assert await app.client.expect(200, "GET", STEM) == []
+
+
+async def test_a_snapshot_whose_time_is_over_is_removed(settings: Settings) -> None:
+    settings = replace(settings, auto_backup_ms=200)
+    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "personal"})
+        volume = await make(client, auto_backup_enabled=False, snapshot_retention=1)
+        kept, old = await snapshot(client, volume), await snapshot(client, volume)
+    folder = settings.data / "volumes" / volume["id"]
+    assert {path.name for path in (folder / "snapshots").iterdir()} == {kept["id"], old["id"]}
+    stored = json.loads((folder / "volume.json").read_text())
+    next(one for one in stored["snapshots"] if one["id"] == old["id"])["created_s"] -= 90_000
+    (folder / "volume.json").write_text(json.dumps(stored))
+    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+
+        async def removed() -> bool:
+            return [path.name for path in (folder / "snapshots").iterdir()] == [kept["id"]]
+
+        await until(removed)
+        listed = await client.expect(200, "GET", f"{STEM}/{volume['id']}/snapshots")
+        assert [one["id"] for one in listed] == [kept["id"]]

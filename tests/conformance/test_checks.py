@@ -1,0 +1,113 @@
+"""Health checks in Machine objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conformance.wire import App, Json, Machine, unique, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STATUSES = {"passing", "warning", "critical"}
+OFTEN = {"interval": "1s", "timeout": "1s", "grace_period": "0s"}
+ALIVE = {"type": "http", "port": 8080, "method": "GET", "path": "/", **OFTEN}
+
+
+def checks_of(machine: Machine) -> dict[str, Json]:
+    """Its checks by their names, each of the right shape."""
+    found = machine.get()["checks"]
+    for check in found:
+        assert set(check) == {"name", "status", "output", "updated_at"}
+        assert check["status"] in STATUSES
+    return {check["name"]: check for check in found}
+
+
+def has(machine: Machine, name: str, status: str) -> Callable[[], bool]:
+    return lambda: bool(checks_of(machine)[name]["status"] == status)
+
+
+def counter(app: App, **config: Json) -> Machine:
+    """A machine that answers over HTTP."""
+    made = app.create(name=unique("m"), config={"image": "roost/counter", **config})
+    machine = Machine(app, made["id"])
+    machine.wait("started")
+    return machine
+
+
+def test_a_machine_without_checks_shows_none(app: App) -> None:
+    assert app.machine().get().get("checks") in ([], None)
+
+
+def test_a_check_of_nobody_is_critical_after_its_grace(app: App) -> None:
+    machine = app.machine(checks={"alive": {"type": "tcp", "port": 8080, **OFTEN}})
+    until(has(machine, "alive", "critical"))
+    assert checks_of(machine)["alive"]["output"]
+
+
+@pytest.mark.parametrize("kind", ["tcp", "http"])
+def test_a_check_of_one_that_answers_passes(faulty: App, kind: str) -> None:
+    machine = counter(faulty, checks={"alive": ALIVE | {"type": kind}})
+    until(has(machine, "alive", "passing"))
+    told = checks_of(machine)["alive"]
+    assert told["output"] == ("0" if kind == "http" else "Success")
+    assert told["updated_at"].endswith("Z")
+
+
+def test_a_check_that_is_answered_with_an_error_is_critical(faulty: App) -> None:
+    machine = counter(faulty, checks={"lost": ALIVE | {"path": "/nowhere"}})
+    # Until it listens, nobody answers at all.
+    until(lambda: str(checks_of(machine)["lost"]["output"]).startswith("404"))
+    assert checks_of(machine)["lost"]["status"] == "critical"
+
+
+def test_services_have_checks_too(faulty: App) -> None:
+    check = {"type": "http", "path": "/", "interval": "1s", "timeout": "1s"}
+    other = {"type": "tcp", "port": 9000, "interval": "2h"}
+    services = [{"protocol": "tcp", "internal_port": 8080, "ports": [], "checks": [check, other]}]
+    machine = counter(faulty, services=services)
+    until(has(machine, "servicecheck-00-http-8080", "passing"))
+    assert set(checks_of(machine)) == {"servicecheck-00-http-8080", "servicecheck-01-tcp-9000"}
+    # Fly checks a service once a minute at least.
+    shown = machine.get()["config"]["services"][0]["checks"]
+    assert [one["interval"] for one in shown] == ["1s", "1m0s"]
+
+
+def test_nothing_is_blamed_within_its_grace(faulty: App) -> None:
+    # One that nobody answers either, without a grace, shows that both were asked.
+    silent = {"type": "tcp", "port": 8080, "interval": "1s"}
+    checks = {"old": silent | {"grace_period": "0s"}, "young": silent | {"grace_period": "1h"}}
+    machine = faulty.machine(checks=checks)
+    until(has(machine, "old", "critical"))
+    assert checks_of(machine)["young"]["status"] == "warning"
+
+
+def test_a_check_fails_when_its_application_does_and_a_boot_begins_anew(faulty: App) -> None:
+    machine = counter(faulty, checks={"alive": ALIVE})
+    until(has(machine, "alive", "passing"))
+    machine.goes("stop", "stopped")
+    assert checks_of(machine)["alive"]["status"] == "warning"
+    machine.goes("start", "started")
+    until(has(machine, "alive", "passing"))
+
+
+def test_a_summary_has_no_checks(app: App) -> None:
+    app.machine(checks={"alive": {"type": "tcp", "port": 8080, **OFTEN}})
+    assert all("checks" not in one for one in app.list(summary="true"))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"type": "udp"},
+        {"type": "http", "path": "no-slash"},
+        {"type": "http", "method": "GE T"},
+        {"type": "http", "headers": [{"name": "a b", "values": ["x"]}]},
+        {"type": "tcp", "interval": "often"},
+    ],
+)
+def test_a_check_that_cannot_be_made_is_400(faulty: App, check: Json) -> None:
+    checks = {"odd": {"port": 8080, **check}}
+    assert faulty.create(400, config=faulty.config(checks=checks))["error"]
