@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from session_service.background import Background
     from session_service.config import Config
+    from session_service.ports import Activities, Containers, Previews
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
 
@@ -49,8 +50,9 @@ class Outside:
 
     database: Database
     notices: Notices
-    containers: GrpcContainers
-    previews: Preview
+    containers: Containers
+    previews: Previews
+    activities: Activities
     installation: Installation
 
 
@@ -75,13 +77,10 @@ async def reach(
     http = await stack.enter_async_context(
         httpx.AsyncClient(follow_redirects=False, trust_env=False)
     )
-    return Outside(
-        database,
-        notices,
-        GrpcContainers(channel),
-        Preview(config.url_template, http),
-        await installation.read(database),
-    )
+    previews, containers = Preview(config.url_template, http), GrpcContainers(channel)
+    activities = Activity(previews, containers)
+    installed = await installation.read(database)
+    return Outside(database, notices, containers, previews, activities, installed)
 
 
 def own(config: Config, database: Database) -> Ownership:
@@ -127,8 +126,9 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
         holding=Holding(database),
         watching=Watching(database, outside.notices),
     )
-    activity = Activity(previews, containers)
-    behind = background.build(config, database, containers, activity, looker, work, installed)
+    behind = background.build(
+        config, database, containers, outside.activities, looker, work, installed
+    )
     return Wired(cases, work, behind)
 
 

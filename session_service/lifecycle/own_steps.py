@@ -66,9 +66,8 @@ def recovery(record: Record, step: Step, terms: Terms) -> tuple[Change, NewDecis
     )
     change = intents.climbing(session, Wish(), None, decision.decision_id, terms)
     columns = {**change.session, "cause": Cause.LOST}
-    return Change(session.session_id, session.epoch, columns, details=_told(Cause.LOST, step)), (
-        decision
-    )
+    told = Change(session.session_id, session.epoch, columns, details=_told(Cause.LOST, step))
+    return told, decision
 
 
 def intent(record: Record, step: Step, terms: Terms) -> Change:
