@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from google.protobuf.json_format import MessageToDict
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _VOLUME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# What a URL's path and query are written in; no fragment, no backslash, nothing unprintable.
+_HTTP_PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*")
 #: What a shared and a performance machine may have of processors (Fly docs: machine sizing).
 _CPUS = {"shared": (1, 2, 4, 6, 8), "performance": (1, 2, 4, 8, 16)}
 #: Least memory per processor, and the step that memory comes in, in MB.
@@ -26,6 +29,7 @@ _MEMORY = {"shared": (256, 256), "performance": (2048, 1024)}
 MEMORY_LIMIT_MB = 2048
 WORD_LIMIT = 32_768
 COUNT_LIMIT = 256
+HOOK_LIMIT = 1024
 SERVICE_LIMIT = 16
 #: How long a main process may take to end, in s.
 STOP_TIMEOUT_LEAST = 0.1
@@ -129,10 +133,23 @@ def _mounts(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
 
 
 def _hook(fields: Fields, path: str, hook: pb.StateHook) -> None:
-    kind = hook.WhichOneof("hook")
-    if kind is None:
-        return
-    value: str = getattr(hook, kind)
-    fields.text(f"{path}.{kind}", value, 1024, required=True)
-    if kind == "http_path" and not value.startswith("/"):
-        fields.wrong(f"{path}.{kind}", "must begin with a slash")
+    match hook.WhichOneof("hook"):
+        case "http_path":
+            _http_path(fields, f"{path}.http_path", hook.http_path)
+        case "command":
+            fields.text(f"{path}.command", hook.command, HOOK_LIMIT, required=True)
+
+
+def _http_path(fields: Fields, field: str, value: str) -> None:
+    """A path at a host that is not the caller's to choose: absolute, and never above itself."""
+    path = unquote(value.partition("?")[0])
+    if not value or len(value) > HOOK_LIMIT:
+        fields.wrong(field, f"must be 1 to {HOOK_LIMIT} characters")
+    elif not _HTTP_PATH.fullmatch(value):
+        fields.wrong(field, "must begin with a slash and hold what a URL's path may, encoded")
+    elif path.startswith("//") or "\\" in path:
+        fields.wrong(field, "must be a path alone, without a host")
+    elif ".." in path.split("/"):
+        fields.wrong(field, "must not have '..' in it")
+    elif not path.isprintable():
+        fields.wrong(field, "must not have control characters in it")

@@ -6,6 +6,7 @@ import string
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,10 +107,40 @@ def test_both_services_refuse_the_same_specs(spec: Any, named: bool) -> None:
     """What container_service would refuse must not become a session first; nor the other way."""
     if named:
         spec.image = "roost/counter"
+    one, other = _verdicts(spec)
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("path", "good"),
+    [
+        ("/state", True),
+        ("/a/b%20c?d=/..", True),
+        ("", False),
+        ("state", False),
+        ("//elsewhere/state", False),
+        ("/%2felsewhere", False),
+        ("/a/%2E./b", False),
+        ("/a%0d", False),
+        ("/a%5cb", False),
+        ("/a#b", False),
+        ("/" + "x" * 1024, False),
+    ],
+)
+def test_both_services_refuse_the_same_paths_of_state_hooks(path: str, good: bool) -> None:
+    spec = container_pb.ContainerSpec(
+        image="roost/counter", state_hook=container_pb.StateHook(http_path=path)
+    )
+    refused = set() if good else {"spec.state_hook.http_path"}
+    assert _verdicts(spec) == [refused, refused]
+
+
+def _verdicts(spec: Any) -> list[set[str]]:
+    """The fields that each service refuses."""
     here, there = Fields(), ContainerFields()
     parse_spec(here, "spec", spec)
     parse_there(there, spec)
-    verdicts = []
+    verdicts: list[set[str]] = []
     for fields in (here, there):
         try:
             fields.done()
@@ -117,7 +148,7 @@ def test_both_services_refuse_the_same_specs(spec: Any, named: bool) -> None:
             verdicts.append({violation.field for violation in error.violations})
         else:
             verdicts.append(set())
-    assert verdicts[0] == verdicts[1]
+    return verdicts
 
 
 @given(st.uuids(), st.uuids(), st.sampled_from(["", "default"]))
