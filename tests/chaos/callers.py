@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 KEYS = 20
 #: What a caller does next, and how often of a hundred.
 WEIGHTS = {
-    "start": 40,
+    "start": 30,
+    "visit": 18,
     "storm": 5,
-    "pause": 17,
+    "pause": 10,
     "stop": 6,
     "resume": 6,
     "touch": 6,
@@ -88,6 +89,12 @@ class Callers:
         if answer.ok and answer.state == "ACTIVE":
             for _ in range(dice.choice([1, 2])):
                 await self._click(name, answer)
+
+    async def _visit(self, dice: random.Random, name: str, key: str) -> None:
+        """Open, leave, and come back."""
+        await self._start(dice, name, key)
+        await self._pause(dice, name, key)
+        await self._start(dice, name, key)
 
     async def _storm(self, dice: random.Random, name: str, key: str) -> None:
         """Several at once, at both replicas."""

@@ -28,7 +28,7 @@ EMULATOR, POSTGRES = "emulator", "postgres"
 #: How often each kind of provider fault must have fired in a run, by the emulator's own count.
 FIRED_AT_LEAST = 3
 #: How long an armed replica is waited for until it is killed from outside, in s.
-ARMED_SECONDS = 3.0
+ARMED_SECONDS = 2.0
 #: The points that a run of random calls is sure to pass.
 POINTS = tuple(
     f"{place}.{moment}"
@@ -69,7 +69,6 @@ class Nemesis:
             "emulator": self._emulator,
             "postgres": self._postgres,
             "network": self._network,
-            "network-2": self._network,
             "provider": self._provider,
         }
         async with asyncio.TaskGroup() as group:
@@ -90,7 +89,7 @@ class Nemesis:
 
     def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
         async def lane(dice: random.Random) -> None:
-            while await self._pause(dice, 1.0, 3.5):
+            while await self._pause(dice, 2.0, 6.0):
                 deed = dice.choice(["kill", "kill", "arm", "arm", "arm", "freeze"])
                 point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
                 count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 2.5)
@@ -105,7 +104,7 @@ class Nemesis:
         return lane
 
     async def _containers(self, dice: random.Random) -> None:
-        while await self._pause(dice, 3.0, 7.0):
+        while await self._pause(dice, 4.0, 9.0):
             away, frozen = dice.uniform(0, 1.0), dice.uniform(0.2, 1.5)
             if dice.random() < 0.3:
                 await self._freeze(CONTAINERS, frozen)
@@ -156,7 +155,7 @@ class Nemesis:
 
     async def _provider(self, dice: random.Random) -> None:
         """Every kind in turn, in an order of the seed's; those that lag behind come again."""
-        each = self._seconds / (len(KINDS) * (FIRED_AT_LEAST + 2))
+        each = self._seconds / (len(KINDS) * (FIRED_AT_LEAST + 1))
         bag: list[str] = []
         while await self._pause(dice, each * 0.5, each * 1.5):
             if not bag:

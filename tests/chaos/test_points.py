@@ -1,0 +1,318 @@
+"""A replica dies before, during and after everything it does; another one goes on from there.
+
+Each case is a process of its own that is armed at one point, on a database of its own, and asserted
+to have died there. The other replica is in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import httpx
+import pytest
+
+from container_service.main import serve as serve_containers
+from local.fly.admin import Admin
+from local.fly.emulator import serve as serve_emulator
+from local.fly.settings import Settings
+from local.health import OPTIONS, serving
+from local.ports import free_port
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from session_service import points
+from tests.chaos.zygote import Zygote
+from tests.container.harness import APP, TOKEN, config_for, make_app, read_failure
+from tests.eventually import eventually
+from tests.session.harness import IMAGE, World, key, replica, request_id, session_config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from local.fly.emulator import Emulator
+    from tests.database import Databases
+    from tests.session.harness import Replica
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+#: As many at once as keep two cores busy while others wait for a lease to run out.
+AT_ONCE = 6
+LEASE, PATIENCE = 1, 20.0
+
+CREATE = ("create", "wait_started", "read_boot_id")
+REST = ("acquire_lease", "suspend", "release_lease")
+END = ("acquire_lease", "cordon", "suspend", "release_lease")
+
+
+@dataclass
+class Case:
+    """One death: the replica that dies, the one that goes on, and what both stand on."""
+
+    world: World
+    zygote: Zygote
+    environment: dict[str, str]
+    log: Path
+
+    @property
+    def other(self) -> Replica:
+        """The replica that lives."""
+        return self.world.one
+
+    async def dies(self, call: Callable[[SessionServiceStub], Awaitable[object]]) -> None:
+        """Make the call at the armed replica, and see that one die by its own hand."""
+        port = free_port()
+        environment = {**self.environment, "ROOST_SESSION_LISTEN": f"127.0.0.1:{port}"}
+        pid = await self.zygote.fork(environment, self.log)
+        await asyncio.wait_for(serving(f"127.0.0.1:{port}"), 20)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
+            asked = asyncio.ensure_future(call(SessionServiceStub(channel)))
+            status = await asyncio.wait_for(self.zygote.ended(pid), 15)
+            assert status == -signal.SIGKILL, self.log.read_text()
+            (answer,) = await asyncio.gather(asked, return_exceptions=True)
+        if isinstance(answer, BaseException):
+            assert isinstance(answer, grpc.aio.AioRpcError), answer
+            assert answer.code() is grpc.StatusCode.UNAVAILABLE, answer
+
+    async def repeated(self, method: str, request: object) -> Any:
+        """The same request at the other replica, until it is answered; twice, equally.
+
+        Any: the answer, or the `Failure`.
+        """
+        first = await self._answered(method, request)
+        again = await self._answered(method, request)
+        assert _essence(first) == _essence(again)
+        return first
+
+    async def _answered(self, method: str, request: object) -> Any:
+        async def once() -> Any:
+            try:
+                return await getattr(self.other.stub, method)(request, timeout=PATIENCE)
+            except grpc.aio.AioRpcError as error:
+                failure = read_failure(error)
+                assert failure.code is not grpc.StatusCode.UNAVAILABLE, failure
+                return failure
+
+        answer: Any = await eventually(once, timeout=PATIENCE, interval=0.1)
+        return answer
+
+    async def machines(self, session_id: str) -> list[str]:
+        """The states of all machines ever made for a session, at the provider."""
+        made = {
+            done.machine
+            for done in await self.world.admin.actions()
+            if done.action == "create" and done.labels.get("roost_session") == session_id
+        }
+        states = []
+        for machine in made:
+            url = f"{self.world.emulator.api_url}/v1/apps/{APP}/machines/{machine}"
+            answer = await self.world.http.get(url, headers={"authorization": f"Bearer {TOKEN}"})
+            states.append(str(answer.json()["state"]))
+        return states
+
+    async def known(self) -> list[str]:
+        """The ids of all sessions that there ever were."""
+        answer = await self.other.stub.ListSessions(rpc_pb.ListSessionsRequest(), timeout=PATIENCE)
+        return [session.session_id for session in answer.sessions]
+
+
+def _essence(answer: Any) -> tuple[object, ...]:
+    """What is the same in each answer to one request."""
+    if isinstance(answer, rpc_pb.StartSessionResponse):
+        attempts = [str(attempt) for attempt in answer.attempts]
+        session = answer.session.session_id
+        return answer.decision_id, answer.outcome, answer.continuity, attempts, session
+    return (getattr(answer, "decision_id", ""), getattr(answer, "reason", ""))
+
+
+# --- the transitions, and what must hold of each after a death anywhere in it ------------------
+
+
+async def _start_create(case: Case) -> None:
+    request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert answer.outcome == pb.START_OUTCOME_CREATED
+    assert not answer.joined
+    assert await case.known() == [answer.session.session_id]
+    assert await case.machines(answer.session.session_id) == ["started"]
+    assert await case.world.counter(answer.session) == "0"
+
+
+async def _start_resume(case: Case) -> None:
+    session = (await case.other.start()).session
+    await case.world.click_twice(session)
+    await case.other.pause(session.session_id)
+    request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert answer.outcome == pb.START_OUTCOME_RESUMED
+    assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
+    assert await case.machines(session.session_id) == ["started"]
+    assert await case.world.counter(answer.session) == "2"
+
+
+async def _pause(case: Case) -> None:
+    session = (await case.other.start()).session
+    await case.world.click_twice(session)
+    request = rpc_pb.PauseSessionRequest(session_id=session.session_id, request_id=request_id())
+    await case.dies(lambda stub: stub.PauseSession(request, timeout=PATIENCE))
+    answer = await case.repeated("PauseSession", request)
+    (state,) = await case.machines(session.session_id)
+    if isinstance(answer, rpc_pb.PauseSessionResponse):
+        assert (answer.session.state, state) == (pb.Session.STATE_PAUSED, "suspended")
+    else:
+        # Found running by whoever took over: told, and nothing lost.
+        assert (answer.reason, state) == ("SUSPEND_FAILED_STILL_RUNNING", "started")
+    back = await case.other.start()
+    assert (back.continuity, back.session.session_id) == (pb.CONTINUITY_MEMORY, session.session_id)
+    assert await case.world.counter(back.session) == "2"
+
+
+async def _end(case: Case) -> None:
+    session = (await case.other.start()).session
+    await case.world.click_twice(session)
+    request = rpc_pb.EndSessionRequest(session_id=session.session_id, request_id=request_id())
+    await case.dies(lambda stub: stub.EndSession(request, timeout=PATIENCE))
+    answer = await case.repeated("EndSession", request)
+    assert answer.session.state == pb.Session.STATE_ENDED
+    assert await case.machines(session.session_id) == ["suspended"]
+    await case.other.undelete(session.session_id)
+    back = await case.other.start()
+    assert (back.outcome, back.continuity) == (pb.START_OUTCOME_RESUMED, pb.CONTINUITY_MEMORY)
+    assert await case.world.counter(back.session) == "2"
+
+
+async def _end_now(case: Case) -> None:
+    session = (await case.other.start()).session
+    request = rpc_pb.EndSessionRequest(
+        session_id=session.session_id, request_id=request_id(), now=True
+    )
+    await case.dies(lambda stub: stub.EndSession(request, timeout=PATIENCE))
+    answer = await case.repeated("EndSession", request)
+    assert answer.session.state == pb.Session.STATE_ENDED
+    assert await eventually(lambda: _all_gone(case, session.session_id))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await case.other.undelete(session.session_id)
+    assert read_failure(refused.value).reason == "SESSION_STATE_CONFLICT"
+
+
+async def _all_gone(case: Case, session_id: str) -> bool:
+    return await case.machines(session_id) == ["destroyed"]
+
+
+async def _fresh(case: Case) -> None:
+    old = (await case.other.start()).session
+    request = rpc_pb.StartSessionRequest(
+        key=key(), request_id=request_id(), mode=pb.START_MODE_FRESH
+    )
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert answer.outcome == pb.START_OUTCOME_CREATED
+    new = answer.session.session_id
+    assert sorted(await case.known()) == sorted([old.session_id, new])
+    ended = await case.other.end(old.session_id)
+    assert ended.state == pb.Session.STATE_ENDED
+    assert await case.machines(old.session_id) == ["suspended"]
+    assert await case.machines(new) == ["started"]
+    assert await case.world.counter(answer.session) == "0"
+
+
+PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
+    _start_create: ("intent", "note", "outcome", *CREATE),
+    _start_resume: ("intent", "outcome", "resume"),
+    _pause: ("intent", "outcome", *REST),
+    _end: ("intent", "outcome", *END),
+    _end_now: ("intent", "outcome", "acquire_lease", "destroy"),
+    _fresh: ("intent", "note", "outcome", *CREATE, *END),
+}
+
+
+@pytest.mark.parametrize("transition", PLACES, ids=lambda each: each.__name__.strip("_"))
+async def test_a_death_at_every_point_of(
+    transition: Callable[[Case], Awaitable[None]],
+    databases: Databases,
+    migrated_database: str,
+    tmp_path: Path,
+) -> None:
+    """One machine, the right answer, and nothing lost, wherever the replica died."""
+    turns = asyncio.Semaphore(AT_ONCE)
+    names = [f"{place}.{m}" for place in PLACES[transition] for m in points.MOMENTS]
+    failures: list[str] = []
+
+    async def one(name: str) -> None:
+        async with turns, _case(name, ground, databases, migrated_database, tmp_path) as case:
+            try:
+                await transition(case)
+            except Exception as error:  # noqa: BLE001  # told with the point's name
+                failures.append(f"{name}: {error!r}"[:600])
+
+    async with _ground(tmp_path) as ground:
+        await asyncio.gather(*map(one, names))
+    assert not failures, "\n".join(failures)
+
+
+@dataclass
+class Ground:
+    """What all cases of a test share."""
+
+    emulator: Emulator
+    admin: Admin
+    http: httpx.AsyncClient
+    containers: str
+    zygote: Zygote
+
+
+@asynccontextmanager
+async def _ground(folder: Path) -> AsyncGenerator[Ground]:
+    settings = Settings(
+        data=folder / "fly", port=0, proxy_port=0, token=TOKEN, create_ms=5, start_ms=5,
+        resume_ms=5, suspend_ms=20, destroy_ms=5, limits=False,
+    )  # fmt: skip
+    async with AsyncExitStack() as stack:
+        emulator = await stack.enter_async_context(serve_emulator(settings))
+        await make_app(emulator)
+        containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
+        yield Ground(
+            emulator,
+            await stack.enter_async_context(Admin(emulator.api_url)),
+            await stack.enter_async_context(
+                httpx.AsyncClient(trust_env=False, verify=False, timeout=PATIENCE)
+            ),
+            containers.target,
+            await stack.enter_async_context(Zygote.running()),
+        )
+
+
+@asynccontextmanager
+async def _case(
+    name: str, ground: Ground, databases: Databases, template: str, folder: Path
+) -> AsyncIterator[Case]:
+    """A database, a replica on it that lives, and what makes the one that dies."""
+    url = await asyncio.to_thread(databases.create, template)
+    lease = timedelta(seconds=LEASE)
+    where = (url, ground.containers, ground.emulator.proxy_url)
+    # The template is migrated, and Alembic is not for several at once.
+    config = session_config(*where, lease=lease, migrate=False)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ROOST_DATABASE_URL": url,
+        "ROOST_CONTAINER_TARGET": config.container_target,
+        "ROOST_FLY_APP": APP,
+        "ROOST_URL_TEMPLATE": config.url_template,
+        "ROOST_DEFAULT_IMAGE": IMAGE,
+        "ROOST_LEASE": str(LEASE),
+        "ROOST_LAG_WINDOW": str(config.lag_window.total_seconds()),
+        "ROOST_MIGRATE": "false",
+        points.VARIABLE: f"{name}:1",
+    }
+    async with replica(config) as other:
+        world = World(ground.emulator, ground.admin, [other], ground.http)
+        yield Case(world, ground.zygote, environment, folder / f"{name}.log")
+    await asyncio.to_thread(databases.drop, url)
