@@ -136,15 +136,19 @@ class Booting:
         """Wait until the container runs; False where the start has to be asked for again."""
         begun = time.monotonic()
         silence = Silence()
-        for seconds in slices() if accepted else slices(first=self._waiting.lag_window):
+        first = None if accepted else self._waiting.lag_window
+        lengths = slices(first)
+        while True:
             try:
-                if await self._provider.wait(ref, {ContainerState.STARTED}, seconds, deadline):
+                wait = self._provider.wait(ref, {ContainerState.STARTED}, next(lengths), deadline)
+                if await wait:
                     return True
                 seen = await self._provider.get(ref, deadline)
             except (ProviderUnavailable, ProviderRateLimited) as error:
                 if deadline.passed or silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
+                lengths = slices(first)
                 continue
             silence.broken()
             if seen.state is ContainerState.STARTED:
@@ -159,7 +163,6 @@ class Booting:
                 return False
             if deadline.passed:
                 raise WaitTimedOut("the container was not seen started in time")
-        raise AssertionError("unreachable")
 
     async def _boot_id(self, ref: ContainerRef, deadline: Deadline) -> str:
         """The guest's boot id, asked for once; empty where it does not answer."""

@@ -47,9 +47,10 @@ class Waiting:
         """The state of those that the container reaches. WaitTimedOut where it reaches none."""
         begun = time.monotonic()
         silence = Silence()
-        for seconds in slices():
+        lengths = slices()
+        while True:
             try:
-                reached = await self._provider.wait(ref, states, seconds, deadline)
+                reached = await self._provider.wait(ref, states, next(lengths), deadline)
                 silence.broken()
             except ContainerNotFound:
                 if ContainerState.DESTROYED in states:
@@ -65,12 +66,11 @@ class Waiting:
                 if silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
-                reached = None
+                reached, lengths = None, slices()
             if reached:
                 return reached
             if deadline.passed:
                 raise timed_out(states)
-        raise AssertionError("unreachable")
 
     async def settle(
         self, ref: ContainerRef, goals: Collection[ContainerState], deadline: Deadline
@@ -83,9 +83,10 @@ class Waiting:
         """
         begun = time.monotonic()
         silence = Silence()
-        for seconds in slices(first=self.lag_window):
+        lengths = slices(first=self.lag_window)
+        while True:
             try:
-                reached = await self._provider.wait(ref, goals, seconds, deadline)
+                reached = await self._provider.wait(ref, goals, next(lengths), deadline)
                 if reached:
                     return Container(ref, reached, provider_state=reached.value)
                 seen = await self._provider.get(ref, deadline)
@@ -94,6 +95,7 @@ class Waiting:
                 if silence.too_long(error):
                     raise OutcomeUnknown("the provider tells nothing of the container") from error
                 await pause(1.0, deadline)
+                lengths = slices(first=self.lag_window)
             else:
                 last = None
                 silence.broken()
@@ -102,7 +104,6 @@ class Waiting:
                     return seen
             if deadline.passed:
                 raise OutcomeUnknown("what became of the container was not seen in time") from last
-        raise AssertionError("unreachable")
 
 
 def has_settled(state: ContainerState, goals: Collection[ContainerState], *, lagging: bool) -> bool:
@@ -115,7 +116,10 @@ def has_settled(state: ContainerState, goals: Collection[ContainerState], *, lag
 
 
 def slices(first: float | None = None) -> Iterator[float]:
-    """Seconds to wait before each look, for ever; at the first look a read must be worth it."""
+    """Seconds to wait before each look, for ever; at the first look a read must be worth it.
+
+    Whoever heard nothing begins anew: after an outage a long wait would be for what never began.
+    """
     begin = SLICES if first is None else (max(1.0, first), *SLICES)
     return chain(begin, repeat(SLICES[-1]))
 

@@ -99,6 +99,10 @@ class Pacing:
         bucket.take(now)
         return delay
 
+    def due(self, action: str, subject: str, now: float) -> float:
+        """Seconds until one more such call could go, if nobody else asks meanwhile."""
+        return self._bucket(action, subject, now).delay(now)
+
     def refused(self, action: str, subject: str, now: float) -> float:
         """Note that Fly refused a call for its rate; return the seconds until the next may go."""
         bucket = self._bucket(action, subject, now)

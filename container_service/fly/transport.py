@@ -134,8 +134,10 @@ class Transport:
             call.action, call.subject, time.monotonic(), deadline.remaining()
         )
         if delay is None:
+            due = self._pacing.due(call.action, call.subject, time.monotonic())
             raise ProviderRateLimited(
-                f"more {call.action} calls wait for {call.subject} than the deadline has room for"
+                f"more {call.action} calls wait for {call.subject} than the deadline has room for",
+                retry_after=max(1.0, due) + random.uniform(0.0, 1.0),
             )
         if delay:
             await asyncio.sleep(delay)

@@ -462,6 +462,23 @@ async def test_a_start_under_way_goes_on_when_the_circuit_closes(
     assert "start" not in await service.requests(mark)
 
 
+async def test_a_start_that_an_outage_swallowed_is_asked_for_again_soon_after(
+    service: Service,
+) -> None:
+    """Its polls failed for a while: the next ones are short again, for it may not have begun."""
+    container_id = await service.create()
+    await service.stub.SuspendContainer(
+        pb.SuspendContainerRequest(container_id=container_id), timeout=20
+    )
+    await service.admin.set_fault("server_error", action="start")
+    await service.admin.set_fault("server_error", action="wait", for_ms=3000)
+    begun = time.monotonic()
+    request = pb.ResumeContainerRequest(container_id=container_id)
+    answer = await service.stub.ResumeContainer(request, timeout=20)
+    assert answer.container.state == pb.CONTAINER_STATE_STARTED
+    assert time.monotonic() - begun < 7
+
+
 async def test_one_app_away_leaves_the_other_alone(service: Service) -> None:
     container_id = await service.create()
     await service.admin.set_fault("unavailable", app="elsewhere")

@@ -38,6 +38,15 @@ def test_beyond_the_patience_nothing_is_taken() -> None:
     assert pacing.reserve("start", "m", 100.0, 1.1) == 1.0 + JITTER_SECONDS
 
 
+def test_who_has_no_patience_learns_when_to_come_back() -> None:
+    pacing = Pacing()
+    for _ in range(5):
+        pacing.reserve("create", "birds", 100.0, 10.0)
+    assert pacing.reserve("create", "birds", 100.0, 1.0) is None
+    assert pacing.due("create", "birds", 100.0) == 3.0
+    assert pacing.due("create", "fish", 100.0) == 0.0
+
+
 def test_a_refusal_empties_the_bucket() -> None:
     pacing = Pacing()
     assert pacing.reserve("start", "m", 100.0, 10.0) == 0.0
