@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: A turn takes about this long, in s: what a caller who finds the queue full is told to wait by.
-TYPICAL_TURN = 1.0
+#: The longest that a caller who finds the queue full is told to wait, in s.
 LONGEST_RETRY = 60.0
+#: Create calls that the provider lets an app make, a second.
+CREATE_RATE = 1.0
 #: A queue that stays full says so once in so many s.
 TELL_EVERY = 10.0
 
@@ -60,8 +61,10 @@ class Limits:
 class Places:
     """So many places at work, and a fair queue before them."""
 
-    def __init__(self, name: str, places: int, length: int) -> None:
+    def __init__(self, name: str, places: int, length: int, rate: float | None = None) -> None:
+        """`rate` is about how many a second are served; as many as there are places, if None."""
         self._name = name
+        self._rate = float(places) if rate is None else rate
         self._places = places
         self._length = length
         self._taken = 0
@@ -84,8 +87,7 @@ class Places:
         if self._taken < self._places or self._queue.has_room(path, self._length):
             return
         self._tell_full()
-        turns = len(self._queue) / self._places
-        delay = min(LONGEST_RETRY, max(1.0, turns * TYPICAL_TURN))
+        delay = min(LONGEST_RETRY, max(1.0, len(self._queue) / self._rate))
         raise ProviderRateLimited(
             "too many sessions wait for the provider already; try again",
             retry_after=delay * random.uniform(1.0, 1.5),
@@ -226,7 +228,8 @@ class Turns:
         places = self._creates.get(app)
         if places is None:
             limits = self._limits
-            places = Places(f"creates in {app}", limits.creates, limits.creates_length)
+            what = f"creates in {app}"
+            places = Places(what, limits.creates, limits.creates_length, CREATE_RATE)
             self._creates[app] = places
         try:
             await places.enter(path, held.left)

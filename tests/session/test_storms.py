@@ -1,0 +1,292 @@
+"""Storms with Fly's rate limits in force: many starts at once, and an outage in the middle of them.
+
+ROOST_STORM_SIZE says how many sessions of one user wake at once; try 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from container_service.main import serve as serve_containers
+from local.fly.admin import Admin
+from local.fly.emulator import serve
+from local.fly.settings import Settings
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.container.harness import TOKEN, config_for, make_app, read_failure
+from tests.session.harness import Replica, key, replica, request_id, session_config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
+
+SIZE = int(os.environ.get("ROOST_STORM_SIZE", "60"))
+#: One call, in s: as long as a transition may take.
+PATIENCE = 120.0
+AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+
+@dataclass
+class Sea:
+    """Two replicas over a container_service that keeps to Fly's limits; a builder that need not."""
+
+    admin: Admin
+    replicas: list[Replica]
+    builder: Replica
+    settings: Settings
+    began: float = field(default_factory=time.monotonic)
+
+    async def build(self, keys: Sequence[pb.SessionKey]) -> dict[str, pb.Session]:
+        """Sessions that rest suspended, by key, made as fast as the machine allows."""
+        built: dict[str, pb.Session] = {}
+        places = asyncio.Semaphore(16)
+
+        async def one(where: pb.SessionKey) -> None:
+            async with places:
+                begun = await start(self.builder, where)
+                built[name(where)] = await self.builder.stop(begun.session.session_id)
+
+        await asyncio.gather(*(one(where) for where in keys))
+        assert {session.state for session in built.values()} == {pb.Session.STATE_PAUSED}
+        return built
+
+    async def limits_on(self) -> int:
+        """Put Fly's limits in force; the sequence of the last request before."""
+        # One value from its making on: it is the emulator of these tests that changes its mind.
+        object.__setattr__(self.settings, "limits", True)
+        seen = await self.admin.requests()
+        return seen[-1].sequence if seen else 0
+
+    async def statuses(self, after: int, *actions: str) -> Counter[int | None]:
+        """How often Fly answered with each status, to these actions or to any."""
+        seen = await self.admin.requests(after)
+        return Counter(r.status for r in seen if not actions or r.action in actions)
+
+    async def committed(self, action: str) -> Counter[str]:
+        """How often the provider did this for each session."""
+        done = await self.admin.actions()
+        return Counter(d.labels.get("roost_session", "") for d in done if d.action == action)
+
+
+def name(where: pb.SessionKey) -> str:
+    return f"{where.user_id}/{where.slot}"
+
+
+async def start(
+    replica_: Replica, where: pb.SessionKey, once: str = ""
+) -> rpc_pb.StartSessionResponse:
+    """StartSession, with all the time there is."""
+    request = rpc_pb.StartSessionRequest(key=where, request_id=once)
+    return await replica_.stub.StartSession(request, timeout=PATIENCE)
+
+
+async def until_started(
+    replica_: Replica, where: pb.SessionKey, refusals: Counter[str]
+) -> rpc_pb.StartSessionResponse:
+    """Repeat the same call as its refusals say, as any caller should."""
+    once = request_id()
+    while True:
+        try:
+            return await start(replica_, where, once)
+        except grpc.aio.AioRpcError as error:
+            failure = read_failure(error)
+            assert failure.code in AGAIN, failure
+            assert failure.retry_seconds, failure
+            refusals[failure.reason] += 1
+            await asyncio.sleep(failure.retry_seconds)
+
+
+@asynccontextmanager
+async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[Sea]:
+    """Two replicas over one container_service and an emulator. Any: fields of every type."""
+    settings = Settings(
+        data=tmp_path / "fly",
+        port=0,
+        proxy_port=0,
+        token=TOKEN,
+        create_ms=5,
+        start_ms=5,
+        resume_ms=100,
+        suspend_ms=20,
+        destroy_ms=5,
+        limits=False,
+    )
+    async with AsyncExitStack() as stack:
+        emulator = await stack.enter_async_context(serve(settings))
+        await make_app(emulator)
+        admin = await stack.enter_async_context(Admin(emulator.api_url))
+        hasty = config_for(emulator, fly_rate_share=1000.0)
+        unpaced = await stack.enter_async_context(serve_containers(hasty))
+        containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
+        values: dict[str, Any] = {
+            # A guest that only sleeps, and whose preview nobody asks: the storm is of Fly's API.
+            "default_image": "roost/base",
+            "url_template": "",
+            "start_budget": timedelta(seconds=PATIENCE),
+            "lease": timedelta(seconds=5),
+        }
+
+        def config(target: str, **fields: Any) -> Any:
+            return session_config(database_url, target, emulator.proxy_url, **values | fields)
+
+        builder = await stack.enter_async_context(replica(config(unpaced.target)))
+        replicas = [
+            await stack.enter_async_context(replica(config(containers.target, **more)))
+            for _ in range(2)
+        ]
+        yield Sea(admin, replicas, builder, settings)
+
+
+@pytest.mark.timeout(600)
+async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
+    tmp_path: Path, database_url: str
+) -> None:
+    """No 429 anywhere, one outcome each, and who comes last of all waits his share alone."""
+    places = max(4, SIZE // 16)
+    async with sea(tmp_path, database_url, concurrent_starts=places) as waters:
+        storm = [key("storm", str(n)) for n in range(SIZE)]
+        others = [key(f"wren{n}") for n in range(5)]
+        built = await waters.build([*storm, *others])
+        mark = await waters.limits_on()
+        woken: list[tuple[str, float]] = []
+        begun = time.monotonic()
+
+        async def wake(number: int, where: pb.SessionKey) -> rpc_pb.StartSessionResponse:
+            answer = await start(waters.replicas[number % 2], where, request_id())
+            woken.append((name(where), time.monotonic() - begun))
+            return answer
+
+        calls = [asyncio.create_task(wake(n, where)) for n, where in enumerate(storm)]
+        while len(woken) < 4:
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=0.01)
+        late, ahead = time.monotonic() - begun, len(woken)
+        calls += [asyncio.create_task(wake(n, where)) for n, where in enumerate(others)]
+        answers = await asyncio.gather(*calls)
+
+        for answer in answers:
+            assert answer.outcome == pb.START_OUTCOME_RESUMED
+            assert answer.continuity == pb.CONTINUITY_MEMORY
+            assert answer.continuity_verified
+        assert (await waters.statuses(mark))[429] == 0
+        assert {n for n, _ in woken} == set(built)
+        starts = await waters.committed("start")
+        for session in built.values():
+            assert starts[session.session_id] == 1
+            decisions = await waters.replicas[0].decisions(session.session_id)
+            outcomes = [d.outcome for d in decisions if d.outcome]
+            assert outcomes == [pb.START_OUTCOME_RESUMED, pb.START_OUTCOME_CREATED]
+
+        times = dict(woken)
+        waits = [times[name(where)] - late for where in others]
+        order = [n for n, _ in woken]
+        behind = max(order.index(name(where)) for where in others) + 1 - ahead - len(others)
+        print(
+            f"{SIZE} + {len(others)} sessions, 2 x {places} places: all woken after"
+            f" {woken[-1][1]:.2f} s; who came {late:.2f} s late waited {max(waits):.2f} s at most,"
+            f" {behind} of the storm before the last of them"
+        )
+        # On each replica those at work, then a turn each for storm and others, then those at work.
+        fair = 2 * (places + len(others) + 1 + places)
+        assert behind <= min(fair, SIZE * 0.75)
+
+
+@pytest.mark.timeout(120)
+async def test_a_storm_of_creates_queues_and_none_fails(tmp_path: Path, database_url: str) -> None:
+    """One create a second and three at once is what Fly lets an app do; resumes go on past it."""
+    async with sea(tmp_path, database_url, concurrent_creates=1) as waters:
+        built = await waters.build([key("resting")])
+        mark = await waters.limits_on()
+        storm = [key("storm", str(n)) for n in range(8)]
+        begun = time.monotonic()
+        calls = [asyncio.create_task(start(waters.replicas[0], where)) for where in storm]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        late = asyncio.create_task(start(waters.replicas[0], key("wren")))
+        resumed = await start(waters.replicas[0], key("resting"))
+        assert resumed.outcome == pb.START_OUTCOME_RESUMED
+        assert sum(call.done() for call in calls) < len(calls) / 2 + 1
+        assert (await late).outcome == pb.START_OUTCOME_CREATED
+        assert sum(call.done() for call in calls) < len(calls)
+        answers = [await call for call in calls]
+        assert {answer.outcome for answer in answers} == {pb.START_OUTCOME_CREATED}
+        lasted = time.monotonic() - begun
+        print(f"{len(calls) + 1} creates in {lasted:.1f} s; the late one was not the last")
+        assert lasted >= len(calls) + 1 - 3 - 1
+        assert (await waters.statuses(mark, "create"))[429] == 0
+        created = await waters.committed("create")
+        assert set(created.values()) == {1}
+        assert len(created) == len(storm) + 1 + len(built)
+
+
+@pytest.mark.timeout(120)
+async def test_creates_that_cannot_come_in_time_are_told_so(
+    tmp_path: Path, database_url: str
+) -> None:
+    """RESOURCE_EXHAUSTED with a time to come back, and who repeats the call gets his session."""
+    budget = timedelta(seconds=4)
+    async with sea(tmp_path, database_url, start_budget=budget) as waters:
+        await waters.limits_on()
+        refusals: Counter[str] = Counter()
+        storm = [key("storm", str(n)) for n in range(16)]
+        calls = (
+            until_started(waters.replicas[n % 2], where, refusals) for n, where in enumerate(storm)
+        )
+        answers = await asyncio.gather(*calls)
+        print(f"16 creates with 4 s each: refused {dict(refusals)}")
+        assert {answer.outcome for answer in answers} == {pb.START_OUTCOME_CREATED}
+        assert set(refusals) == {"PROVIDER_RATE_LIMITED"}
+        created = await waters.committed("create")
+        assert set(created.values()) == {1}
+        assert len(created) == len(storm)
+
+
+@pytest.mark.timeout(300)
+async def test_an_outage_in_the_middle_of_a_storm_costs_few_calls(
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The circuit opens, callers are told when to come back, and everything is right afterwards."""
+    size = max(24, SIZE // 2)
+    async with sea(tmp_path, database_url, concurrent_starts=8) as waters:
+        storm = [key("storm", str(n)) for n in range(size)]
+        built = await waters.build(storm)
+        mark = await waters.limits_on()
+        refusals: Counter[str] = Counter()
+        calls = [
+            asyncio.create_task(until_started(waters.replicas[n % 2], where, refusals))
+            for n, where in enumerate(storm)
+        ]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        await waters.admin.set_fault("unavailable", for_ms=4000)
+        began = time.monotonic()
+        await asyncio.gather(*calls)
+        statuses = await waters.statuses(mark)
+        print(
+            f"{size} sessions, an outage of 4 s: {statuses[503]} calls were sent in it, callers"
+            f" were refused {dict(refusals)}; all stood {time.monotonic() - began - 4:.1f} s after"
+        )
+        assert "circuit_opened" in {vars(r).get("action") for r in caplog.records}
+        assert "circuit_closed" in {vars(r).get("action") for r in caplog.records}
+        # At work when it came, their few repeats, and one probe a second.
+        assert statuses[503] <= 2 * 8 + 10 + 5 + 5
+        assert statuses[429] == 0
+        assert set(refusals) <= {"PROVIDER_UNAVAILABLE"}
+
+        # Nothing was lost, made twice or believed lost, and all memory is proved to be there.
+        for number, where in enumerate(storm):
+            session = (await start(waters.replicas[number % 2], where)).session
+            assert session.session_id == built[name(where)].session_id
+            assert session.generation == 1
+            assert session.state == pb.Session.STATE_ACTIVE
+        assert set((await waters.committed("create")).values()) == {1}
+        answers = [await start(waters.builder, where) for where in storm]
+        assert {answer.continuity for answer in answers} == {pb.CONTINUITY_MEMORY}
