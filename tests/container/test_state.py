@@ -336,11 +336,45 @@ async def test_a_container_killed_while_it_is_restored_is_unavailable(service: S
     )
 
 
+@asynccontextmanager
+async def gateway(service: Service, answer: bytes) -> AsyncGenerator[Service]:
+    """A service whose containers are behind a gateway that answers so, whatever it is asked."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        # What is still to come is not read: the caller's own writes fail.
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        serving(service.emulator, url_template=f"http://127.0.0.1:{port}") as behind,
+    ):
+        yield behind
+
+
+async def test_a_body_without_a_length_cannot_be_proved_whole(service: Service) -> None:
+    container_id = await service.create()
+    async with gateway(service, b"HTTP/1.1 200 OK\r\n\r\nall, or half?") as behind:
+        failure, parts = await capture_fails(behind, container_id, http())
+    assert parts == []
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "STATE_HOOK_FAILED",
+    )
+
+
 async def test_an_ok_before_the_whole_was_sent_is_not_believed(service: Service) -> None:
-    ok = 'body.read(10); say(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n")'
-    container_id = await served(service, ok)
-    failure = await failing(restoring(service, container_id, http(), [bytes(MB)] * 64))
-    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    container_id = await service.create()
+    async with gateway(service, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as behind:
+        failure = await failing(restoring(behind, container_id, http(), [bytes(MB)] * 64))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "PROVIDER_UNAVAILABLE",
+    )
 
 
 # Reads a body to its end first: a close before that would be a reset.
@@ -500,6 +534,22 @@ async def test_only_the_first_message_names_the_container(service: Service) -> N
     )
     assert (await failing(call)).fields == ("container_id",)
     assert await capture(service, container_id, http()) == b"0\n"
+
+
+@pytest.mark.parametrize("path", ["", "/state"])
+async def test_a_caller_that_sends_on_hears_why_it_is_refused(service: Service, path: str) -> None:
+    """Not that its own write failed, which is what gRPC's Python would tell it."""
+    failure = await failing(restoring(service, "0" * 14, http(path), [bytes(MB)] * 64))
+    assert failure.reason == ("CONTAINER_NOT_FOUND" if path else "INVALID_FIELD")
+
+
+async def test_a_caller_that_never_ends_hears_it_too(service: Service) -> None:
+    async def endless() -> AsyncIterator[pb.RestoreStateRequest]:
+        yield pb.RestoreStateRequest(container_id="0" * 14, state_hook=http())
+        await asyncio.Event().wait()
+
+    call = service.stub.RestoreState(endless(), timeout=1.5)
+    assert (await failing(call)).reason == "CONTAINER_NOT_FOUND"
 
 
 @pytest.mark.parametrize("hook", [http(), command()], ids=str)
