@@ -66,7 +66,7 @@ class Callers:
             deed: Callable[[random.Random, str, str], Awaitable[object]]
             deed = getattr(self, f"_{what}")
             await deed(dice, name, key)
-            await asyncio.sleep(dice.uniform(0, 0.05))
+            await asyncio.sleep(dice.uniform(0, 0.1))
 
     async def settle(self, key: str) -> Call:
         """Start the key once more when all is well, and click."""
@@ -171,7 +171,8 @@ class Callers:
         replica = dice.randrange(self._wire.replicas)
         answer = await self._wire.call(name, key, method, replica, **fields)
         while answer.unclear and patient and tries > 1 and "request_id" in fields:
-            await asyncio.sleep(0.2)
+            # Nobody answered: a replica that is down needs a while.
+            await asyncio.sleep(0.2 if answer.reason else 0.6)
             tries -= 1
             replica = (replica + 1) % self._wire.replicas
             answer = await self._wire.call(name, key, method, replica, **fields)

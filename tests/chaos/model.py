@@ -47,6 +47,7 @@ class KeyModel:
             *self._reused_at_rest(),
             *self._less_than_asked(),
             *self._fail_if_live(),
+            *self._broken_off(),
         ]
         found += [(rule, text, call) for rule, text, call in wrong_claims(self.calls, self.boots)]
         found += [(rule, text, call) for rule, text, call in wrong_answers(self.calls)]
@@ -175,6 +176,18 @@ class KeyModel:
                 for other in self.calls
             ):
                 yield "FAIL_IF_LIVE", "refused at a key that nobody had started", call
+
+    def _broken_off(self) -> Iterator[tuple[str, str, Call]]:
+        """A start is in conflict with nothing but an end of its session."""
+        for call in self.calls:
+            if call.method != "StartSession" or call.reason != "SESSION_STATE_CONFLICT":
+                continue
+            ended = any(
+                other.method == "EndSession" and other.touches(call.since, call.ended)
+                for other in self.calls
+            )
+            if not ended:
+                yield "BROKEN_OFF", "nobody ended what it started", call
 
 
 def judge(histories: Mapping[str, list[Call]], boots: Boots | None = None) -> list[Violation]:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 #: What each call of the workload may be refused with, beside what can be retried.
 REFUSALS = {
-    "StartSession": {"LIVE_SESSION_EXISTS", "CONTINUITY_UNAVAILABLE"},
+    # In conflict is a start that somebody ended; the model sees to that.
+    "StartSession": {"LIVE_SESSION_EXISTS", "CONTINUITY_UNAVAILABLE", "SESSION_STATE_CONFLICT"},
     "ResumeSession": {"SESSION_STATE_CONFLICT", "CONTINUITY_UNAVAILABLE", "SESSION_NOT_FOUND"},
     "PauseSession": {"SESSION_STATE_CONFLICT", "SUSPEND_FAILED_STILL_RUNNING"},
     "StopSession": {"SESSION_STATE_CONFLICT", "SUSPEND_FAILED_STILL_RUNNING"},

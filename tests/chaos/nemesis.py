@@ -89,7 +89,7 @@ class Nemesis:
 
     def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
         async def lane(dice: random.Random) -> None:
-            while await self._pause(dice, 2.0, 6.0):
+            while await self._pause(dice, 3.0, 8.0):
                 deed = dice.choice(["kill", "kill", "arm", "arm", "arm", "freeze"])
                 point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
                 count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 2.5)

@@ -238,6 +238,12 @@ def test_fail_if_live(story: Story) -> None:
     assert story.broken() == {"FAIL_IF_LIVE"}
 
 
+def test_a_start_that_is_broken_off_by_nobody(story: Story) -> None:
+    conflict = {"status": "FAILED_PRECONDITION", "reason": "SESSION_STATE_CONFLICT"}
+    story.start(**conflict, named="", outcome="")
+    assert story.broken() == {"BROKEN_OFF"}
+
+
 @pytest.mark.parametrize(
     ("changed", "rule"),
     [

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from tests.session.harness import Replica
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-#: As many at once as keep two cores busy while others wait for a lease to run out.
-AT_ONCE = 6
+#: As many at once as keep two cores busy: most of a case is waiting for leases to run out.
+AT_ONCE = 12
 LEASE, PATIENCE = 1, 20.0
 
 CREATE = ("create", "wait_started", "read_boot_id")
