@@ -21,7 +21,15 @@ from grpc_reflection.v1alpha import reflection
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1 import session_service_pb2_grpc as rpc
-from session_service import agent_command, agent_service, background, logs, points, wiring
+from session_service import (
+    agent_command,
+    agent_service,
+    background,
+    import_command,
+    logs,
+    points,
+    wiring,
+)
 from session_service.config import Config, ConfigError, describe
 from session_service.errors import StorageUnavailable
 from session_service.health import Health
@@ -171,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["agent"]:
         return agent_command.main(argv[1:])
+    if argv[:1] == [import_command.NAME]:
+        return import_command.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m session_service",
         description="Serves roost.session.v1.SessionService; PostgreSQL is its state.",
@@ -180,10 +190,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "migrate", "agent"),
+        choices=("serve", "migrate", "agent", import_command.NAME),
         default="serve",
-        help="serve (default); only bring the database up to date; or move agent sessions in and"
-        " out (`agent --help`)",
+        help="serve (default); only bring the database up to date; move agent sessions in and out"
+        " (`agent --help`); or adopt an older platform's sessions"
+        f" (`{import_command.NAME} --help`)",
     )
     command = parser.parse_args(argv).command
     try:

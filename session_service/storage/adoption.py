@@ -1,0 +1,273 @@
+"""Adopting staged rows: what is to be asked, what was seen, and a batch's one insert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from session_service.domain.adopted import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime, timedelta
+
+    from session_service.storage.database import Connection
+
+#: Rows of a transaction.
+BATCH = 500
+#: Rows of a report that are fetched at a time.
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Staged rows next to each other: of one part, by their places."""
+
+    places: list[int]
+    machines: list[Machine]
+    """Those of them whose machine is their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A staged row's machine."""
+
+    place: int
+    app: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the provider said of a row's machine; `reason` where that is nothing to go by."""
+
+    place: int
+    stand: str | None = None
+    seen: str | None = None
+    app: str = ""
+    region: str = ""
+    cordoned: bool = False
+    started: datetime | None = None
+    reason: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What is the same in every row of an import."""
+
+    tenant: str
+    slot: str
+    policy: str
+    lost: str
+    """The conditions of a session whose container was found lost, as in its row."""
+    source: str
+    idle_timeout: timedelta
+    deepen_after: timedelta
+    grace_period: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A row that the report tells of."""
+
+    place: int
+    old_id: str
+    project_id: str | None
+    user_id: str | None
+    word: str
+    result: str
+    reason: str | None
+    detail: str
+    session_id: str | None
+
+
+#: A row that was superseded follows its key's newest: where that was not imported, this is not.
+_HELD_BACK = """
+UPDATE adoption a SET result = 'SKIPPED', reason = 'NEWEST_SKIPPED',
+    detail = 'row ' || n.old_id || ' is the newest of this key and was skipped'
+FROM adoption n
+WHERE a.result IS NULL AND a.part = 'SUPERSEDED' AND n.place = a.newest AND n.result = 'SKIPPED'
+"""
+_NEXT = """
+SELECT place, CASE WHEN holds AND result IS NULL THEN machine END, app FROM adoption
+WHERE part = ANY(%(parts)s) AND result IS NULL AND place > %(after)s ORDER BY place LIMIT %(size)s
+"""
+_SAW = """
+UPDATE adoption a SET stand = s.stand, seen = s.seen, app = coalesce(nullif(s.app, ''), a.app),
+    region = coalesce(nullif(s.region, ''), a.region), cordoned = s.cordoned, started = s.started,
+    reason = s.reason, detail = s.detail, result = CASE WHEN s.reason IS NOT NULL THEN 'SKIPPED' END
+FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::boolean[],
+    %s::timestamptz[], %s::text[], %s::text[])
+    AS s (place, stand, seen, app, region, cordoned, started, reason, detail)
+WHERE a.place = s.place
+"""
+#: What a row is reported as.
+_RESULT = "CASE a.part WHEN 'LIVE' THEN a.stand ELSE a.part END"
+
+_ADOPT = f"""
+WITH batch AS (
+    SELECT *, least(coalesce(created, active, updated), now()) AS began,
+        least(coalesce(active, updated, created), now()) AS visited,
+        part <> 'LIVE' AS over
+    FROM adoption WHERE place = ANY(%(places)s) AND result IS NULL
+), session AS (
+    INSERT INTO sessions (
+        session_id, tenant, project_id, user_id, slot, state, generation, epoch, pause_depth,
+        conditions, spec, fingerprint, policy, create_time, start_time, last_active_time,
+        pause_time, end_time, purge_time, due_at, end_reason, event_sequence
+    )
+    SELECT session_id, %(tenant)s, project_id, user_id, %(slot)s,
+        CASE WHEN over THEN 'ENDED' WHEN stand = 'ACTIVE' THEN 'ACTIVE' ELSE 'PAUSED' END, 1, 1,
+        CASE WHEN over THEN CASE WHEN meaning = 'STOPPED' THEN 'STOPPED' ELSE 'SUSPENDED' END
+             WHEN stand = 'ACTIVE' THEN NULL
+             WHEN stand IN ('EMPTY', 'LOST') THEN 'CHECKPOINT' ELSE stand END,
+        CASE WHEN stand = 'LOST' THEN %(lost)s::jsonb ELSE '[]'::jsonb END,
+        spec::jsonb, fingerprint, %(policy)s::jsonb,
+        coalesce(began, now()), started, coalesce(visited, now()),
+        CASE WHEN NOT over AND stand <> 'ACTIVE' THEN now() END,
+        CASE part WHEN 'ENDED' THEN coalesce(least(updated, now()), visited, now())
+                  WHEN 'SUPERSEDED' THEN now() END,
+        CASE WHEN over AND holds THEN now() + %(grace_period)s WHEN over THEN now() END,
+        now() + CASE WHEN over THEN %(grace_period)s
+            WHEN stand = 'ACTIVE' THEN %(idle_timeout)s / 2 ELSE %(deepen_after)s END,
+        CASE part WHEN 'ENDED' THEN 'REQUESTED' WHEN 'SUPERSEDED' THEN 'SUPERSEDED' END, 1
+    FROM batch
+    ON CONFLICT DO NOTHING
+    RETURNING session_id, state
+), event AS (
+    INSERT INTO session_events (session_id, sequence, type, state, generation)
+    SELECT session_id, 1, state, state, 1 FROM session
+), container AS (
+    -- A session that is not over has a container's row also where it has no container: as one that
+    -- is gone, so that the next start makes the next generation.
+    INSERT INTO containers (
+        session_id, generation, name, app, container_id, state, region, start_time, cordoned,
+        create_time, destroy_time
+    )
+    SELECT session_id, 1, '{PREFIX}' || coalesce(machine, session_id::text), app, machine,
+        CASE WHEN stand IN ('EMPTY', 'LOST') THEN 'DESTROYED' ELSE coalesce(seen, 'UNKNOWN') END,
+        region, CASE WHEN machine IS NOT NULL THEN coalesce(started, began, now()) END, cordoned,
+        coalesce(began, now()), CASE WHEN stand IN ('EMPTY', 'LOST') THEN now() END
+    FROM batch JOIN session USING (session_id)
+    WHERE holds OR NOT over
+), decision AS (
+    INSERT INTO decisions (
+        decision_id, tenant, session_id, method, rule, explanation, inputs, finish_time
+    )
+    SELECT a.decision_id, %(tenant)s, a.session_id, 'ImportPreviewSessions',
+        'ADOPTED_' || {_RESULT}, 'adopted from row ' || a.old_id || ' of ' || %(source)s,
+        jsonb_strip_nulls(jsonb_build_object('source', %(source)s::text, 'row', a.old_id,
+            'status', a.word, 'container_id', a.machine)),
+        now()
+    FROM batch a JOIN session USING (session_id)
+)
+UPDATE adoption a
+SET result = CASE WHEN s.session_id IS NULL THEN 'SKIPPED' ELSE {_RESULT} END,
+    reason = CASE WHEN s.session_id IS NULL THEN 'LIVE_SESSION_EXISTS' END,
+    detail = CASE WHEN s.session_id IS NULL THEN 'a session was started at the key meanwhile'
+        ELSE a.detail END
+FROM batch b LEFT JOIN session s USING (session_id)
+WHERE a.place = b.place
+"""
+_WOULD_ADOPT = f"""
+UPDATE adoption a SET result = {_RESULT} WHERE place = ANY(%(places)s) AND result IS NULL
+"""
+#: What the report says beside a row that was superseded.
+_EXPLAIN = """
+UPDATE adoption a SET detail = 'row ' || n.old_id || ' is the newest of this key; ' ||
+    CASE WHEN a.holds THEN 'machine ' || a.machine || ' is destroyed when the grace period is over'
+         WHEN a.machine IS NULL THEN 'it names no machine'
+         ELSE 'machine ' || a.machine || ' is left alone' END
+FROM adoption n WHERE n.place = a.newest AND a.result = 'SUPERSEDED'
+"""
+
+
+async def next_batch(connection: Connection, parts: Sequence[str], after: int) -> Batch:
+    """The next staged rows of these parts that are still to be decided."""
+    params = {"parts": list(parts), "after": after, "size": BATCH}
+    cursor = await connection.execute(_NEXT, params)
+    rows = await cursor.fetchall()
+    own = [Machine(place, app, machine) for place, machine, app in rows if machine is not None]
+    return Batch([row[0] for row in rows], own)
+
+
+async def saw(connection: Connection, sights: Sequence[Sight]) -> None:
+    """Keep what the provider said."""
+    columns = [
+        [sight.place for sight in sights],
+        [sight.stand for sight in sights],
+        [sight.seen for sight in sights],
+        [sight.app for sight in sights],
+        [sight.region for sight in sights],
+        [sight.cordoned for sight in sights],
+        [sight.started for sight in sights],
+        [sight.reason for sight in sights],
+        [sight.detail for sight in sights],
+    ]
+    await connection.execute(_SAW, columns)
+
+
+async def adopt(
+    connection: Connection, places: Sequence[int], values: Values, *, writes: bool
+) -> None:
+    """Insert a batch's sessions, containers and decisions, in one statement and transaction.
+
+    A key that was taken since it was looked at is skipped. Without `writes`: only say what would
+    become of them.
+    """
+    if not writes:
+        await connection.execute(_WOULD_ADOPT, {"places": list(places)})
+        return
+    params: dict[str, object] = {
+        "places": list(places),
+        "tenant": values.tenant,
+        "slot": values.slot,
+        "policy": values.policy,
+        "lost": values.lost,
+        "source": values.source,
+        "idle_timeout": values.idle_timeout,
+        "deepen_after": values.deepen_after,
+        "grace_period": values.grace_period,
+    }
+    await connection.execute(_ADOPT, params)
+
+
+async def hold_back(connection: Connection) -> None:
+    """Skip the superseded rows of keys whose newest row was skipped: it may yet be imported."""
+    await connection.execute(_HELD_BACK)
+
+
+async def explain(connection: Connection) -> None:
+    """Say beside each superseded row what becomes of its machine."""
+    await connection.execute(_EXPLAIN)
+
+
+async def finish(connection: Connection) -> None:
+    """Statistics for the planner: the tables may be much larger than they were."""
+    await connection.execute("ANALYZE sessions, containers, decisions")
+
+
+async def counts(connection: Connection) -> list[tuple[str, str | None, int]]:
+    """How many rows came to each result, for each reason."""
+    query = "SELECT result, reason, count(*) FROM adoption GROUP BY 1, 2 ORDER BY 1, 2"
+    cursor = await connection.execute(query)
+    return [(str(row[0]), row[1], int(row[2])) for row in await cursor.fetchall()]
+
+
+async def told(connection: Connection) -> AsyncIterator[Told]:
+    """The rows that the report tells of, in their order, a page at a time."""
+    query = """
+        SELECT place, old_id, project_id, user_id, word, result, reason, detail, session_id::text
+        FROM adoption WHERE result IN ('SKIPPED', 'SUPERSEDED') AND place > %s
+        ORDER BY place LIMIT %s
+        """
+    after = -1
+    while True:
+        cursor = await connection.execute(query, [after, _PAGE])
+        rows = await cursor.fetchall()
+        for row in rows:
+            yield Told(*row)
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1][0]
