@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from local.fly.emulator import serve
+from local.fly.faults import KINDS, Faults
 from local.fly.settings import SettingError, Settings
 from tests.local.fly.wire_client import App, WireClient
 
@@ -49,3 +50,12 @@ async def test_a_scenario_that_cannot_be_used_is_one_line(
     with pytest.raises(SettingError, match="scenario"):
         async with serve(replace(settings, scenario=str(path))):
             pass
+
+
+def test_the_readmes_example_is_one() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    section = text.partition("## The Fly emulator alone")[2]
+    example = section.partition("```json\n")[2].partition("```")[0]
+    for fault in json.loads(example):
+        assert Faults().add(fault).kind in KINDS
+    assert all(f"`{kind}`" in section for kind in KINDS)
