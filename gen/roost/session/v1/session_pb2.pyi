@@ -40,6 +40,8 @@ class _ConditionTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Conditio
     """The container was found lost, with all that no checkpoint holds."""
     CONDITION_TYPE_FINGERPRINT_CHANGED: _ConditionType.ValueType  # 5
     """The start asked for another spec than the container was created from; it runs with the old one."""
+    CONDITION_TYPE_CHECKPOINT_FAILED: _ConditionType.ValueType  # 6
+    """Its state could not be saved as its policy asks; the container is kept, with all that is in it."""
 
 class ConditionType(_ConditionType, metaclass=_ConditionTypeEnumTypeWrapper):
     """What can be out of the ordinary about a session."""
@@ -56,6 +58,8 @@ CONDITION_TYPE_CONTAINER_LOST: ConditionType.ValueType  # 4
 """The container was found lost, with all that no checkpoint holds."""
 CONDITION_TYPE_FINGERPRINT_CHANGED: ConditionType.ValueType  # 5
 """The start asked for another spec than the container was created from; it runs with the old one."""
+CONDITION_TYPE_CHECKPOINT_FAILED: ConditionType.ValueType  # 6
+"""Its state could not be saved as its policy asks; the container is kept, with all that is in it."""
 
 class _PauseDepth:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -282,6 +286,37 @@ END_REASON_EXPIRED: EndReason.ValueType  # 6
 END_REASON_SUPERSEDED: EndReason.ValueType  # 7
 """It was imported from an older platform, where a newer session of the same key stood beside it."""
 
+class _PolicySource:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PolicySourceEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_PolicySource.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    POLICY_SOURCE_UNSPECIFIED: _PolicySource.ValueType  # 0
+    """Not set."""
+    POLICY_SOURCE_DEFAULT: _PolicySource.ValueType  # 1
+    """The operator's default: the project has not set it."""
+    POLICY_SOURCE_TIER: _PolicySource.ValueType  # 2
+    """The tenant's tier allows no more."""
+    POLICY_SOURCE_PROJECT: _PolicySource.ValueType  # 3
+    """The project has set it."""
+    POLICY_SOURCE_REQUEST: _PolicySource.ValueType  # 4
+    """The start that brought the session where it is asked for less."""
+
+class PolicySource(_PolicySource, metaclass=_PolicySourceEnumTypeWrapper):
+    """Where a value of a policy in force came from."""
+
+POLICY_SOURCE_UNSPECIFIED: PolicySource.ValueType  # 0
+"""Not set."""
+POLICY_SOURCE_DEFAULT: PolicySource.ValueType  # 1
+"""The operator's default: the project has not set it."""
+POLICY_SOURCE_TIER: PolicySource.ValueType  # 2
+"""The tenant's tier allows no more."""
+POLICY_SOURCE_PROJECT: PolicySource.ValueType  # 3
+"""The project has set it."""
+POLICY_SOURCE_REQUEST: PolicySource.ValueType  # 4
+"""The start that brought the session where it is asked for less."""
+
 @typing.final
 class SessionKey(message.Message):
     """Whose session of what: at most one live session stands at a key. The tenant, which completes the
@@ -393,7 +428,9 @@ class Session(message.Message):
     start says what was proved.
     """
     fingerprint: builtins.str
-    """Hash of what its container was created from: image, environment, region, size."""
+    """Hash of what its container was created from: image, environment, region, size, generation of
+    secrets.
+    """
     etag: builtins.str
     """Changes with every change of the session but activity (AIP-154)."""
     start_count: builtins.int
@@ -420,7 +457,7 @@ class Session(message.Message):
 
     @builtins.property
     def policy(self) -> Policy:
-        """The policy in force for it."""
+        """The policy in force for it; its `sources` say where each value came from."""
 
     @builtins.property
     def create_time(self) -> timestamp_pb2.Timestamp:
@@ -565,6 +602,7 @@ class Attempt(message.Message):
     RESULT_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
     MILLISECONDS_FIELD_NUMBER: builtins.int
+    CHECKPOINT_NUMBER_FIELD_NUMBER: builtins.int
     rung: Rung.ValueType
     """The rung."""
     result: AttemptResult.ValueType
@@ -573,6 +611,8 @@ class Attempt(message.Message):
     """Why, as a machine-readable word: `BOOT_ID_EQUAL`, `BOOT_ID_CHANGED`, `PROVIDER_CAPACITY` …"""
     milliseconds: builtins.int
     """How long it took."""
+    checkpoint_number: builtins.int
+    """The number of the checkpoint that it was about; 0 for none."""
     def __init__(
         self,
         *,
@@ -580,10 +620,11 @@ class Attempt(message.Message):
         result: AttemptResult.ValueType = ...,
         reason: builtins.str = ...,
         milliseconds: builtins.int = ...,
+        checkpoint_number: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["milliseconds", b"milliseconds", "reason", b"reason", "result", b"result", "rung", b"rung"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_number", b"checkpoint_number", "milliseconds", b"milliseconds", "reason", b"reason", "result", b"result", "rung", b"rung"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -679,15 +720,15 @@ class Policy(message.Message):
         PERSISTENCE_UNSPECIFIED: Policy._Persistence.ValueType  # 0
         """Not set: HIBERNATE."""
         PERSISTENCE_EPHEMERAL: Policy._Persistence.ValueType  # 1
-        """Every start is fresh; nothing is kept."""
+        """Every start that names no mode is fresh; nothing is kept over a stop."""
         PERSISTENCE_REUSE: Policy._Persistence.ValueType  # 2
-        """Kept while it runs."""
+        """Kept while it runs; a stop ends it, and so does idleness."""
         PERSISTENCE_HIBERNATE: Policy._Persistence.ValueType  # 3
         """Suspended and resumed."""
         PERSISTENCE_CHECKPOINT: Policy._Persistence.ValueType  # 4
         """State is saved, the container destroyed, and restored."""
         PERSISTENCE_ASK: Policy._Persistence.ValueType  # 5
-        """The user is asked."""
+        """Suspended and resumed; a start that names no mode asks the user first, by CHOICE_REQUIRED."""
 
     class Persistence(_Persistence, metaclass=_PersistenceEnumTypeWrapper):
         """What a project's sessions are kept by."""
@@ -695,15 +736,15 @@ class Policy(message.Message):
     PERSISTENCE_UNSPECIFIED: Policy.Persistence.ValueType  # 0
     """Not set: HIBERNATE."""
     PERSISTENCE_EPHEMERAL: Policy.Persistence.ValueType  # 1
-    """Every start is fresh; nothing is kept."""
+    """Every start that names no mode is fresh; nothing is kept over a stop."""
     PERSISTENCE_REUSE: Policy.Persistence.ValueType  # 2
-    """Kept while it runs."""
+    """Kept while it runs; a stop ends it, and so does idleness."""
     PERSISTENCE_HIBERNATE: Policy.Persistence.ValueType  # 3
     """Suspended and resumed."""
     PERSISTENCE_CHECKPOINT: Policy.Persistence.ValueType  # 4
     """State is saved, the container destroyed, and restored."""
     PERSISTENCE_ASK: Policy.Persistence.ValueType  # 5
-    """The user is asked."""
+    """Suspended and resumed; a start that names no mode asks the user first, by CHOICE_REQUIRED."""
 
     class _OnFingerprintChange:
         ValueType = typing.NewType("ValueType", builtins.int)
@@ -714,9 +755,11 @@ class Policy(message.Message):
         ON_FINGERPRINT_CHANGE_UNSPECIFIED: Policy._OnFingerprintChange.ValueType  # 0
         """Not set: ALLOW."""
         ON_FINGERPRINT_CHANGE_REFUSE: Policy._OnFingerprintChange.ValueType  # 1
-        """Refuse the start."""
+        """Refuse the start: FINGERPRINT_CHANGED, which names what differs."""
         ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES: Policy._OnFingerprintChange.ValueType  # 2
-        """Create a new container that keeps the files."""
+        """Create a new container that keeps the files. Only where they are on a volume, since the root
+        file system goes with the container: otherwise as REFUSE.
+        """
         ON_FINGERPRINT_CHANGE_ALLOW: Policy._OnFingerprintChange.ValueType  # 3
         """Go on with the old one, and say so."""
 
@@ -726,11 +769,33 @@ class Policy(message.Message):
     ON_FINGERPRINT_CHANGE_UNSPECIFIED: Policy.OnFingerprintChange.ValueType  # 0
     """Not set: ALLOW."""
     ON_FINGERPRINT_CHANGE_REFUSE: Policy.OnFingerprintChange.ValueType  # 1
-    """Refuse the start."""
+    """Refuse the start: FINGERPRINT_CHANGED, which names what differs."""
     ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES: Policy.OnFingerprintChange.ValueType  # 2
-    """Create a new container that keeps the files."""
+    """Create a new container that keeps the files. Only where they are on a volume, since the root
+    file system goes with the container: otherwise as REFUSE.
+    """
     ON_FINGERPRINT_CHANGE_ALLOW: Policy.OnFingerprintChange.ValueType  # 3
     """Go on with the old one, and say so."""
+
+    @typing.final
+    class SourcesEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: PolicySource.ValueType
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: PolicySource.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     PERSISTENCE_FIELD_NUMBER: builtins.int
     IDLE_TIMEOUT_FIELD_NUMBER: builtins.int
@@ -744,6 +809,7 @@ class Policy(message.Message):
     EXPIRE_AFTER_FIELD_NUMBER: builtins.int
     RECOVER_AT_ONCE_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
     persistence: Policy.Persistence.ValueType
     """What sessions are kept by."""
     checkpoint_on_stop: builtins.bool
@@ -782,6 +848,12 @@ class Policy(message.Message):
     def spec(self) -> container_service_pb2.ContainerSpec:
         """What containers are made of where a start does not say."""
 
+    @builtins.property
+    def sources(self) -> containers.ScalarMap[builtins.str, PolicySource.ValueType]:
+        """Where each value came from, by the field's name, as in "idle_timeout". Only where a policy in
+        force is shown; ignored in requests.
+        """
+
     def __init__(
         self,
         *,
@@ -797,10 +869,11 @@ class Policy(message.Message):
         expire_after: duration_pb2.Duration | None = ...,
         recover_at_once: builtins.bool = ...,
         spec: container_service_pb2.ContainerSpec | None = ...,
+        sources: abc.Mapping[builtins.str, PolicySource.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "sources", b"sources", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

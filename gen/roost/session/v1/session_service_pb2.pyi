@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as duration_pb2
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
+from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
 from roost.container.v1 import container_service_pb2 as container_service_pb2
 from roost.session.v1 import session_pb2 as session_pb2
 import builtins as builtins
@@ -22,6 +23,33 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _Choice:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChoiceEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Choice.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    CHOICE_UNSPECIFIED: _Choice.ValueType  # 0
+    """Not set."""
+    CHOICE_CONTINUE: _Choice.ValueType  # 1
+    """Go on with the session that is there."""
+    CHOICE_RESTORE: _Choice.ValueType  # 2
+    """Go back to a checkpoint."""
+    CHOICE_FRESH: _Choice.ValueType  # 3
+    """Begin anew; the session that is there ends once the new one stands."""
+
+class Choice(_Choice, metaclass=_ChoiceEnumTypeWrapper):
+    """What a user can choose at a start."""
+
+CHOICE_UNSPECIFIED: Choice.ValueType  # 0
+"""Not set."""
+CHOICE_CONTINUE: Choice.ValueType  # 1
+"""Go on with the session that is there."""
+CHOICE_RESTORE: Choice.ValueType  # 2
+"""Go back to a checkpoint."""
+CHOICE_FRESH: Choice.ValueType  # 3
+"""Begin anew; the session that is there ends once the new one stands."""
+
 @typing.final
 class StartSessionRequest(message.Message):
     """Asks to open a project for a user."""
@@ -34,6 +62,8 @@ class StartSessionRequest(message.Message):
     SPEC_FIELD_NUMBER: builtins.int
     MIN_CONTINUITY_FIELD_NUMBER: builtins.int
     CHOICE_TOKEN_FIELD_NUMBER: builtins.int
+    REMEMBER_FIELD_NUMBER: builtins.int
+    POLICY_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Makes a repeat safe (AIP-155)."""
     mode: session_pb2.StartMode.ValueType
@@ -43,7 +73,13 @@ class StartSessionRequest(message.Message):
     nothing is created. A key without a session is not held to it.
     """
     choice_token: builtins.str
-    """The user's answer to CHOICE_REQUIRED."""
+    """The user's answer to CHOICE_REQUIRED: the token of the candidate that was chosen. The start does
+    that and nothing else. Not with a `mode`.
+    """
+    remember: builtins.bool
+    """Keeps the answer as the user's preference for the project, which decides from then on. Only
+    with a `choice_token`.
+    """
     @builtins.property
     def key(self) -> session_pb2.SessionKey:
         """Whose session of what."""
@@ -52,6 +88,14 @@ class StartSessionRequest(message.Message):
     def spec(self) -> container_service_pb2.ContainerSpec:
         """What a new container is made of; where not set the project's default, or, where there is none,
         what the session was made of that a FRESH start replaces.
+        """
+
+    @builtins.property
+    def policy(self) -> session_pb2.Policy:
+        """Asks for less than the project's policy: a value that would be more is held to the project's.
+        Less is: a persistence that keeps less, a shorter span, fewer checkpoints, a higher
+        `min_continuity`, REFUSE. It stays with the session until a start asks for other values.
+        `spec` must not be set in it.
         """
 
     def __init__(
@@ -63,10 +107,12 @@ class StartSessionRequest(message.Message):
         spec: container_service_pb2.ContainerSpec | None = ...,
         min_continuity: session_pb2.Continuity.ValueType = ...,
         choice_token: builtins.str = ...,
+        remember: builtins.bool = ...,
+        policy: session_pb2.Policy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["key", b"key", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["key", b"key", "policy", b"policy", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["choice_token", b"choice_token", "key", b"key", "min_continuity", b"min_continuity", "mode", b"mode", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["choice_token", b"choice_token", "key", b"key", "min_continuity", b"min_continuity", "mode", b"mode", "policy", b"policy", "remember", b"remember", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,7 +221,7 @@ class PreviewStartResponse(message.Message):
 
     @builtins.property
     def candidates(self) -> containers.RepeatedCompositeFieldContainer[Candidate]:
-        """What could be brought back, best first."""
+        """What could be done, best first: bring back what is there, or begin anew."""
 
     def __init__(
         self,
@@ -196,8 +242,38 @@ class PreviewStartResponse(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ChoiceRequired(message.Message):
+    """The detail of the error CHOICE_REQUIRED: what the user is to choose from. Start again with the
+    `choice_token` of one candidate, or with a `mode`.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def candidates(self) -> containers.RepeatedCompositeFieldContainer[Candidate]:
+        """What can be chosen, best first."""
+
+    @builtins.property
+    def expire_time(self) -> timestamp_pb2.Timestamp:
+        """Until when the tokens count."""
+
+    def __init__(
+        self,
+        *,
+        candidates: abc.Iterable[Candidate] | None = ...,
+        expire_time: timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["candidates", b"candidates", "expire_time", b"expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class Candidate(message.Message):
-    """Something that a start could bring back."""
+    """Something that a start could do about what is there."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -207,19 +283,35 @@ class Candidate(message.Message):
     EXPECTED_CONTINUITY_FIELD_NUMBER: builtins.int
     LAST_ACTIVE_TIME_FIELD_NUMBER: builtins.int
     CHECKPOINT_ID_FIELD_NUMBER: builtins.int
+    CHOICE_FIELD_NUMBER: builtins.int
+    AGE_FIELD_NUMBER: builtins.int
+    EXPECTED_WAIT_MILLISECONDS_FIELD_NUMBER: builtins.int
+    CHOICE_TOKEN_FIELD_NUMBER: builtins.int
     rung: session_pb2.Rung.ValueType
     """The rung that would bring it back."""
     session_id: builtins.str
-    """The session that it belongs to."""
+    """The session that it belongs to; empty for a fresh one."""
     generation: builtins.int
     """The container generation."""
     expected_continuity: session_pb2.Continuity.ValueType
     """What is expected to survive."""
     checkpoint_id: builtins.str
     """The checkpoint, for the rung RESTORE."""
+    choice: Choice.ValueType
+    """What choosing it means."""
+    expected_wait_milliseconds: builtins.int
+    """How long the caller is expected to wait: the median of what the last starts with that outcome
+    took. Not set where there were none.
+    """
+    choice_token: builtins.str
+    """Chooses it, once: StartSession's `choice_token`. Only in CHOICE_REQUIRED."""
     @builtins.property
     def last_active_time(self) -> timestamp_pb2.Timestamp:
         """When it was last in use."""
+
+    @builtins.property
+    def age(self) -> duration_pb2.Duration:
+        """How long ago it was last in use; not set for a fresh one."""
 
     def __init__(
         self,
@@ -230,12 +322,18 @@ class Candidate(message.Message):
         expected_continuity: session_pb2.Continuity.ValueType = ...,
         last_active_time: timestamp_pb2.Timestamp | None = ...,
         checkpoint_id: builtins.str = ...,
+        choice: Choice.ValueType = ...,
+        age: duration_pb2.Duration | None = ...,
+        expected_wait_milliseconds: builtins.int | None = ...,
+        choice_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["last_active_time", b"last_active_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds", "age", b"age", "expected_wait_milliseconds", b"expected_wait_milliseconds", "last_active_time", b"last_active_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_id", b"checkpoint_id", "expected_continuity", b"expected_continuity", "generation", b"generation", "last_active_time", b"last_active_time", "rung", b"rung", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds", "age", b"age", "checkpoint_id", b"checkpoint_id", "choice", b"choice", "choice_token", b"choice_token", "expected_continuity", b"expected_continuity", "expected_wait_milliseconds", b"expected_wait_milliseconds", "generation", b"generation", "last_active_time", b"last_active_time", "rung", b"rung", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_wait_milliseconds: _TypeAlias = typing.Literal["expected_wait_milliseconds"]  # noqa: Y015
+    _WhichOneofArgType__expected_wait_milliseconds: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_wait_milliseconds) -> _WhichOneofReturnType__expected_wait_milliseconds | None: ...
 
 @typing.final
 class GetSessionRequest(message.Message):

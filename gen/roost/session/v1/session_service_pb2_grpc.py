@@ -152,6 +152,11 @@ class SessionServiceServicer:
 
         Concurrent starts of one key join: one works, the others are answered with its outcome. The
         caller going away does not undo a start in flight.
+
+        Where the policy in force is ASK, a start that names no mode and finds a session at its key is
+        answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
+        its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
+        and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,7 +231,7 @@ class SessionServiceServicer:
 
         A suspend that failed is told, not hidden: the container found still running is
         SUSPEND_FAILED_STILL_RUNNING and the session is ACTIVE; found stopped, the session is PAUSED
-        with condition MEMORY_LOST.
+        with condition MEMORY_LOST. POLICY_FORBIDS where the policy in force keeps nothing over a pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,7 +245,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopSession(self, request, context):
-        """Does what the session's policy says stop means: for HIBERNATE, pause. Idempotent.
+        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
+        which keep nothing over a stop, end it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,6 +33,11 @@ class SessionServiceStub:
 
     Concurrent starts of one key join: one works, the others are answered with its outcome. The
     caller going away does not undo a start in flight.
+
+    Where the policy in force is ASK, a start that names no mode and finds a session at its key is
+    answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
+    its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
+    and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
     """
     PreviewStart: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PreviewStartRequest, _session_service_pb2.PreviewStartResponse]
     """Says what StartSession would do now, and why. Changes nothing."""
@@ -59,12 +64,14 @@ class SessionServiceStub:
 
     A suspend that failed is told, not hidden: the container found still running is
     SUSPEND_FAILED_STILL_RUNNING and the session is ACTIVE; found stopped, the session is PAUSED
-    with condition MEMORY_LOST.
+    with condition MEMORY_LOST. POLICY_FORBIDS where the policy in force keeps nothing over a pause.
     """
     ResumeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_service_pb2.ResumeSessionResponse]
     """Brings a session at rest back, by its id. A running one is only checked. Idempotent."""
     StopSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.StopSessionRequest, _session_service_pb2.StopSessionResponse]
-    """Does what the session's policy says stop means: for HIBERNATE, pause. Idempotent."""
+    """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
+    which keep nothing over a stop, end it. Idempotent.
+    """
     EndSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.EndSessionRequest, _session_service_pb2.EndSessionResponse]
     """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent."""
     UndeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UndeleteSessionRequest, _session_service_pb2.UndeleteSessionResponse]
@@ -101,6 +108,11 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Concurrent starts of one key join: one works, the others are answered with its outcome. The
         caller going away does not undo a start in flight.
+
+        Where the policy in force is ASK, a start that names no mode and finds a session at its key is
+        answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
+        its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
+        and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
         """
 
     @_abc_1.abstractmethod
@@ -187,7 +199,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A suspend that failed is told, not hidden: the container found still running is
         SUSPEND_FAILED_STILL_RUNNING and the session is ACTIVE; found stopped, the session is PAUSED
-        with condition MEMORY_LOST.
+        with condition MEMORY_LOST. POLICY_FORBIDS where the policy in force keeps nothing over a pause.
         """
 
     @_abc_1.abstractmethod
@@ -204,7 +216,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.StopSessionRequest,
         context: _aio.ServicerContext[_session_service_pb2.StopSessionRequest, _abc.Awaitable[_session_service_pb2.StopSessionResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.StopSessionResponse]:
-        """Does what the session's policy says stop means: for HIBERNATE, pause. Idempotent."""
+        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
+        which keep nothing over a stop, end it. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def EndSession(
