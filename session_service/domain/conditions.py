@@ -26,6 +26,10 @@ SENTENCES = {
         "The start asked for another spec than the container was created from; the container goes "
         "on with the old one. Start with mode FRESH to get the new one."
     ),
+    ConditionType.CHECKPOINT_FAILED: (
+        "Its state could not be saved; the container is kept, with all that is in it. "
+        "Stop it again to try once more."
+    ),
 }
 
 

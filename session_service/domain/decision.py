@@ -58,7 +58,13 @@ class Decision:
 
 def dump_attempts(attempts: Iterable[Attempt]) -> str:
     """Their form in the row."""
-    return json.dumps([[a.rung, a.result, a.reason, a.milliseconds] for a in attempts])
+    return json.dumps([_attempt_row(attempt) for attempt in attempts])
+
+
+def _attempt_row(attempt: Attempt) -> list[object]:
+    """Its form in the row; the checkpoint's number only where it was about one."""
+    row: list[object] = [attempt.rung, attempt.result, attempt.reason, attempt.milliseconds]
+    return [*row, attempt.checkpoint_number] if attempt.checkpoint_number else row
 
 
 def load_attempts(raw: str) -> tuple[Attempt, ...]:
@@ -66,8 +72,8 @@ def load_attempts(raw: str) -> tuple[Attempt, ...]:
     if raw == "[]":
         return ()
     return tuple(
-        Attempt(Rung(rung), AttemptResult(result), reason, milliseconds)
-        for rung, result, reason, milliseconds in json.loads(raw)
+        Attempt(Rung(rung), AttemptResult(result), reason, milliseconds, *number)
+        for rung, result, reason, milliseconds, *number in json.loads(raw)
     )
 
 

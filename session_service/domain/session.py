@@ -111,6 +111,7 @@ class ConditionType(StrEnum):
     MEMORY_LOST = "MEMORY_LOST"
     CONTAINER_LOST = "CONTAINER_LOST"
     FINGERPRINT_CHANGED = "FINGERPRINT_CHANGED"
+    CHECKPOINT_FAILED = "CHECKPOINT_FAILED"
 
 
 class ContainerState(StrEnum):
@@ -158,6 +159,8 @@ class Attempt:
     result: AttemptResult
     reason: str
     milliseconds: int
+    checkpoint_number: int = 0
+    """Of the checkpoint that it was about; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,9 @@ class Session:
     """What the user was last said to do."""
     event_sequence: int
     """The number of its newest event."""
+    checkpoint_id: UUID | None = None
+    """The checkpoint that its state descends from: what a start goes back to where its container is
+    gone. None where it has none."""
 
     @property
     def key(self) -> Key:
