@@ -61,6 +61,14 @@ _TURN = compiled(
     .returning(sweeps.c.pass_number, sa.func.now()),
     lambda row: Turn(row[0], row[1]),
 )
+# At once, whoever's turn it is: the regular passes go on when theirs comes.
+_TURN_NOW = compiled(
+    postgresql.insert(sweeps)
+    .values(app=sa.bindparam("app", type_=sa.Text), pass_number=1)
+    .on_conflict_do_update(index_elements=["app"], set_={"pass_number": sweeps.c.pass_number + 1})
+    .returning(sweeps.c.pass_number, sa.func.now()),
+    lambda row: Turn(row[0], row[1]),
+)
 _NOW = compiled(sa.select(sa.func.now()), lambda row: row[0])
 
 
@@ -87,6 +95,7 @@ _TRACKED = compiled(
         sessions.c.verified_at,
         sessions.c.change_time,
         containers.c.create_time,
+        containers.c.cordoned,
     )
     .join(sessions, sessions.c.session_id == containers.c.session_id)
     .where(
@@ -107,14 +116,18 @@ _LABELLED = compiled(
         containers.c.generation == sessions.c.generation,
         sessions.c.state,
         sessions.c.transition.is_not(None),
+        # NULLs are passed over.
+        sa.func.greatest(
+            sessions.c.change_time, containers.c.create_time, containers.c.destroy_time
+        ),
     )
     .join(sessions, sessions.c.session_id == containers.c.session_id)
     .where(containers.c.session_id == sa.any_(sa.bindparam("ids", type_=_IDS))),
-    lambda row: Labelled(row[0], row[1], row[2], row[3], row[4], State(row[5]), row[6]),
+    lambda row: Labelled(row[0], row[1], row[2], row[3], row[4], State(row[5]), *row[6:]),
 )
 _FENCED = sa.func.unnest(
     sa.bindparam("ids", type_=_IDS), sa.bindparam("epochs", type_=_NUMBERS)
-).table_valued("id", "epoch", name="fenced")
+).table_valued("id", "epoch", name="fenced").render_derived()
 _VERIFY = compiled(
     sa.update(sessions)
     .where(
@@ -163,7 +176,8 @@ _CLEAR = compiled(
 _UNWANTED = compiled(
     sa.select(*container_columns())
     .where(sa.not_(containers.c.wanted), containers.c.destroy_time.is_(None))
-    .order_by(containers.c.session_id)
+    # So that those that cannot be destroyed for now are not all that is ever tried.
+    .order_by(sa.func.random())
     .limit(sa.bindparam("most", type_=sa.BigInteger)),
     make_container,
 )
@@ -178,6 +192,13 @@ async def take_turn(database: Database, app: str, every: timedelta) -> Turn | No
     """The turn to look at the app, if its time has come and no other replica took it."""
     await database.fetch_one(_ENTER, {"app": app, "every": every})
     return await database.fetch_one(_TURN, {"app": app, "every": every})
+
+
+async def take_turn_now(database: Database, app: str) -> Turn:
+    """A turn to look at the app at once, beside those that come by themselves."""
+    turn: Turn | None = await database.fetch_one(_TURN_NOW, {"app": app})
+    assert turn is not None, "an upsert returns its row"
+    return turn
 
 
 async def now(database: Database) -> datetime:
