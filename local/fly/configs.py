@@ -56,6 +56,12 @@ def min_running(config: Mapping[str, object]) -> int:
     return max((number(one, "min_machines_running") or 0 for one in services), default=0)
 
 
+def internal_port(config: Mapping[str, object]) -> int:
+    """The port that the guest's `PORT` stands for: its first service's, or else Fly's default."""
+    services = [_object(service) for service in items(config, "services")]
+    return next((port for one in services if (port := number(one, "internal_port"))), 8080)
+
+
 def suspendable(config: Mapping[str, object]) -> bool:
     """Whether Fly could take a snapshot: no swap, no schedule, no GPU (Fly docs: suspend)."""
     init = mapping(config, "init") or {}

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from local.fly import images
+from local.fly import configs, images
 from local.fly.mounts import Mount
 from local.fly.processes import ChildProcess, Spawner
+from local.fly.procfs import TCP_TABLE, write_tcp_tables
 from local.fly.records import MachineRecord
 from local.fly.wire import texts
 
@@ -51,8 +52,10 @@ class Guest:
         env: Mapping[str, str],
         spawner: Spawner,
         rewrite: Callable[[str], str],
+        internal_port: int,
     ) -> None:
         self._rewrite = rewrite
+        self._internal_port = internal_port
         self._spawner = spawner
         self.boot_id = boot_id
         self.main = main
@@ -84,7 +87,8 @@ class Guest:
         env = environment(record, rootfs, port, rewrite)
         with (folder / "guest.log").open("ab") as log:
             main = spawner.spawn(argv, cwd=rootfs, env=env, stdout=log, stderr=log)
-        return cls(main, boot_id, folder, env, spawner, rewrite)
+        internal_port = configs.internal_port(record.config)
+        return cls(main, boot_id, folder, env, spawner, rewrite, internal_port)
 
     def freeze(self) -> None:
         """Stop every process of the guest where it stands; memory is kept."""
@@ -119,6 +123,9 @@ class Guest:
             return ExecResult(0, 0, self.boot_id.encode() + b"\n", b"")
         # Guests share the host's /proc: send whoever names the file to this boot's own.
         argv = [part.replace(BOOT_ID_PATH, str(self._folder / "boot_id")) for part in argv]
+        if any(TCP_TABLE in part for part in argv):
+            own = str(write_tcp_tables(self._folder, self.port, self._internal_port))
+            argv = [part.replace(TCP_TABLE, own) for part in argv]
         argv = [self._rewrite(part) for part in argv]
         # Memory and not pipes: a process left behind that holds a pipe open would hold us too.
         with _memory_file(stdin) as given, _memory_file() as out, _memory_file() as err:

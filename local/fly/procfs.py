@@ -6,6 +6,9 @@ from pathlib import Path
 
 from local.fly.wire import JsonObject
 
+TCP_TABLE = "/proc/net/tcp"
+"""Where Linux lists a guest's TCP sockets; those of IPv6 are in the file of that name and a 6."""
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -53,3 +56,26 @@ def _read(entry: Path, session: int) -> JsonObject | None:
         "rss": int(values[21]) * _PAGE,
         "listen_sockets": [],
     }
+
+
+def write_tcp_tables(folder: Path, port: int, shown: int) -> Path:
+    """Write what a guest would find of its server's sockets; the path to name in place of
+    `TCP_TABLE`, with the 6 or without.
+
+    Guests share the host's network, so its tables have everybody's: of them only sockets at the
+    guest's `port` are its own, and are `shown` at the port that its config has.
+    """
+    for version in ("", "6"):
+        table = Path(TCP_TABLE + version)
+        found = table.read_text() if table.exists() else ""
+        (folder / f"net_tcp{version}").write_text(_own_sockets(found, port, shown))
+    return folder / "net_tcp"
+
+
+def _own_sockets(table: str, port: int, shown: int) -> str:
+    """The table's head, and the lines whose local address ends in the port, in hex."""
+    lines = table.splitlines(keepends=True)
+    own = [line for line in lines[1:] if line.split()[1].endswith(f":{port:04X}")]
+    return "".join(
+        [*lines[:1], *(line.replace(f":{port:04X}", f":{shown:04X}", 1) for line in own)]
+    )

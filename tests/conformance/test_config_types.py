@@ -111,3 +111,16 @@ def test_an_update_is_held_to_the_same(app: App) -> None:
     before = machine.get()["instance_id"]
     machine.update(400, config=app.config(restart={"max_retries": "3"}))
     assert machine.get()["instance_id"] == before
+
+
+@pytest.mark.parametrize("member", ["skip_launch", "skip_secrets", "lease_ttl", "name", "region"])
+def test_members_beside_the_config_have_types_too(app: App, member: str) -> None:
+    wrong = {"skip_launch": "yes", "skip_secrets": 1, "lease_ttl": "30"}.get(member, 7)
+    app.create(400, **{member: wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"compute": {"cpus": "1"}}, {"compute": 1}, {"encrypted": "no"}, {"size_gb": "1"}]
+)
+def test_members_of_a_volume_have_types_too(app: App, wrong: Json) -> None:
+    app.api.expect(400, "POST", f"{app.path}/volumes", {"name": "data", **wrong})

@@ -18,6 +18,7 @@ async def create(world: World, call: Call) -> Reply:
     """Make a machine and, unless `skip_launch`, boot it."""
     world.fleet.app(call.app)
     body = call.json("main.createMachineRequest")
+    _check_unused(body)
     config = configs.accepted(_config(body))
     ttl_s = _lease_ttl(body)
     run = not wire.flag(body, "skip_launch")
@@ -43,6 +44,7 @@ async def update(world: World, call: Call) -> Reply:
     """Replace the whole config; a machine that rests stays at rest."""
     machine = call.machine(world)
     body = call.json("main.updateMachineRequest")
+    _check_unused(body)
     config = configs.accepted(_config(body))
     ttl_s = _lease_ttl(body)
     expected = wire.text(body, "current_version") or ""
@@ -84,6 +86,15 @@ async def uncordon(world: World, call: Call) -> Reply:
     """Route to the machine again."""
     world.lifecycle.set_cordon(call.machine(world), False, "user")
     return OK
+
+
+def _check_unused(body: JsonObject) -> None:
+    """What Fly takes and nothing here depends on is still of a type."""
+    for name in ("skip_launch", "skip_service_registration", "skip_secrets", "lsvd"):
+        wire.flag(body, name)
+    for name in ("name", "region"):
+        wire.text(body, name)
+    wire.number(body, "min_secrets_version")
 
 
 def _config(body: JsonObject) -> JsonObject:

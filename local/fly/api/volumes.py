@@ -3,7 +3,7 @@
 import asyncio
 import re
 
-from local.fly import view, wire
+from local.fly import config_shape, view, wire
 from local.fly.calls import Call, Operation, Reply
 from local.fly.copies import size_of
 from local.fly.errors import ApiError
@@ -99,6 +99,10 @@ def _wish(body: JsonObject) -> VolumeWish:
     fstype = wire.text(body, "fstype") or "ext4"
     if fstype not in ("ext4", "raw"):
         raise ApiError(400, "invalid_argument: fstype must be ext4 or raw")
+    # Fly places the volume where a machine like this has room; here every host has.
+    config_shape.check(
+        {"guest": wire.mapping(body, "compute"), "image": wire.text(body, "compute_image")}
+    )
     retention = wire.number(body, "snapshot_retention")
     return VolumeWish(
         name=name,
