@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 #: Between two tries of the keeper to finish a transition: doubled each time, up to the last.
 FIRST_RETRY = timedelta(seconds=1)
-LAST_RETRY = timedelta(minutes=5)
+#: Half a minute after an outage all that it left open is settled: machines that run on cost money.
+LAST_RETRY = timedelta(seconds=30)
 #: A container that is known to be gone.
 GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
 
