@@ -277,6 +277,7 @@ class Climber:
             await self._containers.wait_started(address(container), timeout=climb.held.left)
 
     async def _ready(self, climb: Climb, container: Container) -> None:
+        climb.turn.step_back()
         if not await self._previews.wait_ready(container, climb.held.left):
             raise ProviderUnavailable(
                 "the container runs, but its preview does not answer; look at the application's "

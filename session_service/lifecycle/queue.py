@@ -55,14 +55,20 @@ class FairQueue(Generic[T]):
         lane.items[ticket.number] = item
         return ticket
 
-    def take(self) -> T | None:
-        """The item whose turn it is, which waits no more; None where none waits."""
-        if not self._root.size:
+    def take(self, but_not: Path | None = None) -> T | None:
+        """The item whose turn it is, which waits no more; None where none waits.
+
+        The lane of the path `but_not` is passed over, and keeps its turn.
+        """
+        passed_over = 0 if but_not is None else self.waiting(but_not)
+        if len(self) == passed_over:
             return None
         lane = self._root
         lane.size -= 1
         while lane.lanes:
-            name, next_lane = next(iter(lane.lanes.items()))
+            name = _first(lane, but_not, passed_over)
+            next_lane = lane.lanes[name]
+            but_not = but_not[1:] if but_not and but_not[0] == name else None
             next_lane.size -= 1
             if next_lane.size:
                 lane.lanes.move_to_end(name)
@@ -117,3 +123,14 @@ class FairQueue(Generic[T]):
                 break
             lanes.append(below)
         return lanes
+
+
+def _first(lane: _Lane[T], but_not: Path | None, passed_over: int) -> str:
+    """The lane within whose turn it is: the first, or the second where all that waits in the first
+    is passed over.
+    """
+    names = iter(lane.lanes)
+    name = next(names)
+    if but_not and but_not[0] == name and lane.lanes[name].size == passed_over:
+        return next(names)
+    return name

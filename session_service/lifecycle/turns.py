@@ -4,7 +4,10 @@ The shell around `queue`. A transition that waits is owned like one that works: 
 renewed, and its time goes on. Three kinds of places: for what somebody waits for; for background
 work, which has few of its own, so that a wave of it neither takes a start's place nor is starved;
 and, for each app, for create calls, since the provider lets an app create one machine a second.
-While a start waits for that it holds no place that a resume could use.
+
+A place is for asking the provider. A start gives its own back where others must be waited for: the
+app's create calls, an image that is being pulled, a preview that does not answer yet. And no lane
+has all the places, so that one user's machines that hang hold nobody else up.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -67,8 +71,11 @@ class Places:
         self._rate = float(places) if rate is None else rate
         self._places = places
         self._length = length
+        #: The most that one lane may have: some are left for the others, one in eight.
+        self._most = max(1, places - max(1, places // 8))
+        self._at_work: Counter[Path] = Counter()
         self._taken = 0
-        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._queue: FairQueue[tuple[Path, asyncio.Future[None]]] = FairQueue()
         self._refused = 0
         self._told = 0.0
 
@@ -84,7 +91,7 @@ class Places:
 
     def check_room(self, path: Path) -> None:
         """Raise ProviderRateLimited where one more of this lane cannot even wait."""
-        if self._taken < self._places or self._queue.has_room(path, self._length):
+        if self._is_free(path) or self._queue.has_room(path, self._length):
             return
         self._tell_full()
         delay = min(LONGEST_RETRY, max(1.0, len(self._queue) / self._rate))
@@ -98,19 +105,20 @@ class Places:
 
         Raises ProviderRateLimited where there is no room to wait or the time is over.
         """
-        if self._taken < self._places and not len(self._queue):
-            self._taken += 1
+        # Where a place is free, all who wait are of a lane that has its most already.
+        if self._is_free(path):
+            self._seat(path)
             return False
         self.check_room(path)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        ticket = self._queue.put(path, turn)
+        ticket = self._queue.put(path, (path, turn))
         try:
             async with asyncio.timeout(patience):
                 await turn
         except BaseException as error:
             # Given up, or cancelled. The turn may have come in the same moment: the next has it.
             if turn.done() and not turn.cancelled():
-                self.leave()
+                self.leave(path)
             else:
                 self._queue.leave(ticket)
             if not isinstance(error, TimeoutError):
@@ -121,14 +129,28 @@ class Places:
             ) from None
         return True
 
-    def leave(self) -> None:
-        """Give a place back: it is the next one's."""
-        while (turn := self._queue.take()) is not None:
+    def leave(self, path: Path) -> None:
+        """Give a place of this lane back: it is the next one's."""
+        self._taken -= 1
+        self._at_work[path] -= 1
+        if not self._at_work[path]:
+            del self._at_work[path]
+        # No two can have their most when a place has just come free.
+        satisfied = next((p for p, n in self._at_work.items() if n >= self._most), None)
+        while (waiting := self._queue.take(but_not=satisfied)) is not None:
+            next_path, turn = waiting
             # One that was cancelled just now has not yet left.
             if not turn.done():
+                self._seat(next_path)
                 turn.set_result(None)
                 return
-        self._taken -= 1
+
+    def _is_free(self, path: Path) -> bool:
+        return self._taken < self._places and self._at_work[path] < self._most
+
+    def _seat(self, path: Path) -> None:
+        self._taken += 1
+        self._at_work[path] += 1
 
     def _tell_full(self) -> None:
         self._refused += 1
@@ -170,23 +192,20 @@ class Turn:
         trace: TracebackType | None,
     ) -> None:
         """Give the place to the next."""
-        self._step_back()
+        self.step_back()
+
+    def step_back(self) -> None:
+        """Give the place to the next already: what is left to do is to wait for others."""
+        if self._at_work:
+            self._at_work = False
+            self._places.leave(self._path)
 
     @asynccontextmanager
     async def creating(self, app: str) -> AsyncGenerator[None]:
-        """Wait among the app's create calls, holding no other place meanwhile; then go on.
-
-        Raises as entering does.
-        """
-        self._step_back()
+        """Step back, and wait for one of the app's create calls. Raises as entering does."""
+        self.step_back()
         async with self._turns.create_call(app, self._path, self._held):
             yield
-        await self.__aenter__()
-
-    def _step_back(self) -> None:
-        if self._at_work:
-            self._at_work = False
-            self._places.leave()
 
 
 class Turns:
@@ -236,7 +255,7 @@ class Turns:
             try:
                 yield
             finally:
-                places.leave()
+                places.leave(path)
         finally:
             if places.idle and self._creates.get(app) is places:
                 del self._creates[app]

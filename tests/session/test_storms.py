@@ -24,12 +24,15 @@ from local.fly.emulator import serve
 from local.fly.settings import Settings
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from tests.container.harness import TOKEN, config_for, make_app, read_failure
-from tests.session.harness import Replica, key, replica, request_id, session_config
+from tests.container.harness import TOKEN, config_for, failing, make_app, read_failure
+from tests.session.harness import Replica, key, replica, request_id, session_config, world
+from tests.session.test_hard_cases import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
+
+    from local.fly.emulator import Emulator
 
 SIZE = int(os.environ.get("ROOST_STORM_SIZE", "60"))
 #: One call, in s: as long as a transition may take.
@@ -248,6 +251,20 @@ async def test_creates_that_cannot_come_in_time_are_told_so(
         created = await waters.committed("create")
         assert set(created.values()) == {1}
         assert len(created) == len(storm)
+
+
+async def test_a_preview_that_never_answers_holds_nobody_up(
+    emulator: Emulator, database_url: str
+) -> None:
+    """With a single place: it is given back where only the application is waited for."""
+    budget = timedelta(seconds=4)
+    async with world(emulator, database_url, 1, concurrent_starts=1, start_budget=budget) as roost:
+        silent = asyncio.create_task(failing(roost.one.start("crow", spec=SILENT)))
+        stuck = await roost.until_live("crow")
+        assert (await roost.one.start("wren")).outcome == pb.START_OUTCOME_CREATED
+        assert (await roost.one.get(stuck.session_id)).state == pb.Session.STATE_STARTING
+        assert not silent.done()
+        assert (await silent).reason == "PROVIDER_UNAVAILABLE"
 
 
 @pytest.mark.timeout(300)

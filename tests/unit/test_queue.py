@@ -136,6 +136,24 @@ def test_a_storm_of_one_user_costs_another_one_turn() -> None:
     assert first == ["storm 0", "crow", "lark", "wren", "storm 1", "storm 2"]
 
 
+@given(st.lists(DEEP, max_size=60), DEEP)
+def test_a_lane_that_is_passed_over_keeps_its_turn(arrivals: list[Path], spared: Path) -> None:
+    """All others are taken, each lane's in its order, and none of it; then it is."""
+    queue: FairQueue[tuple[Path, int]] = FairQueue()
+    arrived = [(path, number) for number, path in enumerate(arrivals)]
+    for path, number in arrived:
+        queue.put(path, (path, number))
+    taken = []
+    while (item := queue.take(but_not=spared)) is not None:
+        taken.append(item)
+    for path in set(arrivals) - {spared}:
+        assert [i for i in taken if i[0] == path] == [i for i in arrived if i[0] == path]
+    mine = [i for i in arrived if i[0] == spared]
+    assert len(taken) == len(arrived) - len(mine)
+    assert [queue.take() for _ in mine] == mine
+    assert queue.take() is None
+
+
 def test_a_full_queue_has_room_for_who_did_not_fill_it() -> None:
     queue: FairQueue[int] = FairQueue()
     storm, wren = ("default", "nest", "storm"), ("default", "nest", "wren")
@@ -196,7 +214,7 @@ def test_places_are_never_overbooked_nor_lost(
                     raise ProviderUnavailable("at work")
             finally:
                 at_work -= 1
-                spots.leave()
+                spots.leave(path)
 
         async def ended(number: int, after: int | None) -> None:
             if after is not None:
@@ -237,14 +255,40 @@ async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_on() -> None:
         await turns(3)
         if cancel_first:
             waiter.cancel()
-            places.leave()
+            places.leave(("a",))
         else:
-            places.leave()
+            places.leave(("a",))
             waiter.cancel()
         assert await other
         await asyncio.wait([waiter])
         assert waiter.cancelled()
         assert places.figures == (1, 0)
+
+
+async def test_no_lane_has_all_the_places() -> None:
+    """One user's machines hang: the others go on, by the places that he cannot have."""
+    places = Places("tests", 8, 100)
+    hanging = [asyncio.create_task(places.enter(("a",), 60)) for _ in range(20)]
+    await turns(2)
+    assert places.figures == (7, 13)
+    for path in (("b",), ("c",), ("b",)):
+        assert not await places.enter(path, 60)
+        waits = asyncio.create_task(places.enter(("d",), 60))
+        await turns(2)
+        assert not waits.done()
+        places.leave(path)
+        assert await waits
+        places.leave(("d",))
+    assert places.figures == (7, 13)
+    places.leave(("a",))
+    await turns(2)
+    assert places.figures == (7, 12)
+    for task in hanging:
+        task.cancel()
+    await asyncio.wait(hanging)
+    for _ in range(7):
+        places.leave(("a",))
+    assert places.idle
 
 
 async def test_who_waits_too_long_is_told_to_come_again() -> None:
@@ -256,7 +300,7 @@ async def test_who_waits_too_long_is_told_to_come_again() -> None:
     assert 0.04 < monotonic() - begun < 1
     assert late.value.retry_after
     assert places.figures == (1, 0)
-    places.leave()
+    places.leave(("a",))
     assert places.idle
 
 
@@ -264,7 +308,8 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     places = Places("starts", 2, 8)
-    waiters = [asyncio.create_task(places.enter(("a",), 60)) for _ in range(10)]
+    await places.enter(("c",), 60)
+    waiters = [asyncio.create_task(places.enter(("a",), 60)) for _ in range(9)]
     await turns(2)
     assert places.figures == (2, 8)
     for _ in range(3):
