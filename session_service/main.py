@@ -25,9 +25,11 @@ from session_service import (
     agent_command,
     agent_service,
     background,
+    claim_command,
     import_command,
     logs,
     points,
+    sweep_command,
     wiring,
 )
 from session_service.config import Config, ConfigError, describe
@@ -40,7 +42,7 @@ from session_service.storage.database import Database
 from session_service.storage.migrate import upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from session_service.background import Background
     from session_service.lifecycle.takeover import Work
@@ -54,6 +56,13 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
 )
+#: Commands that parse their own arguments.
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "agent": agent_command.main,
+    import_command.NAME: import_command.main,
+    sweep_command.NAME: sweep_command.main,
+    claim_command.NAME: claim_command.main,
+}
 #: How long to wait for a database that is on its way up, in s.
 DATABASE_PATIENCE = 60.0
 
@@ -82,9 +91,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         database = await stack.enter_async_context(
             Database(config.database_url, max_size=config.pool_size)
         )
-        channel = await stack.enter_async_context(
-            grpc.aio.insecure_channel(config.container_target)
-        )
+        channel = await stack.enter_async_context(wiring.channel(config))
         watch = Health(database, channel, (SERVICE, agent_service.SERVICE))
         await watch.begin()
         server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
@@ -177,10 +184,8 @@ async def run(config: Config) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the service, or one of its commands; return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["agent"]:
-        return agent_command.main(argv[1:])
-    if argv[:1] == [import_command.NAME]:
-        return import_command.main(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m session_service",
         description="Serves roost.session.v1.SessionService; PostgreSQL is its state.",
@@ -190,11 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "migrate", "agent", import_command.NAME),
+        choices=("serve", "migrate", *COMMANDS),
         default="serve",
-        help="serve (default); only bring the database up to date; move agent sessions in and out"
-        " (`agent --help`); or adopt an older platform's sessions"
-        f" (`{import_command.NAME} --help`)",
+        help="serve (default); only bring the database up to date; or, each with a --help of its"
+        " own: move agent sessions in and out; adopt an older platform's sessions; compare the"
+        " provider's containers with the rows at once; bind a database that was moved",
     )
     command = parser.parse_args(argv).command
     try:

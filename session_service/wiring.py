@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import grpc.aio
 import httpx
 import uuid_utils.compat as uuids
 
@@ -35,13 +36,16 @@ from session_service.storage.notifications import Notices
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
-    import grpc.aio
-
     from session_service.background import Background
     from session_service.config import Config
     from session_service.ports import Activities, Containers, Previews
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
+
+
+#: A container takes some 400 bytes in a listing, so that gRPC's own limit of 4 MiB is reached with
+#: some 10,000 in one app: from there on no listing would ever come.
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 256 * 1024 * 1024),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,11 @@ class Wired:
     cases: UseCases
     work: Work
     background: Background
+
+
+def channel(config: Config) -> grpc.aio.Channel:
+    """A channel to container_service, on which a listing of a large app is no fault."""
+    return grpc.aio.insecure_channel(config.container_target, options=CHANNEL_OPTIONS)
 
 
 async def reach(

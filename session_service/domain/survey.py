@@ -38,6 +38,8 @@ class Tracked:
     verified_at: datetime | None
     change_time: datetime
     create_time: datetime
+    cordoned: bool
+    """Whether it was taken out of routing, so that no traffic reaches it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class Verdict(StrEnum):
     """It should be suspended, and is stopped: its memory is gone."""
     WOKE = "WOKE"
     """It should be at rest, and runs."""
+    STRAYED = "STRAYED"
+    """It should be at rest and runs, out of routing: no traffic woke it, and none reaches it."""
     WOKE_ENDED = "WOKE_ENDED"
     """Its session is over, and it runs."""
     MISSING = "MISSING"
@@ -91,7 +95,7 @@ def judge(
         case State.ACTIVE:
             return _active(row, listed, began, verify_after)
         case State.PAUSED if listed.state is ContainerState.STARTED:
-            return Verdict.WOKE
+            return Verdict.STRAYED if row.cordoned else Verdict.WOKE
         case State.PAUSED:
             stopped = listed.state in (ContainerState.STOPPED, ContainerState.FAILED)
             sank = stopped and row.pause_depth is PauseDepth.SUSPENDED
@@ -105,7 +109,10 @@ def judge(
 def _active(row: Tracked, listed: Listed, began: datetime, verify_after: timedelta) -> Verdict:
     if listed.state in RESTING:
         return Verdict.FELL
-    if listed.state is not ContainerState.STARTED or row.boot_time is None:
+    if listed.state is not ContainerState.STARTED:
+        return Verdict.NOTHING
+    if row.boot_time is None or listed.last_start_time is None:
+        # No start is known to compare with, or none is told.
         return Verdict.NOTHING
     if listed.last_start_time != row.boot_time:
         return Verdict.NOTHING if row.verified_at is None else Verdict.RESTARTED
@@ -117,9 +124,9 @@ class Standing(StrEnum):
     """What the rows say of a container that carries this installation's labels."""
 
     KNOWN = "KNOWN"
-    """It has a row, or one that may yet adopt it."""
+    """It has a row, or one that may yet adopt it, or one that changed too lately to tell."""
     FOUND = "FOUND"
-    """It was taken for lost, and its session has no other since: it is taken back."""
+    """It was taken for lost, and its session has no other since: it may be taken back."""
     ORPHAN = "ORPHAN"
     """No session has it."""
 
@@ -135,18 +142,31 @@ class Labelled:
     current: bool
     state: State
     in_flight: bool
+    change_time: datetime
+    """When the session, or this container's row, last changed."""
 
 
-def standing(listed: Listed, row: Labelled | None) -> Standing:
-    """Whether somebody has the container; `row` is that of its labels, None where there is none."""
+def standing(
+    listed: Listed, row: Labelled | None, began: datetime, lag: timedelta
+) -> tuple[Standing, str]:
+    """Whether somebody has a container that a listing begun at `began` showed, and why.
+
+    `row` is that of its labels, None where there is none. What a row says that changed since, or
+    so shortly before that reads may lag behind, may be newer than what the listing shows.
+    """
     if row is None:
-        return Standing.ORPHAN
+        return Standing.ORPHAN, "no session has it"
+    if row.change_time + lag >= began:
+        return Standing.KNOWN, "its session changed too lately"
     if row.container_id not in (None, listed.container_id):
-        return Standing.ORPHAN
+        return Standing.ORPHAN, "its session's container is another"
     if not row.destroyed:
-        return Standing.KNOWN
-    waits = row.current and row.state is State.PAUSED and not row.in_flight
-    return Standing.FOUND if waits and row.container_id is not None else Standing.ORPHAN
+        return Standing.KNOWN, "a session has it, or may yet adopt it"
+    if row.current and row.in_flight:
+        return Standing.KNOWN, "its session is on its way somewhere"
+    if row.current and row.state is State.PAUSED and row.container_id is not None:
+        return Standing.FOUND, "it was taken for lost"
+    return Standing.ORPHAN, "its session has given it up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +188,18 @@ def old_enough(listed: Listed, now: datetime, caution: Caution) -> bool:
     return listed.create_time is not None and listed.create_time + caution.min_age <= now
 
 
-def doomed(counts: Mapping[str, int], caution: Caution) -> list[str]:
-    """Which orphans to destroy now, given in how many passes running each was seen."""
+def spared_because(counts: Mapping[str, int], caution: Caution) -> dict[str, str]:
+    """Why orphans are not destroyed now, given in how many passes running each was seen. Those that
+    are not in it are to be destroyed.
+    """
     if len(counts) > caution.breaker:
-        return []
-    sure = sorted(name for name, count in counts.items() if count >= caution.passes)
-    return sure[: caution.limit]
+        told = f"{len(counts)} orphans at once are too many to be true"
+        return dict.fromkeys(counts, told)
+    spared = {
+        name: f"seen in {count} of {caution.passes} passes running"
+        for name, count in counts.items()
+        if count < caution.passes
+    }
+    sure = sorted(name for name in counts if name not in spared)
+    told = f"a pass destroys {caution.limit} at most"
+    return spared | dict.fromkeys(sure[caution.limit :], told)

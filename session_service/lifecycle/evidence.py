@@ -108,8 +108,14 @@ class Looker:
         wanted = labels(self._installation_id, container.session_id, container.generation)
         for last in (False, True):
             listed = await self._containers.list(container.app, wanted, timeout=LOOK_TIMEOUT)
+            ours = [seen for seen in listed if wanted.items() <= seen.labels.items()]
+            if ours:
+                return ours[0]
             if listed:
-                return listed[0]
+                # Machines whose labels cannot be read now: whose they are is anybody's guess.
+                raise ProviderUnavailable(
+                    "the provider does not tell the labels of all containers; try again"
+                )
             if not last:
                 await asyncio.sleep(self._lag)
         return None

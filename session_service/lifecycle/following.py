@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from session_service.domain.survey import Labelled, Listed, Tracked
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.takeover import Work
+    from session_service.ports import Seen
     from session_service.storage.database import Database
 
 _log = logging.getLogger(__name__)
@@ -53,21 +54,21 @@ class Follower:
             return await self._missing(record)
         if listed is None:
             return False
-        if verdict is Verdict.WOKE_ENDED:
-            return await self._rest_again(record)
+        if verdict in (Verdict.WOKE_ENDED, Verdict.STRAYED):
+            return await self._rest_again(record, verdict)
         change = _change(record, listed, verdict)
         written = await transitions.write(self._database, change)
         self._told(record, verdict)
         return written is not None
 
-    async def found(self, row: Labelled, listed: Listed) -> bool:
+    async def found(self, row: Labelled, seen: Seen) -> bool:
         """A container that was taken for lost is there after all: its session has it back."""
         record = await sessions.find(self._database, row.session_id)
         if record is None or record.container is None or record.session.transition is not None:
             return False
         if record.session.generation != row.generation or record.container.destroy_time is None:
             return False
-        written = await transitions.write(self._database, _found(record.session, listed))
+        written = await transitions.write(self._database, _found(record.session, seen))
         self._told(record, "FOUND")
         return written is not None
 
@@ -88,24 +89,30 @@ class Follower:
         self._told(record, Verdict.MISSING)
         return written is not None
 
-    async def _rest_again(self, record: Record) -> bool:
-        """Traffic woke the container of a session that is over: it ends once more."""
+    async def _rest_again(self, record: Record, verdict: Verdict) -> bool:
+        """It runs and should not: it is put to rest as it was. What traffic woke of a session that
+        is over ends once more, its grace period from its first end.
+        """
         session = record.session
+        over = verdict is Verdict.WOKE_ENDED
+        told = "its session is over" if over else "it is out of routing"
         change = Change(
             session.session_id,
             session.epoch,
             session={
                 **self._work.terms.values(),
-                "state": State.ENDING,
-                "transition": Transition.END,
+                "state": State.ENDING if over else State.PAUSING,
+                "transition": Transition.END if over else Transition.PAUSE,
                 "prior_state": session.state,
                 "cause": Cause.WOKEN,
             },
-            details={"cause": Cause.WOKEN, "because": "traffic woke its container"},
+            details={"cause": Cause.WOKEN, "because": f"its container runs, and {told}"},
         )
         task: asyncio.Task[None] | None = await self._work.commit(
             transitions.begin(self._database, change, None)
         )
+        if task is not None:
+            self._told(record, verdict)
         return task is not None
 
     def _told(self, record: Record, verdict: str) -> None:
@@ -183,20 +190,29 @@ def _woke(session: Session) -> Change:
     )
 
 
-def _found(session: Session, listed: Listed) -> Change:
-    """It rests after all, as deep as is seen; one that runs is followed by the next listing."""
-    suspended = listed.state is ContainerState.SUSPENDED
+def _found(session: Session, seen: Seen) -> Change:
+    """It rests after all, as deep as is seen. One that runs is followed by the next listing; how
+    deep it rests is not known until then.
+    """
+    depth = _DEPTHS.get(seen.state)
     return Change(
         session.session_id,
         session.epoch,
         session={
-            "pause_depth": PauseDepth.SUSPENDED if suspended else PauseDepth.STOPPED,
+            "pause_depth": depth,
             "conditions": "[]",
             "due_at": Now(policies.load(session.policy).deepen_after),
         },
-        container={"state": listed.state, "destroy_time": None},
+        container={"state": seen.state, "destroy_time": None},
         event="CONTAINER_FOUND",
     )
+
+
+_DEPTHS = {
+    ContainerState.SUSPENDED: PauseDepth.SUSPENDED,
+    ContainerState.STOPPED: PauseDepth.STOPPED,
+    ContainerState.FAILED: PauseDepth.STOPPED,
+}
 
 
 def _lost(session: Session, now: datetime) -> Change:

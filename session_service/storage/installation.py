@@ -7,17 +7,14 @@ made it: a copy of the database that runs elsewhere has the id, but is not the i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from session_service.errors import StorageUnavailable
 from session_service.storage.database import Database, compiled
+from session_service.storage.rows import scalar
 from session_service.storage.tables import installation
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +25,56 @@ class Installation:
     original: bool
 
 
-def _make(row: Sequence[object]) -> Installation:
-    return Installation(UUID(str(row[0])), row[1] == row[2])
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """An installation, the cluster that it is bound to, and the one that answers: by PostgreSQL's
+    system identifiers.
+    """
+
+    installation_id: UUID
+    bound_to: str
+    here: str
+
+    @property
+    def original(self) -> bool:
+        """Whether they are the same."""
+        return self.bound_to == self.here
 
 
+_HERE = sa.text("(SELECT system_identifier::text FROM pg_control_system())")
 _READ = compiled(
-    sa.select(
-        installation.c.installation_id,
-        installation.c.system_identifier,
-        sa.text("(SELECT system_identifier::text FROM pg_control_system())"),
-    ),
-    _make,
+    sa.select(installation.c.installation_id, installation.c.system_identifier, _HERE),
+    lambda row: Binding(UUID(str(row[0])), str(row[1]), str(row[2])),
+)
+_CLAIM = compiled(
+    sa.update(installation)
+    .where(
+        installation.c.installation_id
+        == sa.bindparam("installation_id", type_=installation.c.installation_id.type),
+        # As it was shown to whoever said yes to it.
+        installation.c.system_identifier == sa.bindparam("bound_to", type_=sa.Text),
+    )
+    .values(system_identifier=_HERE)
+    .returning(installation.c.system_identifier),
+    scalar(str),
 )
 
 
 async def read(database: Database) -> Installation:
     """The installation. Raises StorageUnavailable."""
+    found = await binding(database)
+    return Installation(found.installation_id, found.original)
+
+
+async def binding(database: Database) -> Binding:
+    """The installation, and what it is bound to. Raises StorageUnavailable."""
     found = await database.fetch_one(_READ, {})
     if found is None:
         raise StorageUnavailable("the database has no installation row: run the migrations")
     return found
+
+
+async def claim(database: Database, seen: Binding) -> bool:
+    """Bind the installation to this cluster; False where it is no longer bound as was seen."""
+    params = {"installation_id": seen.installation_id, "bound_to": seen.bound_to}
+    return await database.fetch_one(_CLAIM, params) is not None
