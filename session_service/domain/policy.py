@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from session_service.domain.session import Continuity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 class Persistence(StrEnum):
@@ -19,6 +23,25 @@ class Persistence(StrEnum):
     HIBERNATE = "HIBERNATE"
     CHECKPOINT = "CHECKPOINT"
     ASK = "ASK"
+
+
+class OnFingerprintChange(StrEnum):
+    """What to do when a start asks for another spec than the container was created from."""
+
+    REFUSE = "REFUSE"
+    RECREATE_KEEPING_FILES = "RECREATE_KEEPING_FILES"
+    ALLOW = "ALLOW"
+
+
+class Stop(StrEnum):
+    """What stop means, and idleness."""
+
+    END = "END"
+    """Nothing is kept: the session ends, with its grace period."""
+    PAUSE = "PAUSE"
+    """Its container is suspended."""
+    CHECKPOINT = "CHECKPOINT"
+    """Its state is saved and its container destroyed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,47 +63,84 @@ class Policy:
     """Older than this a session is shown as too old; nothing else happens to it. None: never."""
     recover_at_once: bool = False
     """Whether a container that was lost is replaced at once, or at the next start."""
+    checkpoint_on_stop: bool = False
+    """Whether the state is saved at every stop."""
+    keep_checkpoints: int = 5
+    """How many checkpoints are kept of a key, pinned ones apart."""
+    on_fingerprint_change: OnFingerprintChange = OnFingerprintChange.ALLOW
+    """What to do when the spec changes."""
 
 
 #: What is in force where nothing else was set.
 DEFAULT = Policy()
 
 
-def dump(policy: Policy) -> str:
-    """Its form in the row: a JSON object, durations in seconds."""
-    return json.dumps(
-        {
-            "persistence": policy.persistence,
-            "idle_timeout": policy.idle_timeout.total_seconds(),
-            "deepen_after": policy.deepen_after.total_seconds(),
-            "grace_period": policy.grace_period.total_seconds(),
-            "min_continuity": policy.min_continuity,
-            "expire_after": policy.expire_after.total_seconds(),
-            "max_lifetime": _seconds(policy.max_lifetime),
-            "recover_at_once": policy.recover_at_once,
-        }
+def what_stop_means(policy: Policy) -> Stop:
+    """What StopSession does to a session under this policy, and the keeper to an idle one.
+
+    The one place that says so.
+    """
+    match policy.persistence:
+        case Persistence.EPHEMERAL | Persistence.REUSE:
+            return Stop.END
+        case Persistence.CHECKPOINT:
+            return Stop.CHECKPOINT
+        case Persistence.HIBERNATE | Persistence.ASK:
+            return Stop.PAUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a value is written in JSON and read back. Any: each form has its own type."""
+
+    write: Callable[[Any], object]
+    read: Callable[[Any], Any]
+
+
+def _optional(form: Form) -> Form:
+    return Form(
+        lambda value: None if value is None else form.write(value),
+        lambda raw: None if raw is None else form.read(raw),
     )
 
 
-def _seconds(span: timedelta | None) -> float | None:
-    return None if span is None else span.total_seconds()
+_SPAN = Form(timedelta.total_seconds, lambda seconds: timedelta(seconds=seconds))
+_FLAG = Form(bool, bool)
+#: The form of each field of a Policy, by name.
+FORMS: Mapping[str, Form] = {
+    "persistence": Form(str, Persistence),
+    "idle_timeout": _SPAN,
+    "deepen_after": _SPAN,
+    "expire_after": _SPAN,
+    "grace_period": _SPAN,
+    "min_continuity": _optional(Form(int, Continuity)),
+    "max_lifetime": _optional(_SPAN),
+    "recover_at_once": _FLAG,
+    "checkpoint_on_stop": _FLAG,
+    "keep_checkpoints": Form(int, int),
+    "on_fingerprint_change": Form(str, OnFingerprintChange),
+}
+NAMES = tuple(field.name for field in fields(Policy))
+
+
+def as_json(policy: Policy) -> dict[str, object]:
+    """Its form in the row: durations in seconds."""
+    return {name: form.write(getattr(policy, name)) for name, form in FORMS.items()}
+
+
+def from_json(row: Mapping[str, Any]) -> Policy:
+    """Read back what `as_json` wrote, by this version or an earlier one, whose rows say less; what
+    a later one added is passed over. Any: JSON.
+    """
+    return Policy(**{name: form.read(row[name]) for name, form in FORMS.items() if name in row})
+
+
+def dump(policy: Policy) -> str:
+    """A JSON object."""
+    return json.dumps(as_json(policy))
 
 
 @lru_cache(maxsize=1024)
 def load(raw: str) -> Policy:
-    """Read back what `dump` wrote, by this version or an earlier one, whose rows say less. Cached:
-    sessions of a project share one.
-    """
-    row = json.loads(raw)
-    least, lifetime = row["min_continuity"], row.get("max_lifetime")
-    expire_after = row.get("expire_after", DEFAULT.expire_after.total_seconds())
-    return Policy(
-        persistence=Persistence(row["persistence"]),
-        idle_timeout=timedelta(seconds=row["idle_timeout"]),
-        deepen_after=timedelta(seconds=row["deepen_after"]),
-        grace_period=timedelta(seconds=row["grace_period"]),
-        min_continuity=None if least is None else Continuity(least),
-        expire_after=timedelta(seconds=expire_after),
-        max_lifetime=None if lifetime is None else timedelta(seconds=lifetime),
-        recover_at_once=row.get("recover_at_once", False),
-    )
+    """The policy of a session's row. Cached: sessions of a project share one."""
+    return from_json(json.loads(raw))

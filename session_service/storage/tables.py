@@ -219,6 +219,106 @@ sa.Index(
 )
 sa.Index("decisions_session", decisions.c.session_id, decisions.c.decision_id)
 sa.Index("decisions_time", decisions.c.create_time, postgresql_using="brin")
+#: What outcomes took lately. Reuses are most, take no time, and are left out.
+sa.Index(
+    "decisions_outcome",
+    decisions.c.outcome,
+    decisions.c.decision_id,
+    postgresql_where=sa.text("outcome <> 'REUSED' AND NOT joined"),
+)
+
+
+def _key() -> list[sa.Column[str]]:
+    """The columns of a session's key."""
+    names = ("tenant", "project_id", "user_id", "slot")
+    return [sa.Column(name, sa.Text, nullable=False) for name in names]
+
+
+#: What projects have set of their policies. Until `spread_until` live sessions are told of it.
+policies = sa.Table(
+    "policies",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+    sa.Column("setting", JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("spec", JSONB),
+    sa.Column("update_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("spread_until", _TIME),
+)
+sa.Index(
+    "policies_spread",
+    policies.c.spread_until,
+    postgresql_where=sa.text("spread_until IS NOT NULL"),
+)
+
+#: Tenants that have another tier than the operator's default.
+tiers = sa.Table(
+    "tiers",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("tier", sa.Text, nullable=False),
+    sa.Column("update_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("spread_until", _TIME),
+)
+sa.Index(
+    "tiers_spread",
+    tiers.c.spread_until,
+    postgresql_where=sa.text("spread_until IS NOT NULL"),
+)
+
+#: What users prefer where they would be asked.
+user_preferences = sa.Table(
+    "user_preferences",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("preference", sa.Text, nullable=False),
+    sa.Column("update_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
+
+#: What was offered, one row a candidate, by the SHA-256 of its token: the token itself is nowhere.
+choice_tokens = sa.Table(
+    "choice_tokens",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    *_key(),
+    sa.Column("choice", sa.Text, nullable=False),
+    sa.Column("session_id", _UUID, nullable=False),
+    sa.Column("start_count", sa.BigInteger, nullable=False),
+    sa.Column("expected_continuity", sa.SmallInteger, nullable=False),
+    sa.Column("checkpoint_id", _UUID),
+    sa.Column("offered", JSONB, nullable=False),
+    sa.Column("decision_id", _UUID),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("expire_time", _TIME, nullable=False),
+)
+sa.Index("choice_tokens_expire", choice_tokens.c.expire_time)
+
+#: What was chosen of what, by the decision that did it: asked for, or by a kept preference.
+choices = sa.Table(
+    "choices",
+    metadata,
+    sa.Column("decision_id", _UUID, primary_key=True),
+    *_key(),
+    sa.Column("session_id", _UUID, nullable=False),
+    sa.Column("choice", sa.Text, nullable=False),
+    sa.Column("checkpoint_id", _UUID),
+    sa.Column("offered", JSONB, nullable=False),
+    sa.Column("asked", sa.Boolean, nullable=False),
+    sa.Column("remember", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+)
+sa.Index(
+    "choices_key",
+    choices.c.tenant,
+    choices.c.project_id,
+    choices.c.user_id,
+    choices.c.slot,
+    choices.c.decision_id,
+)
+sa.Index("choices_time", choices.c.create_time, postgresql_using="brin")
 
 #: One row per key that ever had a checkpoint: its lock is what makes numbers one after the other.
 checkpoint_numbers = sa.Table(

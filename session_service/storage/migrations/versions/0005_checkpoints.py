@@ -5,15 +5,12 @@ Only adds: replicas of the version before run on beside it, and take no checkpoi
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB, UUID
 
 revision = "0005"
-# For as long as 0004 is on its way.
-down_revision = "0004" if [*Path(__file__).parent.glob("0004_*.py")] else "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
