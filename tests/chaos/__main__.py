@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.report import told, verdict
-from tests.chaos.run import run
+from tests.chaos.run import QUIET_SECONDS, run
 from tests.database import scratch
 
 
@@ -25,7 +25,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first seed (random, and printed)")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds in a row (1)")
     parser.add_argument("--seconds", type=float, default=30, help="of breaking things, each (30)")
-    parser.add_argument("--patience", type=float, default=45, help="to come to rest after (45)")
+    parser.add_argument(
+        "--patience", type=float, default=QUIET_SECONDS, help="seconds to come to rest after"
+    )
     given = parser.parse_args()
     first = random.SystemRandom().randrange(1_000_000) if given.seed is None else given.seed
     for seed in range(first, first + given.seeds):

@@ -6,7 +6,6 @@ import asyncio
 import random
 import uuid
 from collections import defaultdict
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from roost.session.v1 import session_pb2 as pb
@@ -56,11 +55,11 @@ class Callers:
         #: Clicks on one session come one after the other.
         self._clicking: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def work(self, number: int, until: float) -> None:
-        """Be one caller until that monotonic time. What it does is the seed's; when is not."""
+    async def work(self, number: int, over: asyncio.Event) -> None:
+        """Be one caller until it is over. What it does is the seed's; when is not."""
         dice = random.Random(f"{self._seed}:caller:{number}")
         name = f"c{number}"
-        while monotonic() < until:
+        while not over.is_set():
             key = dice.choice(self.keys)
             what = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
             deed: Callable[[random.Random, str, str], Awaitable[object]]

@@ -158,7 +158,11 @@ class KeyModel:
     def _less_than_asked(self) -> Iterator[tuple[str, str, Call]]:
         """min_continuity holds for every session that was there before."""
         for call in self._news(*OPENING):
-            new = call.outcome == CREATED and call.generation <= 1
+            there = any(
+                other.named == call.named and other.ended < call.since
+                for other in self._news(*OPENING)
+            )
+            new = call.outcome == CREATED and not there
             if call.least and call.continuity < call.least and not new:
                 text = f"asked for {call.least}, answered {call.outcome} with {call.continuity}"
                 yield "LESS_THAN_ASKED", text, call

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 EMULATOR, POSTGRES = "emulator", "postgres"
 #: How often each kind of provider fault must have fired in a run, by the emulator's own count.
 FIRED_AT_LEAST = 3
+#: How much longer a run may last for kinds that did not, in s.
+OVERTIME = 30.0
 #: How long an armed replica is waited for until it is killed from outside, in s.
 ARMED_SECONDS = 2.0
 #: The points that a run of random calls is sure to pass.
@@ -75,7 +77,31 @@ class Nemesis:
             for name, lane in lanes.items():
                 dice = random.Random(f"{self._seed}:{name}")
                 group.create_task(lane(dice), name=f"nemesis-{name}")
+        for relay in self._rig.relays.values():
+            relay.clear()
+        await self._catch_up()
         await self.heal()
+
+    async def _catch_up(self) -> None:
+        """Some kinds need an occasion that a broken stack seldom gives: a resume, a suspend. Those
+        that lag behind are set until they have fired, with all else well; callers go on.
+        """
+        until = monotonic() + OVERTIME
+        admin = self._rig.stack.admin
+        # What still waits for its occasion is in the way of what is set now.
+        await self._count_fired()
+        await admin.clear_faults()
+        while monotonic() < until:
+            counts = await self.counts()
+            lagging = {kind for kind in KINDS if counts[kind] < FIRED_AT_LEAST}
+            if not lagging:
+                return
+            waiting = {fault.kind for fault in await admin.faults() if fault.active}
+            for kind in sorted(lagging - waiting):
+                dice = random.Random(f"{self._seed}:overtime:{kind}")
+                self._note(f"overtime: {kind}")
+                await admin.set_fault(kind, **options_for(kind, dice))
+            await asyncio.sleep(0.2)
 
     async def heal(self) -> None:
         """Good weather, no faults, every part running."""
@@ -245,6 +271,7 @@ class Nemesis:
             return True
 
     async def _count_fired(self) -> None:
+        """Keep the counts of the faults that are set; whoever asks for it then takes these away."""
         self.fired = await self.counts()
 
     def _note(self, text: str) -> None:
