@@ -39,6 +39,9 @@ def parse_spec(fields: Fields, spec: pb.ContainerSpec) -> ContainerSpec:
     policy = _RESTART_POLICIES.get(spec.restart_policy)
     if policy is None:
         fields.wrong("spec.restart_policy", "is not a value that this version knows")
+    _check_activity(fields, spec.activity)
+    # Only checked: it is for whoever compares specs.
+    fields.text("spec.secret_generation", spec.secret_generation, 64)
     stop_timeout = fields.seconds(
         "spec.stop_timeout",
         spec.stop_timeout if spec.HasField("stop_timeout") else None,
@@ -117,6 +120,16 @@ def _mounts(fields: Fields, spec: pb.ContainerSpec) -> tuple[Mount, ...]:
             fields.wrong("spec.mounts[0].path", "must be an absolute path")
         mounts.append(Mount(volume_id, path))
     return tuple(mounts)
+
+
+def _check_activity(fields: Fields, source: pb.ActivitySource) -> None:
+    """Only checked: nothing here asks it, and it is no part of what a container is made of."""
+    match source.WhichOneof("source"):
+        case "http_path":
+            fields.http_path("spec.activity.http_path", source.http_path, HOOK_LIMIT)
+        case "connections_port":
+            if not 1 <= source.connections_port <= 65_535:
+                fields.wrong("spec.activity.connections_port", "must be between 1 and 65535")
 
 
 def parse_state_hook(fields: Fields, field: str, hook: pb.StateHook) -> StateHook | None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 #: The first pause after a round that failed, in s; doubled each time, up to the usual pause.
 FIRST_PAUSE = 0.5
+#: A loop that was told to end and did not is told again after so long, in s.
+TELL_AGAIN = 1.0
 
 
 @asynccontextmanager
@@ -34,8 +36,11 @@ async def running(
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        # Once is not always enough: before Python 3.12 `asyncio.wait_for`, which the pool uses,
+        # drops a cancellation that comes in the moment in which what it waited for is there.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=TELL_AGAIN)
 
 
 async def _repeat(

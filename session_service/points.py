@@ -32,8 +32,8 @@ VARIABLE = "ROOST_KILL_AT"
 COMMITS = ("intent", "note", "outcome")
 #: The provider's calls, by the names of `ports.Containers`; a test holds the two together.
 CALLS = (
-    "create", "get", "list", "wait_started", "wait_resting", "read_boot_id", "resume", "suspend",
-    "stop", "destroy", "cordon", "uncordon", "acquire_lease", "release_lease",
+    "create", "get", "list", "wait_started", "wait_resting", "read_boot_id", "read_text", "resume",
+    "suspend", "stop", "destroy", "cordon", "uncordon", "acquire_lease", "release_lease",
 )  # fmt: skip
 MOMENTS = ("before", "during", "after")
 NAMES = frozenset(f"{place}.{moment}" for place in (*COMMITS, *CALLS) for moment in MOMENTS)

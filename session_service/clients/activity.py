@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 #: One question, in s.
 TIMEOUT = 5.0
+#: Both of a guest's tables; Fly's machines always have IPv6, by which its proxy reaches them.
+TABLES = ("cat", "/proc/net/tcp", "/proc/net/tcp6")
 #: As /proc/net/tcp has it: the state of an established connection.
 ESTABLISHED = "01"
 
@@ -40,10 +42,10 @@ class Activity:
         return await self._by_connections(container, int(source["connections_port"]))
 
     async def _by_http(self, container: Container, path: str) -> bool:
-        """2xx: somebody is there; 204 and everything else: nobody."""
+        """2xx: somebody is there; 204 and everything else, a redirect too: nobody."""
         try:
             status = await self._previews.get_status(container, path, TIMEOUT)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             _log.debug("the activity hook did not answer: %r", error, extra={"action": "activity"})
             return False
         return status != httpx.codes.NO_CONTENT and httpx.codes.is_success(status)
@@ -51,9 +53,7 @@ class Activity:
     async def _by_connections(self, container: Container, port: int) -> bool:
         """Whether a connection to the port is established."""
         where = Address(container.app, container.container_id or "")
-        listed = await self._containers.read_text(
-            where, ["cat", "/proc/net/tcp", "/proc/net/tcp6"], timeout=TIMEOUT
-        )
+        listed = await self._containers.read_text(where, TABLES, timeout=TIMEOUT)
         return listed is not None and any(_to(line, port) for line in listed.splitlines())
 
 

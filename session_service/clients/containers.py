@@ -209,25 +209,30 @@ class GrpcContainers:
         return state_of(answer.state)
 
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
-        told = await self.read_text(address, BOOT_ID_COMMAND, timeout=timeout)
+        told = await self._read("read_boot_id", address, BOOT_ID_COMMAND, timeout)
         return None if told is None else sound_boot_id(told)
 
     async def read_text(
         self, address: Address, command: Sequence[str], *, timeout: float
     ) -> str | None:
+        return await self._read("read_text", address, command, timeout)
+
+    async def _read(
+        self, place: str, address: Address, command: Sequence[str], timeout: float
+    ) -> str | None:
         request = pb.ExecContainerRequest(
             app=address.app, container_id=address.container_id, command=command
         )
         try:
-            answer = await self._call("read_boot_id", self._stub.ExecContainer, request, timeout)
+            answer = await self._call(place, self._stub.ExecContainer, request, timeout)
         except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             _log.warning(
-                "the guest did not tell its boot id: %s",
+                "the guest did not answer: %s",
                 error,
-                extra={"action": "read_boot_id", "container_id": address.container_id},
+                extra={"action": place, "container_id": address.container_id},
             )
             return None
-        return sound_boot_id(answer.stdout) if answer.exit_code == 0 else None
+        return answer.stdout if answer.exit_code == 0 else None
 
     async def resume(
         self, address: Address, expected_boot_id: str | None, *, timeout: float

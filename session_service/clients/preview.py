@@ -52,7 +52,9 @@ class Preview:
 
     async def get_status(self, container: Container, path: str, timeout: float) -> int:
         """The HTTP status of a GET of this path of the preview ("" for the pattern's own), its body
-        unread. Raises httpx.HTTPError; UnsupportedProtocol where the preview has no address.
+        unread, redirects not followed. `timeout` (s) is for the whole of it.
+
+        Raises httpx.HTTPError; UnsupportedProtocol where the preview has no address.
         """
         url = httpx.URL(self.url(container.app, container.container_id or ""))
         host = url.netloc.decode()
@@ -60,11 +62,18 @@ class Preview:
             # RFC 6761: such names are the loopback's; not every resolver knows.
             url = url.copy_with(host="127.0.0.1")
         if path:
-            url = url.join(path)
-        async with self._http.stream(
-            "GET", url, headers={"host": host, "user-agent": "roost-probe"}, timeout=timeout
-        ) as response:
-            return response.status_code
+            # Not joined: whatever the path says, the host stays the preview's.
+            url = url.copy_with(raw_path=path.encode())
+        headers = {"host": host, "user-agent": "roost-probe"}
+        try:
+            # httpx's own is for each part: an application could answer a byte at a time for ever.
+            async with (
+                asyncio.timeout(timeout),
+                self._http.stream("GET", url, headers=headers, timeout=timeout) as response,
+            ):
+                return response.status_code
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("the preview took too long to answer") from error
 
     async def wait_ready(
         self,

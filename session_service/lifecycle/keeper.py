@@ -147,10 +147,10 @@ class Keeper:
         match step.action:
             case Action.NOTHING:
                 await self._defer(record, step)
+            case Action.WARN | Action.PAUSE if await self._in_use(record):
+                await transitions.write(self._database, own_steps.awake(record))
             case Action.WARN:
                 await transitions.write(self._database, own_steps.warning(record, self._habits))
-            case Action.PAUSE:
-                await self._pause(record, step)
             case Action.TAKE_OVER:
                 await self._finish(await self._work.take_over(record))
             case Action.FORGET:
@@ -158,19 +158,19 @@ class Keeper:
             case Action.RECOVER:
                 change, decision = own_steps.recovery(record, step, self._work.terms)
                 await self._carry(transitions.begin(self._database, change, decision))
-            case Action.DEEPEN | Action.EXPIRE | Action.PURGE | Action.DISCARD:
+            case Action.PAUSE | Action.DEEPEN | Action.EXPIRE | Action.PURGE | Action.DISCARD:
                 await self._change(own_steps.intent(record, step, self._work.terms))
             case other:
                 assert_never(other)
 
-    async def _pause(self, record: Record, step: Step) -> None:
-        """Idle, unless the activity source says that somebody is there after all."""
-        if record.container is not None and await self._activities.active(
-            record.container, record.session.spec
-        ):
-            await transitions.write(self._database, own_steps.awake(record))
-            return
-        await self._change(own_steps.intent(record, step, self._work.terms))
+    async def _in_use(self, record: Record) -> bool:
+        """Whether the activity source says that somebody is there after all. Asked before the
+        warning as well: who works in there need not hear that nobody does.
+        """
+        container = record.container
+        if container is None:
+            return False
+        return await self._activities.active(container, record.session.spec)
 
     async def _change(self, change: Change) -> None:
         await self._carry(transitions.begin(self._database, change, None))

@@ -44,12 +44,14 @@ def parse_spec(fields: Fields, path: str, spec: pb.ContainerSpec) -> dict[str, A
     _env(fields, f"{path}.env", dict(spec.env))
     _guest(fields, f"{path}.guest", spec.guest)
     fields.text(f"{path}.region", spec.region, 64)
+    fields.text(f"{path}.secret_generation", spec.secret_generation, 64)
     _services(fields, f"{path}.services", spec)
     _command(fields, f"{path}.command", list(spec.command))
     if spec.restart_policy not in pb.RestartPolicy.values():
         fields.wrong(f"{path}.restart_policy", f"has no value {spec.restart_policy}")
     _mounts(fields, f"{path}.mounts", spec)
     _hook(fields, f"{path}.state_hook", spec.state_hook)
+    _activity(fields, f"{path}.activity", spec.activity)
     if not _duration_within(spec):
         fields.wrong(
             f"{path}.stop_timeout",
@@ -138,6 +140,15 @@ def _hook(fields: Fields, path: str, hook: pb.StateHook) -> None:
             _http_path(fields, f"{path}.http_path", hook.http_path)
         case "command":
             fields.text(f"{path}.command", hook.command, HOOK_LIMIT, required=True)
+
+
+def _activity(fields: Fields, path: str, source: pb.ActivitySource) -> None:
+    match source.WhichOneof("source"):
+        case "http_path":
+            _http_path(fields, f"{path}.http_path", source.http_path)
+        case "connections_port":
+            if not 1 <= source.connections_port <= 65_535:
+                fields.wrong(f"{path}.connections_port", "must be between 1 and 65535")
 
 
 def _http_path(fields: Fields, field: str, value: str) -> None:

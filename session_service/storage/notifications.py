@@ -57,8 +57,10 @@ class Notices:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            # Again and again, since one can be dropped: see `loops.running`.
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=RECONNECT)
 
     async def _listen(self) -> None:
         while True:

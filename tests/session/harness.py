@@ -147,6 +147,11 @@ class World:
         await self._fly("DELETE", session, "?force=true", None)
         await self._fly("GET", session, "/wait?state=destroyed&timeout=5", None)
 
+    async def in_guest(self, session: session_pb2.Session, *command: str) -> str:
+        """What the command prints, run in the session's machine."""
+        ran = await self._fly("POST", session, "/exec", {"command": list(command)})
+        return str(ran["stdout"])
+
     async def provider_state(self, session: session_pb2.Session) -> str:
         """The machine's state at the provider, in its own words."""
         return str((await self._fly("GET", session, "", None))["state"])

@@ -11,13 +11,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from container_service.container import spec_hash
 from container_service.errors import InvalidRequest
 from container_service.fields import Fields as ContainerFields
 from container_service.specs import parse_spec as parse_there
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.errors import InvalidField, NotBuiltYet
-from session_service.rpc import convert, listings
+from session_service.rpc import convert, idle, listings
 from session_service.rpc.fields import Fields
 from session_service.rpc.spec_fields import parse_spec
 
@@ -58,7 +59,8 @@ def _fill(draw: st.DrawFn, message: Any, descriptor: Any) -> None:
             continue
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            value.update(draw(st.dictionaries(texts, texts, max_size=3)))
+            kind = field.message_type.fields_by_name["value"].type
+            value.update(draw(st.dictionaries(texts, SCALARS[kind], max_size=3)))
         elif field.message_type is not None:
             repeated = hasattr(value, "add")
             target = value.add() if repeated else value
@@ -81,6 +83,9 @@ PARSERS: list[tuple[type[Message], Callable[[Any], object]]] = [
     (rpc_pb.FindLiveSessionRequest, lambda m: convert.parse_find(m, "t")),
     (rpc_pb.TouchSessionRequest, convert.parse_touch),
     (rpc_pb.GetSessionRequest, lambda m: convert.parse_session_id(m.session_id)),
+    (rpc_pb.PutHoldRequest, idle.parse_put),
+    (rpc_pb.ReleaseHoldRequest, idle.parse_release),
+    (rpc_pb.WatchSessionRequest, idle.parse_watch),
     (rpc_pb.ListSessionsRequest, lambda m: listings.parse_sessions(m, "t")),
     (rpc_pb.ListDecisionsRequest, lambda m: listings.parse_decisions(m, "t")),
 ]
@@ -111,28 +116,51 @@ def test_both_services_refuse_the_same_specs(spec: Any, named: bool) -> None:
     assert one == other
 
 
-@pytest.mark.parametrize(
-    ("path", "good"),
-    [
-        ("/state", True),
-        ("/a/b%20c?d=/..", True),
-        ("", False),
-        ("state", False),
-        ("//elsewhere/state", False),
-        ("/%2felsewhere", False),
-        ("/a/%2E./b", False),
-        ("/a%0d", False),
-        ("/a%5cb", False),
-        ("/a#b", False),
-        ("/" + "x" * 1024, False),
-    ],
-)
+PATHS = [
+    ("/state", True),
+    ("/a/b%20c?d=/..", True),
+    ("", False),
+    ("state", False),
+    ("//elsewhere/state", False),
+    ("/%2felsewhere", False),
+    ("/a/%2E./b", False),
+    ("/a%0d", False),
+    ("/a%5cb", False),
+    ("/a#b", False),
+    ("/" + "x" * 1024, False),
+]
+
+
+@pytest.mark.parametrize(("path", "good"), PATHS)
 def test_both_services_refuse_the_same_paths_of_state_hooks(path: str, good: bool) -> None:
     spec = container_pb.ContainerSpec(
         image="roost/counter", state_hook=container_pb.StateHook(http_path=path)
     )
     refused = set() if good else {"spec.state_hook.http_path"}
     assert _verdicts(spec) == [refused, refused]
+
+
+@pytest.mark.parametrize(("path", "good"), PATHS)
+def test_both_services_refuse_the_same_paths_of_activity_sources(path: str, good: bool) -> None:
+    source = container_pb.ActivitySource(http_path=path)
+    refused = set() if good else {"spec.activity.http_path"}
+    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [refused, refused]
+
+
+@pytest.mark.parametrize(("port", "good"), [(-1, False), (0, False), (1, True), (65_536, False)])
+def test_both_services_refuse_the_same_ports_of_activity_sources(port: int, good: bool) -> None:
+    source = container_pb.ActivitySource(connections_port=port)
+    refused = set() if good else {"spec.activity.connections_port"}
+    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [refused, refused]
+
+
+def test_the_activity_source_is_no_part_of_what_a_container_is_made_of() -> None:
+    """Else a create that is repeated after the source was changed would clash with itself."""
+    plain = container_pb.ContainerSpec(image="i")
+    source = container_pb.ActivitySource(http_path="/busy")
+    asked = container_pb.ContainerSpec(image="i", activity=source)
+    one, other = (parse_there(ContainerFields(), spec) for spec in (plain, asked))
+    assert spec_hash(one) == spec_hash(other)
 
 
 def _verdicts(spec: Any) -> list[set[str]]:

@@ -6,6 +6,7 @@ import pytest
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
+from tests.eventually import eventually
 from tests.local.fly.wire_client import App, Json, WireClient
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -41,6 +42,21 @@ async def test_the_boot_id_is_the_machines_own(app: App, body: Json) -> None:
     ran = await first.post("exec", body)
     assert len(ran["stdout"].strip()) == 36
     assert ran["stdout"].strip() == await first.boot_id() != await second.boot_id()
+
+
+async def test_the_tcp_table_has_the_guests_own_sockets_at_its_own_port(app: App) -> None:
+    """Guests share the host's network, whose table would show everybody's."""
+    first, _ = await app.started(), await app.started()
+
+    async def listening() -> list[list[str]]:
+        ran = await first.run("cat", "/proc/net/tcp", "/proc/net/tcp6")
+        rows = [line.split() for line in ran["stdout"].splitlines()]
+        assert [row[0] for row in rows].count("sl") == 2
+        return [row for row in rows if row[0] != "sl"]
+
+    assert [row[1].rpartition(":")[2] for row in await eventually(listening)] == ["1F90"]
+    piped = await first.run("sh", "-c", "cat </proc/net/tcp | wc -l")
+    assert piped["stdout"].strip() == "2"
 
 
 async def test_an_exec_that_takes_too_long_is_killed(app: App) -> None:

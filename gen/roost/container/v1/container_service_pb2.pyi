@@ -285,6 +285,8 @@ class ContainerSpec(message.Message):
     MOUNTS_FIELD_NUMBER: builtins.int
     STATE_HOOK_FIELD_NUMBER: builtins.int
     STOP_TIMEOUT_FIELD_NUMBER: builtins.int
+    SECRET_GENERATION_FIELD_NUMBER: builtins.int
+    ACTIVITY_FIELD_NUMBER: builtins.int
     image: builtins.str
     """The image to run, as the provider takes it."""
     region: builtins.str
@@ -295,6 +297,10 @@ class ContainerSpec(message.Message):
     """
     restart_policy: RestartPolicy.ValueType
     """What to do when the main process ends by itself."""
+    secret_generation: builtins.str
+    """Names which generation of the provider's secrets it is to run with: whatever the caller changes
+    when it rotates them, up to 64 characters. Kept for whoever compares: the provider is not told.
+    """
     @builtins.property
     def env(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """Environment variables. A resumed container keeps those it was created with."""
@@ -323,6 +329,12 @@ class ContainerSpec(message.Message):
     def stop_timeout(self) -> duration_pb2.Duration:
         """How long the main process may take to end before it is killed; 5 s by default, 300 s at most."""
 
+    @builtins.property
+    def activity(self) -> ActivitySource:
+        """How to find out whether somebody uses it. Kept for whoever decides when it rests: it is no part
+        of what the container is made of, nor of its `spec_hash`.
+        """
+
     def __init__(
         self,
         *,
@@ -337,10 +349,12 @@ class ContainerSpec(message.Message):
         mounts: abc.Iterable[Mount] | None = ...,
         state_hook: StateHook | None = ...,
         stop_timeout: duration_pb2.Duration | None = ...,
+        secret_generation: builtins.str = ...,
+        activity: ActivitySource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["guest", b"guest", "state_hook", b"state_hook", "stop_timeout", b"stop_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["activity", b"activity", "guest", b"guest", "state_hook", b"state_hook", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["command", b"command", "env", b"env", "ephemeral_root_filesystem", b"ephemeral_root_filesystem", "guest", b"guest", "image", b"image", "mounts", b"mounts", "region", b"region", "restart_policy", b"restart_policy", "services", b"services", "state_hook", b"state_hook", "stop_timeout", b"stop_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["activity", b"activity", "command", b"command", "env", b"env", "ephemeral_root_filesystem", b"ephemeral_root_filesystem", "guest", b"guest", "image", b"image", "mounts", b"mounts", "region", b"region", "restart_policy", b"restart_policy", "secret_generation", b"secret_generation", "services", b"services", "state_hook", b"state_hook", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -465,6 +479,40 @@ class StateHook(message.Message):
     _WhichOneofReturnType_hook: _TypeAlias = typing.Literal["http_path", "command"]  # noqa: Y015
     _WhichOneofArgType_hook: _TypeAlias = typing.Literal["hook", b"hook"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_hook) -> _WhichOneofReturnType_hook | None: ...
+
+@typing.final
+class ActivitySource(message.Message):
+    """Whether somebody uses a container, as itself says: its traffic goes by the provider's proxy and is
+    not seen otherwise. Asked before it is put to rest as idle, and not all the time. What does not
+    answer says that nobody is there: an application that hangs must not cost for ever.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    HTTP_PATH_FIELD_NUMBER: builtins.int
+    CONNECTIONS_PORT_FIELD_NUMBER: builtins.int
+    http_path: builtins.str
+    """An absolute path of the container's own HTTP service, asked with GET within 5 s: 204 says that
+    nobody is there, any other 2xx that somebody is. No redirect is followed.
+    """
+    connections_port: builtins.int
+    """A port inside the container: somebody is there while a TCP connection to it is established.
+    Read from /proc/net/tcp and tcp6 by the provider's exec: the image must have `cat`. The
+    provider's proxy may keep a connection open for a while after its user has left.
+    """
+    def __init__(
+        self,
+        *,
+        http_path: builtins.str = ...,
+        connections_port: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["connections_port", b"connections_port", "http_path", b"http_path", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["connections_port", b"connections_port", "http_path", b"http_path", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = typing.Literal["http_path", "connections_port"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 @typing.final
 class Lease(message.Message):
