@@ -1,0 +1,120 @@
+"""A replica over a real database and containers in memory, which can die at any of its steps."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from session_service import errors, wiring
+from session_service.config import Config
+from session_service.storage.database import Database
+from session_service.storage.installation import Installation
+from session_service.storage.notifications import Notices
+from tests.property.memory_containers import MemoryContainers, MemoryPreviews, NoActivity
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from session_service.storage.database import Connection
+    from session_service.wiring import Wired
+    from tests.property.memory_containers import Cloud
+
+INSTALLATION = Installation(UUID(int=7), original=True)
+
+
+class MortalDatabase(Database):
+    """A connection to the database that is gone once its process died."""
+
+    passing: Callable[[str, str], None]
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[Connection, None]:
+        self.passing("database", "before")
+        async with super().connection() as connection:
+            yield connection
+        self.passing("database", "after")
+
+
+class Replica:
+    """One process: its wiring, and when it dies.
+
+    `countdown` is how many steps it has left (None: all it wants); each provider call and each
+    commit is one, before and after. Dead, it does nothing more: what it would still do is refused.
+    """
+
+    def __init__(self, database: MortalDatabase, cloud: Cloud, config: Config) -> None:
+        self._database = database
+        self._cloud = cloud
+        self._config = config
+        self.countdown: int | None = None
+        self.dead = False
+        self.faults: list[tuple[str, str]] = []
+        """The next calls of these names fail, before or after they are done."""
+        self.begin()
+
+    def begin(self) -> None:
+        """A new process in the place of the old one."""
+        self.dead, self.countdown = False, None
+        self._database.passing = self._pass
+        outside = wiring.Outside(
+            self._database,
+            Notices("postgresql://unused"),
+            MemoryContainers(self._cloud, self._pass),
+            MemoryPreviews(self._cloud),
+            NoActivity(),
+            INSTALLATION,
+        )
+        self._ownership = wiring.own(self._config, self._database)
+        self.wired: Wired = wiring.build(self._config, outside, self._ownership)
+
+    def _pass(self, name: str, moment: str) -> None:
+        if self.countdown is not None:
+            self.countdown -= 1
+            self.dead = self.dead or self.countdown < 0
+        if self.dead:
+            if name == "database":
+                raise errors.StorageUnavailable("this process is dead")
+            raise errors.ProviderUnavailable("this process is dead")
+        if (name, moment) in self.faults:
+            self.faults.remove((name, moment))
+            raise errors.ProviderUnavailable(f"{name} failed {moment} it was done; try again")
+
+    async def bury(self) -> None:
+        """Wait until nothing of it moves any more, and start it anew."""
+        self.dead = True
+        await self._ownership.drain(0.0)
+        await self.wired.background.keeper.close()
+        self.faults.clear()
+        self.begin()
+
+    async def settle(self) -> None:
+        """Wait for the work that calls left behind."""
+        for _ in range(100):
+            tasks = set(self._ownership._tasks)  # there is no other way to see it
+            if not tasks:
+                return
+            await asyncio.wait(tasks, timeout=5)
+
+
+def config(url: str) -> Config:
+    """Nothing counts as seen lately; sessions go through their lives in minutes of moved time."""
+    return Config(
+        database_url=url,
+        default_image="roost/counter",
+        app="memory",
+        lag_window=timedelta(0),
+        freshness_window=timedelta(0),
+        lease=timedelta(seconds=1),
+        start_budget=timedelta(seconds=20),
+        idle_timeout=timedelta(minutes=30),
+        deepen_after=timedelta(hours=4),
+        expire_after=timedelta(hours=24),
+        grace_period=timedelta(minutes=10),
+        abandoned_after=timedelta(minutes=2),
+        sweep_min_age=timedelta(minutes=10),
+        sweep_passes=2,
+        pool_size=4,
+    )
