@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FAULT ?=
+SEED ?=
+SEEDS ?= 1
+SECONDS ?= 30
 PYTEST_ARGS ?=
 # Most of a test is waiting for processes: as many at once as there are cores, 2 at least.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(max(2, os.cpu_count() or 2))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench gen lock clean
+.PHONY: help setup demo up test lint format bench chaos gen lock clean
 
 help:  ## list the actions
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +53,9 @@ format: setup  ## put the code and the protos in form
 
 bench: setup  ## measure the speed figures, as ratios to a floor in the same run
 	@$(BIN)/python -m bench
+
+chaos: setup  ## break a whole stack on purpose, and judge what its callers saw (SEED=, SEEDS=20, SECONDS=)
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --seeds $(SEEDS) --seconds $(SECONDS)
 
 gen: setup  ## compile protos/ into gen/
 	@$(BIN)/python tools/generate.py
