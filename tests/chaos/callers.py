@@ -8,6 +8,8 @@ import uuid
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from roost.session.v1 import session_pb2 as pb
 from tests.chaos.wire import PROJECT
 
@@ -41,6 +43,9 @@ MODES = {
 #: How often a call that may be tried again is, and in how many of a hundred cases at all.
 TRIES, PATIENT = 4, 70
 STORM = 6
+HOLD_SECONDS = 8
+#: Calls without a request id.
+UNNAMED = frozenset({"TouchSession", "PutHold", "ReleaseHold"})
 
 
 class Callers:
@@ -121,7 +126,11 @@ class Callers:
         await self._to_newest(dice, name, key, "TouchSession")
 
     async def _hold(self, dice: random.Random, name: str, key: str) -> None:
-        """Not built yet where it answers so."""
+        """Keep it from going idle; now and then give that back."""
+        held = {"name": "build", "ttl": Duration(seconds=HOLD_SECONDS)}
+        await self._to_newest(dice, name, key, "PutHold", **held)
+        if dice.random() < 0.3:
+            await self._to_newest(dice, name, key, "ReleaseHold", name="build")
 
     async def _end(self, dice: random.Random, name: str, key: str) -> None:
         await self._to_newest(dice, name, key, "EndSession")
@@ -138,7 +147,7 @@ class Callers:
     # --- calls ---------------------------------------------------------------------------------
 
     async def _to_newest(
-        self, dice: random.Random, name: str, key: str, method: str, **fields: Any
+        self, dice: random.Random, name: str, key: str, method: str, /, **fields: Any
     ) -> Call | None:
         """A call about the newest session known at the key; None where none is known."""
         if not self._known[key]:
@@ -163,7 +172,7 @@ class Callers:
         """
         if method == "StartSession":
             fields["key"] = pb.SessionKey(project_id=PROJECT, user_id=key)
-        if method != "TouchSession" and (tries > TRIES or dice.random() < 0.8):
+        if method not in UNNAMED and (tries > TRIES or dice.random() < 0.8):
             fields["request_id"] = str(uuid.UUID(int=dice.getrandbits(128), version=4))
         if patient is None:
             patient = dice.random() * 100 < PATIENT

@@ -57,6 +57,8 @@ class Call:
     verify_time: float = 0.0
     machine: str = ""
     url: str = ""
+    until: float = 0.0
+    """When the hold that was put runs out."""
     value: int | None = None
     """What the counter said to a click."""
 

@@ -48,6 +48,7 @@ class KeyModel:
             *self._less_than_asked(),
             *self._fail_if_live(),
             *self._broken_off(),
+            *self._idle_in_spite_of_a_hold(),
         ]
         found += [(rule, text, call) for rule, text, call in wrong_claims(self.calls, self.boots)]
         found += [(rule, text, call) for rule, text, call in wrong_answers(self.calls)]
@@ -147,8 +148,9 @@ class KeyModel:
                     continue
                 if call.since <= pause.ended:
                     continue
+                # A click may wake what rests, where the provider's proxy does that.
                 started = any(
-                    other.method in OPENING and other.touches(pause.since, call.ended)
+                    other.method in (*OPENING, "click") and other.touches(pause.since, call.ended)
                     for other in self.calls
                     if other is not call and other.request_id != (call.request_id or "-")
                 )
@@ -180,6 +182,35 @@ class KeyModel:
                 for other in self.calls
             ):
                 yield "FAIL_IF_LIVE", "refused at a key that nobody had started", call
+
+    def _idle_in_spite_of_a_hold(self) -> Iterator[tuple[str, str, Call]]:
+        """While a hold is in force nothing rests that nobody put to rest."""
+        for hold in self._news("PutHold"):
+            within = [
+                call
+                for call in self._news(*OPENING)
+                if call.named == hold.asked and call.since > hold.ended and call.ended < hold.until
+            ]
+            for before in within:
+                for call in within:
+                    if call.since <= before.ended or call.outcome != "RESUMED" or call.joined:
+                        continue
+                    if not self._may_rest(hold.asked, before.since, call):
+                        yield "HOLD_IGNORED", f"{call.named} went to rest under a hold", call
+
+    def _may_rest(self, session: str, begin: float, until: Call) -> bool:
+        """Whether a call may have put the session to rest, or given a hold back, in this time."""
+        return any(
+            call.touches(begin, until.ended)
+            for call in self.calls
+            if call is not until
+            and (
+                (call.asked == session and call.method not in (*OPENING, "click", "TouchSession"))
+                or call.mode == "FRESH"
+                # One that fails puts back to rest what it brought up.
+                or (call.method in OPENING and call.unclear)
+            )
+        )
 
     def _broken_off(self) -> Iterator[tuple[str, str, Call]]:
         """A start is in conflict with nothing but an end of its session."""

@@ -30,7 +30,7 @@ FIRED_AT_LEAST = 3
 #: How much longer a run may last for kinds that did not, in s.
 OVERTIME = 30.0
 #: How long an armed replica is waited for until it is killed from outside, in s.
-ARMED_SECONDS = 2.0
+ARMED_SECONDS = 4.0
 #: The points that a run of random calls is sure to pass.
 POINTS = tuple(
     f"{place}.{moment}"
@@ -115,7 +115,7 @@ class Nemesis:
 
     def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
         async def lane(dice: random.Random) -> None:
-            while await self._pause(dice, 3.0, 8.0):
+            while await self._pause(dice, 1.5, 5.0):
                 deed = dice.choice(["kill", "kill", "arm", "arm", "arm", "freeze"])
                 point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
                 count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 2.5)

@@ -22,7 +22,7 @@ def told(result: Result) -> str:
         lines.append("  done to the stack: " + _counted(result.nemesis.done))
         lines.append("  died at points: " + _counted(result.nemesis.killed_at))
     outage, key = longest_outage(result.history.by_key())
-    lines.append(f"  longest time that a key was not answered: {outage:.1f} s ({key})")
+    lines.append(f"  longest from a key's first failure to its next answer: {outage:.1f} s ({key})")
     lines.append(f"  quiet {result.quiet_after:.1f} s after the last fault")
     for violation in result.violations:
         lines.append(f"  VIOLATION {violation.rule} {violation.key}: {violation.text}")

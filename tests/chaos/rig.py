@@ -39,11 +39,6 @@ ENVIRONMENT = {
     # Root writes nothing that a click could be lost in: the counter is in memory alone.
     "ROOST_DEFAULT_IMAGE": "roost/counter",
 }
-EMULATOR = (
-    "--no-limits",
-    # A click on a preview at rest is refused rather than waking it: only starts bring it back.
-    "--set=autostart_default=false",
-)
 
 
 class Rig:
@@ -57,6 +52,7 @@ class Rig:
             "ROOST_IDLE_TIMEOUT": dice.choice(["3", "1800"]),
             "ROOST_DEEPEN_AFTER": dice.choice(["4", "86400"]),
         }
+        self.clicks_wake = dice.choice(["true", "false"])
         free = StackSettings.on_free_ports(data, replicas=len(REPLICAS))
         self.settings = replace(
             free,
@@ -65,7 +61,8 @@ class Rig:
             durable=True,
             postgres_port=free_port(),
             app=APP,
-            emulator_options=EMULATOR,
+            # Whether a click on a preview at rest wakes its machine, or is refused.
+            emulator_options=("--no-limits", f"--set=autostart_default={self.clicks_wake}"),
             environment=environment,
         ).with_ports()
         self.stack = Stack(self.settings, self._rewired)

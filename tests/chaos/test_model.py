@@ -26,7 +26,7 @@ class Story:
     def tell(self, method: str, *, lasts: float = 0.5, **fields: Any) -> Call:
         """One call that was answered OK. Any: the fields of `Call`."""
         call = Call(len(self.history.calls), "c", KEY, method, self.now)
-        for name in ("request_id", "asked", "mode", "least", "depth", "now"):
+        for name in ("request_id", "until", "asked", "mode", "least", "depth", "now"):
             if name in fields:
                 setattr(call, name, fields.pop(name))
         self.history.begin(call)
@@ -216,6 +216,24 @@ def test_a_reuse_of_what_rests(story: Story) -> None:
     story.tell("PauseSession", asked=A, named=A, state="PAUSED")
     story.start()
     assert story.broken() == {"REUSED_AT_REST"}
+
+
+def test_a_reuse_of_what_a_click_may_have_woken(story: Story) -> None:
+    story.start(outcome="CREATED")
+    story.tell("PauseSession", asked=A, named=A, state="PAUSED")
+    story.click(1)
+    story.start()
+    assert story.broken() == set()
+
+
+def test_a_rest_in_spite_of_a_hold(story: Story) -> None:
+    story.start(outcome="CREATED")
+    story.tell("PutHold", asked=A, until=story.now + 20)
+    story.start()
+    story.start(outcome="RESUMED")
+    assert story.broken() == {"HOLD_IGNORED"}
+    story.history.calls[1].until = story.now - 2
+    assert story.broken() == set()
 
 
 def test_less_than_was_asked_for(story: Story) -> None:

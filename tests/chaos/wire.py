@@ -112,6 +112,8 @@ class Wire:
 # Any: messages of many types, read by the names that they share.
 def _read(call: Call, answer: Any) -> None:
     session = getattr(answer, "session", None)
+    if isinstance(answer, rpc_pb.PutHoldResponse):
+        call.until = answer.hold.expire_time.ToNanoseconds() / 1e9
     if session is not None:
         call.named = session.session_id
         call.state = _name(pb.Session.State, session.state, "STATE_")
