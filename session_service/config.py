@@ -70,6 +70,9 @@ class Config:
     queue_length: int = 1024
     """How many transitions may wait for their turn, in a replica."""
 
+    live_sessions_per_tenant: int = 0
+    """The most live sessions of a tenant, paused ones included; 0 is no bound."""
+
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
 
@@ -345,6 +348,11 @@ VARIABLES = (
         "ROOST_QUEUE_LENGTH", "queue_length", _whole(1, 1_000_000),
         "a whole number from 1 to 1000000",
         "how many transitions may wait for their turn in a replica",
+    ),
+    Variable(
+        "ROOST_LIVE_SESSIONS_PER_TENANT", "live_sessions_per_tenant", _whole(0, 1_000_000),
+        "a whole number from 0 to 1000000",
+        "most live sessions of a tenant, paused ones included; 0 is no bound",
     ),
     Variable(
         "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),

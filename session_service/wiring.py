@@ -127,10 +127,11 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
         spec={"image": config.default_image} if config.default_image else None,
         policy=default_policy(config),
         freshness=config.freshness_window,
+        live_quota=config.live_sessions_per_tenant,
     )
     cases = UseCases(
         starts=Starts(database, looker, work, joining, defaults, turns),
-        rests=Rests(database, work, joining),
+        rests=Rests(database, work, joining, config.live_sessions_per_tenant),
         lookups=Lookups(database, background.habits(config)),
         holding=Holding(database),
         watching=Watching(database, outside.notices),

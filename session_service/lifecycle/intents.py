@@ -35,6 +35,8 @@ class Defaults:
     spec: Mapping[str, Any] | None
     policy: policies.Policy
     freshness: timedelta
+    live_quota: int = 0
+    """The most live sessions of a tenant; 0 is as many as are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,14 @@ from session_service import errors
 from session_service.domain.keeping import purged
 from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
-from session_service.lifecycle import outcomes
+from session_service.lifecycle import outcomes, quota
+from session_service.lifecycle.explaining import refused
 from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.decisions import NewDecision
+from session_service.storage.quotas import Quota, QuotaReached
 from session_service.storage.transitions import Change, LiveKeyTaken
 
 if TYPE_CHECKING:
@@ -43,10 +45,14 @@ class Named:
 class Rests:
     """Puts sessions to rest, ends them, and brings ended ones back."""
 
-    def __init__(self, database: Database, work: Work, joining: Joining) -> None:
+    def __init__(
+        self, database: Database, work: Work, joining: Joining, live_quota: int = 0
+    ) -> None:
+        """`live_quota` is the most live sessions of a tenant; 0 is no bound."""
         self._database = database
         self._work = work
         self._joining = joining
+        self._live_quota = live_quota
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -130,7 +136,11 @@ class Rests:
                 continue
             try:
                 answer = await step(record)
-            except (errors.SessionStateConflict, errors.LiveSessionExists) as error:
+            except (
+                errors.SessionStateConflict,
+                errors.LiveSessionExists,
+                errors.QuotaExceeded,
+            ) as error:
                 answer = await self._refuse(named, record, error)
             if answer is not None:
                 return answer
@@ -248,8 +258,12 @@ class Rests:
                 "pause_time": session.pause_time or NOW,
             },
         )
+        most = self._live_quota
+        held = Quota(session.tenant, most) if most else None
         try:
-            begun = await transitions.begin(self._database, change, decision)
+            begun = await transitions.begin(self._database, change, decision, quota=held)
+        except QuotaReached:
+            raise quota.exceeded(most) from None
         except LiveKeyTaken:
             raise errors.LiveSessionExists(
                 "another live session stands at this session's key; end it first"
@@ -272,14 +286,7 @@ class Rests:
     async def _refuse(
         self, named: Named, record: Record, error: errors.RoostError
     ) -> Answer | None:
-        decision = self._new(
-            named,
-            record.session,
-            error.reason,
-            error.message,
-            finished=True,
-            error=outcomes.dump(error),
-        )
+        decision = refused(self._new(named, record.session, error.reason, error.message), error)
         written = await decisions.append_once(self._database, decision)
         if written is not None:
             raise_recorded(written)
@@ -293,7 +300,6 @@ class Rests:
         because: str,
         *,
         finished: bool = False,
-        error: str | None = None,
     ) -> NewDecision:
         return NewDecision(
             uuids.uuid7(),
@@ -302,7 +308,6 @@ class Rests:
             because,
             session_id=session.session_id,
             finished=finished,
-            error=error,
         )
 
 

@@ -15,7 +15,7 @@ from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.session import Continuity, Mode, Outcome
 from session_service.domain.states import Transition
-from session_service.lifecycle import intents
+from session_service.lifecycle import intents, quota
 from session_service.lifecycle.explaining import (
     altered,
     as_written,
@@ -30,6 +30,7 @@ from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.decisions import NewDecision
+from session_service.storage.quotas import Quota, QuotaReached
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -231,8 +232,14 @@ class Starts:
             start, spec, decision.decision_id, replaced, self._defaults, self._work.terms
         )
         waits = None if replaced is None else intents.waiting(replaced.session, opening)
-        intent = transitions.open_session(self._database, opening, decision, waits)
-        return await self._carried(intent, decision)
+        # In place of a live one it makes none more, also for who has too many already.
+        most = self._defaults.live_quota if replaced is None else 0
+        held = Quota(start.key.tenant, most) if most else None
+        intent = transitions.open_session(self._database, opening, decision, waits, held)
+        try:
+            return await self._carried(intent, decision)
+        except QuotaReached:
+            return await self._append(refused(decision, quota.exceeded(most)))
 
     async def _climb(
         self, start: Start, plan: ladder.Climb, record: Record, evidence: Evidence | None

@@ -26,6 +26,7 @@ from session_service.storage.assignments import (
     shape,
 )
 from session_service.storage.database import Connection, Database, Statement, compiled, one
+from session_service.storage.quotas import Quota, held_to
 from session_service.storage.rows import make_session, session_columns
 from session_service.storage.tables import (
     LIVE_KEY,
@@ -320,17 +321,21 @@ class Opening:
 
 
 async def open_session(
-    database: Database, opening: Opening, decision: NewDecision, replaced: Change | None = None
+    database: Database,
+    opening: Opening,
+    decision: NewDecision,
+    replaced: Change | None = None,
+    quota: Quota | None = None,
 ) -> Session | None:
     """Commit the intent of a new session: its row, its container's, its decision, and what becomes
     of the session that it replaces, all or nothing.
 
     None where somebody else was first: another live session stands at the key, the replaced one
-    changed since it was read, or the decision's request id is taken.
+    changed since it was read, or the decision's request id is taken. Raises QuotaReached.
     """
     session = None
     try:
-        async with database.transaction() as connection:
+        async with database.transaction() as connection, held_to(connection, quota):
             if replaced is not None and await apply(connection, replaced) is None:
                 raise psycopg.Rollback
             session = await _insert(connection, opening)
@@ -355,17 +360,21 @@ async def _insert(connection: Connection, opening: Opening) -> Session | None:
 
 
 async def begin(
-    database: Database, change: Change, decision: NewDecision | None, *others: Change
+    database: Database,
+    change: Change,
+    decision: NewDecision | None,
+    *others: Change,
+    quota: Quota | None = None,
 ) -> Session | None:
     """Commit the intent of a transition of a session that is there, with its decision, and what
     becomes of `others` by it.
 
     None where the session changed since it was read, or the decision's request id is taken. Raises
-    LiveKeyTaken.
+    LiveKeyTaken, QuotaReached.
     """
     session = None
     try:
-        async with database.transaction() as connection:
+        async with database.transaction() as connection, held_to(connection, quota):
             session = await apply(connection, change)
             for other in others if session is not None else ():
                 if await apply(connection, other) is None:

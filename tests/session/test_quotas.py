@@ -1,0 +1,143 @@
+"""A tenant's quota of live sessions: never more, however many replicas; room after an end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import pytest
+
+from roost.session.v1 import session_pb2 as pb
+from session_service.storage.quotas import Quota, QuotaReached, held_to
+from tests.container.harness import failing
+from tests.session.ageing import sql
+from tests.session.harness import World, request_id, world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.fly.emulator import Emulator
+
+QUOTA = 10
+
+
+@pytest.fixture
+async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas that allow ten live sessions."""
+    async with world(emulator, database_url, live_sessions_per_tenant=QUOTA) as running:
+        yield running
+
+
+async def fill(roost: World) -> list[pb.Session]:
+    """Use the quota up."""
+    starts = [roost.replicas[n % 2].start(f"user-{n}") for n in range(QUOTA)]
+    return [reply.session for reply in await asyncio.gather(*starts)]
+
+
+async def live(roost: World) -> int:
+    """How many rows are live."""
+    rows = await sql(
+        roost.one,
+        "SELECT count(*) FROM sessions WHERE state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')",
+    )
+    return int(rows[0][0])
+
+
+async def test_fifty_starts_at_once_at_two_replicas_make_ten_sessions(roost: World) -> None:
+    starts = [roost.replicas[n % 2].start(f"user-{n}") for n in range(50)]
+    replies = await asyncio.gather(*starts, return_exceptions=True)
+    refused = [reply for reply in replies if isinstance(reply, BaseException)]
+    assert len(refused) == 40
+    assert await live(roost) == QUOTA
+    assert await roost.committed("create") == QUOTA
+    for error in refused:
+        assert isinstance(error, grpc.aio.AioRpcError)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_the_refusal_says_how_many_and_what_to_do(roost: World) -> None:
+    sessions = await fill(roost)
+    refusal = await failing(roost.one.start("one-more"))
+    assert refusal.reason == "QUOTA_EXCEEDED"
+    assert refusal.metadata["limit"] == str(QUOTA)
+    assert "EndSession" in refusal.message
+    # As told: a paused one counts.
+    await roost.one.pause(sessions[0].session_id)
+    assert (await failing(roost.two.start("one-more"))).reason == "QUOTA_EXCEEDED"
+    rows = await sql(roost.one, "SELECT error FROM decisions WHERE error IS NOT NULL")
+    assert len(rows) == 2
+
+
+async def test_an_end_makes_room_also_for_the_request_that_was_refused(roost: World) -> None:
+    sessions = await fill(roost)
+    same = request_id()
+    await failing(roost.one.start("one-more", request_id=same))
+    await roost.two.end(sessions[3].session_id)
+    reply = await roost.one.start("one-more", request_id=same)
+    assert reply.outcome == pb.START_OUTCOME_CREATED
+    assert await live(roost) == QUOTA
+
+
+async def test_a_full_tenant_still_opens_what_it_has(roost: World) -> None:
+    """Reuse, resume, and a fresh one in place of a live one: none of them is one more."""
+    sessions = await fill(roost)
+    await roost.one.pause(sessions[0].session_id)
+    assert (await roost.two.start("user-0")).outcome == pb.START_OUTCOME_RESUMED
+    assert (await roost.two.start("user-1")).outcome == pb.START_OUTCOME_REUSED
+    fresh = await roost.one.start("user-2", mode=pb.START_MODE_FRESH)
+    assert fresh.outcome == pb.START_OUTCOME_CREATED
+    assert await live(roost) == QUOTA
+
+
+async def test_an_undelete_over_the_quota_is_refused_and_possible_later(roost: World) -> None:
+    sessions = await fill(roost)
+    ended = sessions[0].session_id
+    await roost.one.end(ended)
+    another = (await roost.two.start("one-more")).session
+    same = request_id()
+    refusal = await failing(roost.one.undelete(ended, request_id=same))
+    assert refusal.reason == "QUOTA_EXCEEDED"
+    assert (await roost.one.get(ended)).state == pb.Session.STATE_ENDED
+    assert await live(roost) == QUOTA
+    await roost.one.end(another.session_id)
+    back = await roost.two.undelete(ended, request_id=same)
+    assert back.state == pb.Session.STATE_PAUSED
+    assert await live(roost) == QUOTA
+
+
+async def test_undeletes_and_starts_at_once_fill_the_last_place_once(roost: World) -> None:
+    sessions = await fill(roost)
+    for session in sessions[:4]:
+        await roost.one.end(session.session_id)
+    calls = [
+        *(roost.replicas[n % 2].undelete(sessions[n].session_id) for n in range(4)),
+        *(roost.replicas[n % 2].start(f"more-{n}") for n in range(4)),
+    ]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(reply, BaseException) for reply in replies) == 4
+    assert await live(roost) == QUOTA
+
+
+async def test_the_same_key_at_once_is_joined_and_no_matter_of_room(roost: World) -> None:
+    """The last place, wanted by ten calls of one key: they share it."""
+    for n in range(QUOTA - 1):
+        await roost.one.start(f"user-{n}")
+    replies = await asyncio.gather(*(roost.replicas[n % 2].start("last") for n in range(10)))
+    assert len({reply.session.session_id for reply in replies}) == 1
+
+
+async def test_a_tenant_neither_counts_for_another_nor_waits_for_it(roost: World) -> None:
+    await fill(roost)
+    database = roost.one.running.database
+    async with (
+        database.transaction() as first,
+        held_to(first, Quota("somebody", 1)),
+        asyncio.timeout(5),
+        database.transaction() as second,
+        held_to(second, Quota("else", 0)),
+    ):
+        pass
+    with pytest.raises(QuotaReached):
+        async with database.transaction() as third, held_to(third, Quota("default", QUOTA - 1)):
+            pass
