@@ -15,6 +15,21 @@ RoostError
 ├── AgentSessionExists        the id is taken
 ├── AgentSessionExpired       it expired or was ended, and takes no turns
 ├── TurnConflict              it has other turns than the caller has seen
+├── PolicyForbids             the policy in force keeps less than that
+├── FingerprintChanged        another spec is asked for than the container was created from
+├── ChoiceRequired            the user is to choose first
+├── ChoiceTokenInvalid        no such token, or another's
+├── ChoiceTokenExpired
+├── ChoiceTokenUsed
+├── ChoiceStale               what was chosen is no longer as it was offered
+├── CheckpointMissing
+├── CheckpointNotReady        it is being written, or never came to be
+├── CheckpointCorrupt         what is stored is not what was saved
+├── CheckpointPinned
+├── CheckpointInUse           a session needs it to come back
+├── CheckpointUnsupported     the spec says no way to the state
+├── CheckpointTooLarge        more than may be kept
+├── StateHookFailed           the application refused or failed
 ├── NotBuiltYet
 └── Retryable                 the same call may go through later
 ├── ProviderCapacity
@@ -32,6 +47,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from session_service.domain.choice import Candidate
 
 
 class RoostError(Exception):
@@ -148,6 +166,105 @@ class TurnConflict(RoostError):
     reason = "TURN_CONFLICT"
 
 
+class PolicyForbids(RoostError):
+    """The policy in force keeps less than what was asked for."""
+
+    reason = "POLICY_FORBIDS"
+
+
+class FingerprintChanged(RoostError):
+    """Another spec is asked for than the container was created from; the metadata's `parts` names
+    what differs, and never how.
+    """
+
+    reason = "FINGERPRINT_CHANGED"
+
+
+class ChoiceRequired(RoostError):
+    """The user is to choose first. Carries what there is to choose from, tokens and all."""
+
+    reason = "CHOICE_REQUIRED"
+
+    def __init__(
+        self, message: str, offered: Sequence[Candidate] = (), expire_time: datetime | None = None
+    ) -> None:
+        super().__init__(message)
+        self.offered = tuple(offered)
+        self.expire_time = expire_time
+
+
+class ChoiceTokenInvalid(RoostError):
+    """No such token, or one of another user or key; which, is not told."""
+
+    reason = "CHOICE_TOKEN_INVALID"
+
+
+class ChoiceTokenExpired(RoostError):
+    """The token's time is over."""
+
+    reason = "CHOICE_TOKEN_EXPIRED"
+
+
+class ChoiceTokenUsed(RoostError):
+    """The token was used; the metadata says by which decision."""
+
+    reason = "CHOICE_TOKEN_USED"
+
+
+class ChoiceStale(RoostError):
+    """What was chosen is no longer as it was offered; the metadata says what happened."""
+
+    reason = "CHOICE_STALE"
+
+
+class CheckpointMissing(RoostError):
+    """No such checkpoint, or none that this tenant may see, or it was deleted."""
+
+    reason = "CHECKPOINT_MISSING"
+
+
+class CheckpointNotReady(RoostError):
+    """It is still being written, or it never came to be."""
+
+    reason = "CHECKPOINT_NOT_READY"
+
+
+class CheckpointCorrupt(RoostError):
+    """What is stored of the checkpoint is not what was saved."""
+
+    reason = "CHECKPOINT_CORRUPT"
+
+
+class CheckpointPinned(RoostError):
+    """It is pinned, and so not deleted."""
+
+    reason = "CHECKPOINT_PINNED"
+
+
+class CheckpointInUse(RoostError):
+    """A session could not come back without it."""
+
+    reason = "CHECKPOINT_IN_USE"
+
+
+class CheckpointUnsupported(RoostError):
+    """The container's spec says no way to its state."""
+
+    reason = "CHECKPOINT_UNSUPPORTED"
+
+
+class CheckpointTooLarge(RoostError):
+    """The state is larger than what is kept of one."""
+
+    reason = "CHECKPOINT_TOO_LARGE"
+
+
+class StateHookFailed(RoostError):
+    """The application did not hand its state out, or did not take it; the message has its words."""
+
+    reason = "STATE_HOOK_FAILED"
+
+
 class NotBuiltYet(RoostError):
     """The contract has it, this version does not."""
 
@@ -217,6 +334,20 @@ RECORDED: dict[str, type[RoostError]] = {
         AgentSessionExists,
         AgentSessionExpired,
         TurnConflict,
+        PolicyForbids,
+        FingerprintChanged,
+        ChoiceTokenInvalid,
+        ChoiceTokenExpired,
+        ChoiceTokenUsed,
+        ChoiceStale,
+        CheckpointMissing,
+        CheckpointNotReady,
+        CheckpointCorrupt,
+        CheckpointPinned,
+        CheckpointInUse,
+        CheckpointUnsupported,
+        CheckpointTooLarge,
+        StateHookFailed,
         ProviderCapacity,
         ProviderRateLimited,
         ProviderUnavailable,

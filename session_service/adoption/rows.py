@@ -11,6 +11,7 @@ from uuid import UUID, uuid5
 from session_service.adoption import machines, words
 from session_service.adoption.columns import Field
 from session_service.domain import spec as specs
+from session_service.domain.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import re
@@ -200,4 +201,4 @@ def _written(image: str, *, ephemeral: bool) -> tuple[str, str]:
     spec: dict[str, object] = {"image": image}
     if ephemeral:
         spec["ephemeral_root_filesystem"] = True
-    return specs.dump(spec), specs.fingerprint(spec)
+    return specs.dump(spec), fingerprint(spec)

@@ -117,7 +117,9 @@ class InForce:
     asked: Setting = NOTHING
     """What the start asked for that brought the session where it is; later ones keep to it."""
     base: str = ""
-    """Which defaults and tiers of the operator it was made of."""
+    """Which defaults of the operator it was made of."""
+    version: str = ""
+    """Which tier, and which version of the project's policy."""
     stale: bool = False
     """Whether something of it has changed that holds from the session's next start or stop on."""
 
@@ -168,13 +170,15 @@ def follow(row: InForce, target: InForce) -> InForce:
         if name in target.sources:
             sources[name] = target.sources[name]
     policy = replace(row.policy, **values)
-    return InForce(policy, sources, row.asked, target.base, stale=policy != target.policy)
+    stale = policy != target.policy
+    return InForce(policy, sources, row.asked, target.base, target.version, stale)
 
 
 def dump(value: InForce) -> str:
     """Its form in the session's row: a policy's, and more beside it."""
     row: dict[str, object] = policies.as_json(value.policy)
     row["base"] = value.base
+    row["version"] = value.version
     if value.sources:
         row["sources"] = dict(value.sources)
     if asked := value.asked.as_json():
@@ -193,5 +197,6 @@ def load(raw: str) -> InForce:
         {name: Source(source) for name, source in row.get("sources", {}).items()},
         Setting.from_json(row.get("asked", {})),
         row.get("base", ""),
+        row.get("version", ""),
         row.get("stale", False),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from session_service.domain import spec as specs
@@ -27,6 +28,21 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ..
     return tuple(name for name in PARTS if (one.get(name) or None) != (other.get(name) or None))
 
 
-def kept_files(spec: Mapping[str, Any]) -> bool:
-    """Whether files of such a container outlive it: those on a volume do."""
-    return bool(spec.get("mounts"))
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A start asks for another spec than the container was created from."""
+
+    parts: tuple[str, ...]
+    """Which parts differ; never how."""
+    keeps_files: bool = False
+    """Whether a new container of the wanted spec would have the old one's files: those on a volume
+    that both mount, since the root file system goes with its container."""
+
+
+def change(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Change | None:
+    """What differs; None where nothing does. Any: JSON as the proto maps it."""
+    parts = differing(before, wanted)
+    if not parts:
+        return None
+    mounts = before.get("mounts")
+    return Change(parts, bool(mounts) and mounts == wanted.get("mounts"))

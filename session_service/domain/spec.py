@@ -1,4 +1,4 @@
-"""The container spec as the session keeps it, and its fingerprint."""
+"""The container spec as the session keeps it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-#: What a resumed container would not follow if it changed: it keeps what it was created with.
-FINGERPRINTED = ("image", "env", "region", "guest")
 
 
 def dump(spec: Mapping[str, Any]) -> str:
@@ -33,9 +29,3 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
 def keeps_files(raw: str) -> bool:
     """Whether the root file system of such a container outlives a stop."""
     return not load(raw).get("ephemeral_root_filesystem", False)
-
-
-def fingerprint(spec: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of the parts of the spec that a running container cannot follow."""
-    parts = {name: spec[name] for name in FINGERPRINTED if spec.get(name)}
-    return hashlib.sha256(dump(parts).encode()).hexdigest()

@@ -11,6 +11,7 @@ from session_service.domain import ladder
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.storage.assignments import NOW
@@ -74,7 +75,7 @@ def opening(
             "decision_id": decision_id,
             "predecessor_id": None if replaced is None else replaced.session.session_id,
             "spec": specs.dump(spec),
-            "fingerprint": specs.fingerprint(spec),
+            "fingerprint": fingerprint(spec),
             "policy": policies.dump(defaults.policy),
         },
         terms=terms,

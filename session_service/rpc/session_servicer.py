@@ -10,7 +10,7 @@ import grpc.aio
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
-from session_service.domain import spec as specs
+from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import DEFAULT_TENANT
 from session_service.errors import NotBuiltYet
 from session_service.rpc import convert, idle, listings, render
@@ -55,7 +55,7 @@ class SessionServicer(SessionServiceServicer):
         """Open a project for a user."""
         start = convert.parse_start(request, TENANT)
         answer = await self._cases.starts.start(start)
-        asked = None if start.spec is None else specs.fingerprint(start.spec)
+        asked = None if start.spec is None else fingerprint(start.spec)
         return self._render.start(answer, asked)
 
     async def PreviewStart(
