@@ -83,11 +83,12 @@ async def run(
 
     A copy of the database knows machines that are another's: it looks after its rows alone.
     """
-    tidying = loops.running(
-        "janitor",
-        lambda: janitor.tidy(database, config.event_retention, config.decision_retention),
-        every=config.janitor_interval.total_seconds(),
-    )
+
+    async def tidy() -> None:
+        await janitor.tidy(database, config.event_retention, config.decision_retention)
+        await janitor.watch(database)
+
+    tidying = loops.running("janitor", tidy, every=config.janitor_interval.total_seconds())
     await stack.enter_async_context(tidying)
 
     async def sweep() -> None:

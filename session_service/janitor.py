@@ -6,12 +6,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.storage import agent_expiry, decisions, events
+from session_service.storage import agent_expiry, ages, decisions, events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
+    from session_service.storage.ages import Ages
     from session_service.storage.database import Database
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,26 @@ async def tidy(database: Database, events_kept: timedelta, decisions_kept: timed
             extra={"action": "tidy"},
         )
     return tidied
+
+
+async def watch(database: Database) -> Ages:
+    """Tell, in one line, how old and how far behind things are. Raises StorageUnavailable."""
+    seen = await ages.look(database)
+    _log.info(
+        "oldest live session %s; %d past their lifetime, %d due, %d orphans",
+        "none" if seen.oldest is None else f"{seen.oldest.total_seconds():.0f} s",
+        seen.overaged,
+        seen.due,
+        seen.orphans,
+        extra={
+            "action": "ages",
+            "oldest_seconds": None if seen.oldest is None else seen.oldest.total_seconds(),
+            "overaged": seen.overaged,
+            "due": seen.due,
+            "orphans": seen.orphans,
+        },
+    )
+    return seen
 
 
 async def _batches(trim: Callable[[], Awaitable[int]]) -> int:

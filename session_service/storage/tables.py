@@ -103,6 +103,11 @@ sa.Index(
 sa.Index(
     "sessions_tenant_created", sessions.c.tenant, sessions.c.create_time, sessions.c.session_id
 )
+sa.Index(
+    "sessions_live_created",
+    sessions.c.create_time,
+    postgresql_where=sa.text("state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
+)
 sa.Index("sessions_due", sessions.c.due_at, postgresql_where=sessions.c.due_at.is_not(None))
 sa.Index(
     "sessions_checkpoint",
@@ -379,6 +384,7 @@ sa.Index(
 )
 sa.Index("checkpoints_session", checkpoints.c.session_id)
 sa.Index("checkpoints_decision", checkpoints.c.decision_id)
+sa.Index("checkpoints_parent", checkpoints.c.parent_id)
 #: One at a time of a session.
 sa.Index(
     WRITING,

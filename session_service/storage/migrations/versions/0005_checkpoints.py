@@ -71,6 +71,7 @@ def _checkpoints() -> None:
     op.create_index("checkpoints_number", "checkpoints", [*_KEY, "number"], unique=True)
     op.create_index("checkpoints_session", "checkpoints", ["session_id"])
     op.create_index("checkpoints_decision", "checkpoints", ["decision_id"])
+    op.create_index("checkpoints_parent", "checkpoints", ["parent_id"])
     op.create_index(
         "checkpoints_writing",
         "checkpoints",
