@@ -33,30 +33,29 @@ class Checking:
     async def _run(self, machine: Machine, guest: Guest, check: Check) -> None:
         begun = time.monotonic()
         while guest.main.running:
-            # A guest that is frozen answers nobody, and nobody blames it.
-            if machine.state == "started" and machine.guest is guest:
-                status, output = await self._ask(guest, check)
+            if _answerable(machine, guest):
+                fresh = await self._ask(guest, check)
                 in_grace = time.monotonic() - begun < check.grace_s
-                if machine.guest is guest and (status == "passing" or not in_grace):
+                blamed = fresh.status == "passing" or not in_grace
+                if blamed and _answerable(machine, guest):
                     before = machine.checks.get(check.name)
-                    fresh = Result(status, output)
                     machine.checks[check.name] = before.then(fresh) if before else fresh
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(guest.main.wait(), check.interval_s)
 
-    async def _ask(self, guest: Guest, check: Check) -> tuple[str, str]:
-        """Status and output; a guest that is gone is as critical as one that refuses."""
+    async def _ask(self, guest: Guest, check: Check) -> Result:
+        """What it is found to be; a guest that is gone is as critical as one that refuses."""
         try:
             async with asyncio.timeout(check.timeout_s):
                 if check.kind == "http":
                     return await self._ask_http(guest, check)
                 return await _connect(guest)
         except TimeoutError:
-            return "critical", "timed out"
-        except (OSError, httpx.HTTPError) as error:
-            return "critical", str(error) or type(error).__name__
+            return Result("critical", "timed out")
+        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+            return Result("critical", str(error) or type(error).__name__)
 
-    async def _ask_http(self, guest: Guest, check: Check) -> tuple[str, str]:
+    async def _ask_http(self, guest: Guest, check: Check) -> Result:
         url = f"http://127.0.0.1:{guest.port}{check.path}"
         headers = list(check.headers)
         async with self._client.stream(check.method, url, headers=headers, timeout=None) as reply:
@@ -65,14 +64,20 @@ class Checking:
                 said += part
                 if len(said) >= OUTPUT_MAX:
                     break
-            status = "passing" if reply.is_success else "critical"
             output = said[:OUTPUT_MAX].decode(errors="replace")
-            return status, output if reply.is_success else f"{reply.status_code} {output}".strip()
+            if reply.is_success:
+                return Result("passing", output)
+            return Result("critical", f"{reply.status_code} {output}".strip())
 
 
-async def _connect(guest: Guest) -> tuple[str, str]:
+def _answerable(machine: Machine, guest: Guest) -> bool:
+    """Whether the boot runs: a frozen guest answers nobody, and nobody blames it."""
+    return machine.state == "started" and machine.guest is guest
+
+
+async def _connect(guest: Guest) -> Result:
     _, writer = await asyncio.open_connection("127.0.0.1", guest.port)
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-    return "passing", "Success"
+    return Result("passing", "Success")

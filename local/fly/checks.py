@@ -16,6 +16,9 @@ SERVICE_INTERVAL_MAX_S = 60.0
 INTERVAL_MIN_S = 0.05
 OUTPUT_MAX = 1024
 
+_FRAMING = frozenset({"connection", "content-length", "expect", "transfer-encoding", "upgrade"})
+"""Headers that are the connection's own and cannot be a check's."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -113,7 +116,7 @@ def _headers(check: str, given: JsonObject) -> list[tuple[str, str]]:
         token = name.replace("-", "").replace("_", "")
         if not token.isascii() or not token.isalnum() or not (value.isascii() and _plain(value)):
             raise ApiError(400, f"invalid_argument: check {check}: header {name!r} cannot be sent")
-    return pairs
+    return [(name, value) for name, value in pairs if name.lower() not in _FRAMING]
 
 
 def _plain(value: str) -> bool:

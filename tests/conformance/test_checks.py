@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,6 +94,18 @@ def test_a_check_fails_when_its_application_does_and_a_boot_begins_anew(faulty: 
     until(has(machine, "alive", "passing"))
 
 
+def test_a_suspended_machine_is_as_it_was(faulty: App) -> None:
+    machine = counter(faulty, checks={"alive": ALIVE | {"interval": "50ms", "timeout": "50ms"}})
+    until(has(machine, "alive", "passing"))
+    machine.goes("suspend", "suspended")
+    told = checks_of(machine)["alive"]
+    time.sleep(0.3)  # several intervals, in which nothing must happen
+    assert checks_of(machine)["alive"] == told
+    assert told["status"] == "passing"
+    machine.goes("start", "started")
+    until(has(machine, "alive", "passing"))
+
+
 def test_a_summary_has_no_checks(app: App) -> None:
     app.machine(checks={"alive": {"type": "tcp", "port": 8080, **OFTEN}})
     assert all("checks" not in one for one in app.list(summary="true"))
@@ -111,3 +124,20 @@ def test_a_summary_has_no_checks(app: App) -> None:
 def test_a_check_that_cannot_be_made_is_400(faulty: App, check: Json) -> None:
     checks = {"odd": {"port": 8080, **check}}
     assert faulty.create(400, config=faulty.config(checks=checks))["error"]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        {"path": "/" + "x" * 70_000},
+        {"path": "/[::/%zz?#"},
+        {"headers": [{"name": "content-length", "values": ["7"]}]},
+        {"timeout": "1ns"},
+        {"interval": "99999999999h"},
+    ],
+)
+def test_an_odd_check_harms_nobody_but_itself(faulty: App, check: Json) -> None:
+    machine = counter(faulty, checks={"odd": ALIVE | check, "alive": ALIVE})
+    until(has(machine, "alive", "passing"))
+    until(lambda: checks_of(machine)["odd"]["status"] in ("critical", "passing"))
+    assert machine.get()["state"] == "started"
