@@ -8,7 +8,10 @@ moment. The places:
 - `intent`: the commit of what is going to be done (`lifecycle.takeover.Work.commit`);
 - `outcome`: the commit of what came of it, and `note` of what is learned on the way
   (`storage.transitions`);
-- one for each call to the provider (`clients.containers`): `create`, `resume`, `suspend`, …
+- `chunk` and `ready`: a piece of a checkpoint, and that it is whole (`storage.chunks`,
+  `storage.checkpoints`);
+- one for each call to the provider (`clients.containers`): `create`, `resume`, `suspend`, …, and
+  `capture` and `restore` of state (`clients.states`).
 
 The moments: `before` it is begun; `during`, when the request is sent and its answer not looked at
 yet, so that whether it was done is anybody's guess; `after` it is done, before anything else is.
@@ -29,14 +32,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VARIABLE = "ROOST_KILL_AT"
-COMMITS = ("intent", "note", "outcome")
+COMMITS = ("intent", "note", "outcome", "chunk", "ready")
+STATES = ("capture", "restore")
 #: The provider's calls, by the names of `ports.Containers`; a test holds the two together.
 CALLS = (
     "create", "get", "list", "wait_started", "wait_resting", "read_boot_id", "read_text", "resume",
     "suspend", "stop", "destroy", "cordon", "uncordon", "acquire_lease", "release_lease",
 )  # fmt: skip
 MOMENTS = ("before", "during", "after")
-NAMES = frozenset(f"{place}.{moment}" for place in (*COMMITS, *CALLS) for moment in MOMENTS)
+PLACES = (*COMMITS, *CALLS, *STATES)
+NAMES = frozenset(f"{place}.{moment}" for place in PLACES for moment in MOMENTS)
 #: How long a request is left to reach its server before the process dies "during" it, in s.
 SENT = 0.05
 
@@ -61,7 +66,7 @@ def arm(environment: Mapping[str, str]) -> None:
     if name not in NAMES or not count.isascii() or not count.isdigit() or int(count) < 1:
         raise BadKillPoint(
             f"{VARIABLE}: {text!r} is not PLACE.MOMENT:COUNT with a place of "
-            f"{', '.join((*COMMITS, *CALLS))}, a moment of {', '.join(MOMENTS)} and a count from 1"
+            f"{', '.join(PLACES)}, a moment of {', '.join(MOMENTS)} and a count from 1"
         )
     _Armed.name, _Armed.left = name, int(count)
 

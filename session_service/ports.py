@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Mapping,
+        Sequence,
+    )
     from datetime import datetime
 
     from session_service.domain.session import Container, ContainerState
@@ -152,3 +159,113 @@ class Previews(Protocol):
 
     async def wait_ready(self, container: Container, timeout: float) -> bool:
         """Whether the preview answered within `timeout` s; true where it has no address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What the bytes of a whole state were."""
+
+    size_bytes: int
+    sha256: bytes
+
+
+class States(Protocol):
+    """The state of applications, through the hook that a container's spec names.
+
+    Raises ContainerAbsent, or of `errors`: ProviderUnavailable where it broke off, was not whole,
+    or the container does not run; StateHookFailed where the application refused or failed;
+    CheckpointTooLarge where it is more than container_service carries.
+    """
+
+    async def capture(
+        self,
+        address: Address,
+        hook: Mapping[str, Any],
+        take: Callable[[bytes], Awaitable[None]],
+        *,
+        timeout: float,
+    ) -> Whole:
+        """Give `take` the state in pieces; return only where the whole has come and its hash is
+        that of what was taken. Never more than a few pieces are held.
+        """
+
+    async def restore(
+        self,
+        address: Address,
+        hook: Mapping[str, Any],
+        pieces: AsyncIterator[bytes],
+        *,
+        timeout: float,
+    ) -> Whole:
+        """Put the state into the container; what arrived there. Where `pieces` raises, the call is
+        broken off, so that the application takes nothing, and that error is raised.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a volume at the provider."""
+
+    snapshot_id: str
+    ready: bool
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume at the provider."""
+
+    volume_id: str
+    name: str
+    region: str
+    size_gb: int
+
+
+class Volumes(Protocol):
+    """Volumes and their snapshots, at the provider. Raises as `Containers` does."""
+
+    async def snapshot(self, app: str, volume_id: str, *, timeout: float) -> Snapshot:
+        """Begin a snapshot. One that is under way already is an error that can be retried."""
+
+    async def snapshots(self, app: str, volume_id: str, *, timeout: float) -> list[Snapshot]:
+        """The volume's snapshots."""
+
+    async def get(self, app: str, volume_id: str, *, timeout: float) -> Volume:
+        """The volume."""
+
+    async def create_from(
+        self, app: str, name: str, like: Volume, snapshot_id: str, *, timeout: float
+    ) -> Volume:
+        """The volume of this name, made of the snapshot if there is none yet."""
+
+
+class ObjectMissing(Exception):
+    """The bucket has no such object."""
+
+
+class Bucket(Protocol):
+    """Where the bytes of large checkpoints are: an S3-compatible bucket.
+
+    Every call is bounded, and raises errors.StorageUnavailable where the bucket does not answer or
+    refuses.
+    """
+
+    async def begin(self, name: str) -> str:
+        """Begin an upload of an object in parts; the upload's id. Nothing is there until it is
+        completed.
+        """
+
+    async def put_part(self, name: str, upload: str, number: int, part: bytes) -> str:
+        """Upload a part (from 1 on; 5 MiB at least but for the last); its tag."""
+
+    async def complete(self, name: str, upload: str, tags: Sequence[str]) -> None:
+        """Make the object of its parts."""
+
+    async def abort(self, name: str, upload: str) -> None:
+        """Forget an upload that was not completed; one that is gone is a success."""
+
+    def read(self, name: str) -> AsyncGenerator[bytes]:
+        """The object's bytes. Raises ObjectMissing."""
+
+    async def delete(self, name: str) -> None:
+        """Delete the object; one that is gone is a success."""

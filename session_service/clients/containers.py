@@ -45,6 +45,8 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
     "PROVIDER_REFUSED": errors.ProviderRefused,
     "INVALID_FIELD": errors.ProviderRefused,
     "REQUEST_ID_REUSED": errors.ProviderRefused,
+    "STATE_HOOK_FAILED": errors.StateHookFailed,
+    "STATE_TOO_LARGE": errors.CheckpointTooLarge,
 }
 BOOT_ID_COMMAND = ("cat", "/proc/sys/kernel/random/boot_id")
 BOOT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -69,7 +71,7 @@ def _details(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], float | 
     return reason, metadata, delay
 
 
-def _translated(error: grpc.aio.AioRpcError) -> Exception:
+def translated(error: grpc.aio.AioRpcError) -> Exception:
     """The error in our own words; whatever is not clear is ProviderUnavailable."""
     reason, metadata, delay = _details(error)
     text = error.details() or error.code().name
@@ -152,7 +154,7 @@ class GrpcContainers:
         try:
             return await points.around(place, method(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     async def create(
         self,

@@ -1,0 +1,1 @@
+"""The use cases of CheckpointService: save, list, pin, delete, roll back, fork."""

@@ -1,0 +1,1 @@
+"""How state is saved, proved and read back: durable before anybody relies on it."""
