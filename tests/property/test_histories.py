@@ -59,6 +59,8 @@ FAULT = st.one_of(
         st.sampled_from(("before", "after")),
     ),
 )  # fmt: skip
+#: What the provider, or an application, does by itself.
+EVENTS = ("suspend", "stop", "wake", "crash", "drop", "destroy")
 #: Timestamps of every table that time goes by in.
 TIMES = {
     "sessions": (
@@ -130,12 +132,19 @@ class History(RuleBasedStateMachine):
         fault: tuple[str, str] | None,
     ) -> None:
         """A user opens the project, and clicks once if it is there."""
-        replica = self.replicas[at]
-        request = Request("default", "StartSession", os.urandom(8), uuids.uuid7())
-        start = Start(request, Key("default", "nest", user), Wish(mode, None, least))
-        answer = self._call(replica, lambda: replica.wired.cases.starts.start(start), crash, fault)
-        if answer is not None:
-            self._check_start(answer, least)
+        self._start(user, at, Wish(mode, None, least), crash, fault)
+
+    @rule(user=USER, at=REPLICA)
+    def visit(self, user: str, at: int) -> None:
+        """A plain start, with nothing in its way: it must succeed."""
+        answer = self._start(user, at, Wish(Mode.CONTINUE), None, None)
+        assert answer is not None, "refused with nothing in its way"
+
+    @rule(user=USER, at=REPLICA, what=st.sampled_from(EVENTS))
+    def visit_after(self, user: str, at: int, what: str) -> None:
+        """The same after the provider did something by itself."""
+        self.provider(user, what)
+        self.visit(user, at)
 
     @rule(
         user=USER,
@@ -184,7 +193,7 @@ class History(RuleBasedStateMachine):
         """Time goes by."""
         self._tick(timedelta(minutes=minutes))
 
-    @rule(user=USER, what=st.sampled_from(("suspend", "stop", "wake", "crash", "drop", "destroy")))
+    @rule(user=USER, what=st.sampled_from(EVENTS))
     def provider(self, user: str, what: str) -> None:
         """The provider, or the application, does something by itself."""
         for machine in self._machines(user):
@@ -242,6 +251,19 @@ class History(RuleBasedStateMachine):
         self._nothing_leaked()
 
     # --- how -------------------------------------------------------------------------------------
+
+    def _start(
+        self, user: str, at: int, wish: Wish, crash: int | None, fault: tuple[str, str] | None
+    ) -> Answer | None:
+        replica = self.replicas[at]
+        request = Request("default", "StartSession", os.urandom(8), uuids.uuid7())
+        start = Start(request, Key("default", "nest", user), wish)
+        answer: Answer | None = self._call(
+            replica, lambda: replica.wired.cases.starts.start(start), crash, fault
+        )
+        if answer is not None:
+            self._check_start(answer, wish.min_continuity)
+        return answer
 
     def _call(
         self,
