@@ -51,13 +51,15 @@ _ENTER = compiled(
     .returning(sweeps.c.app),
     scalar(str),
 )
+_NEXT = sa.func.now() + sa.bindparam("every", type_=sa.Interval)
 _TURN = compiled(
     sa.update(sweeps)
-    .where(sweeps.c.app == sa.bindparam("app", type_=sa.Text), sweeps.c.due_at <= sa.func.now())
-    .values(
-        due_at=sa.func.now() + sa.bindparam("every", type_=sa.Interval),
-        pass_number=sweeps.c.pass_number + 1,
+    .where(
+        sweeps.c.app == sa.bindparam("app", type_=sa.Text),
+        # Or later than any turn would be: the interval was a longer one when it was set.
+        (sweeps.c.due_at <= sa.func.now()) | (sweeps.c.due_at > _NEXT),
     )
+    .values(due_at=_NEXT, pass_number=sweeps.c.pass_number + 1)
     .returning(sweeps.c.pass_number, sa.func.now()),
     lambda row: Turn(row[0], row[1]),
 )
@@ -125,9 +127,11 @@ _LABELLED = compiled(
     .where(containers.c.session_id == sa.any_(sa.bindparam("ids", type_=_IDS))),
     lambda row: Labelled(row[0], row[1], row[2], row[3], row[4], State(row[5]), *row[6:]),
 )
-_FENCED = sa.func.unnest(
-    sa.bindparam("ids", type_=_IDS), sa.bindparam("epochs", type_=_NUMBERS)
-).table_valued("id", "epoch", name="fenced").render_derived()
+_FENCED = (
+    sa.func.unnest(sa.bindparam("ids", type_=_IDS), sa.bindparam("epochs", type_=_NUMBERS))
+    .table_valued("id", "epoch", name="fenced")
+    .render_derived()
+)
 _VERIFY = compiled(
     sa.update(sessions)
     .where(
