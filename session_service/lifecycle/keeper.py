@@ -126,18 +126,19 @@ class Keeper:
 
     async def _keep(self, record: Record) -> None:
         """Do what is due for one session. What goes wrong is logged; it comes due again."""
-        step = keeping.next_step(record, self._habits)
         told = {"action": "keep", "session_id": str(record.session.session_id)}
         try:
+            step = keeping.next_step(record, self._habits)
             if not step.due(record.now):
                 await self._defer(record, step)
                 return
+            told["step"] = step.action
             await self._do(record, step)
             self._kept.actions[step.action] += 1
         except RoostError as error:
-            _log.warning("%s was not done: %s", step.action, error, extra=told)
+            _log.warning("a session was not kept: %s", error, extra=told)
         except Exception:  # noqa: BLE001  # one fault must not end the keeping of all others
-            _log.exception("%s was not done, by a fault", step.action, extra=told)
+            _log.exception("a session was not kept, by a fault", extra=told)
 
     async def _defer(self, record: Record, step: Step) -> None:
         session = record.session
