@@ -31,6 +31,8 @@ FIRED_AT_LEAST = 3
 OVERTIME = 30.0
 #: How long an armed replica is waited for until it is killed from outside, in s.
 ARMED_SECONDS = 4.0
+#: Requests that are struck in the middle, and how long they are waited for, in s.
+AMBUSHED, AMBUSH_SECONDS = ("create", "create", "start", "suspend", "suspend", "stop"), 2.5
 #: The points that a run of random calls is sure to pass.
 POINTS = tuple(
     f"{place}.{moment}"
@@ -116,12 +118,19 @@ class Nemesis:
     def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
         async def lane(dice: random.Random) -> None:
             while await self._pause(dice, 1.5, 5.0):
-                deed = dice.choice(["kill", "kill", "arm", "arm", "arm", "freeze"])
+                deed = dice.choice(["kill", "arm", "arm", "ambush", "ambush", "freeze"])
                 point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
-                count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 2.5)
+                count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 3.0)
+                action, kind = dice.choice(AMBUSHED), dice.choice(["slow_before", "slow_after"])
+                # Longer than a lease: it wakes up as an owner that was taken over.
+                freezes, overslept = dice.random() < 0.6, dice.uniform(1.5, 3.5)
                 async with self._hands[name]:
+                    if deed == "ambush" and not await self._lie_in_wait(kind, action):
+                        continue
                     if deed == "freeze":
                         await self._freeze(name, frozen)
+                    elif deed == "ambush" and freezes:
+                        await self._freeze(name, overslept)
                     elif deed == "arm":
                         await self._arm(name, f"{point}:{count}")
                     else:
@@ -213,6 +222,22 @@ class Nemesis:
         self._rig.stack.send(name, signal.SIGSTOP)
         await asyncio.sleep(how_long)
         self._rig.stack.send(name, signal.SIGCONT)
+
+    async def _lie_in_wait(self, kind: str, action: str) -> bool:
+        """Return while the provider holds such a request, so that its owner is struck in the middle
+        of it; False where none came.
+        """
+        self._note(f"lie in wait for {action}, {kind}")
+        admin = self._rig.stack.admin
+        until = monotonic() + AMBUSH_SECONDS
+        with contextlib.suppress(httpx.HTTPError, StopIteration):
+            fault = await admin.set_fault(kind, action=action, delay_ms=1500)
+            while monotonic() < until:
+                if await admin.fired(fault):
+                    self.done[f"ambush of {action}"] += 1
+                    return True
+                await asyncio.sleep(0.03)
+        return False
 
     async def _arm(self, name: str, kill_at: str) -> None:
         """Restart the replica so that it dies by itself at a point; then start it unarmed."""
