@@ -178,7 +178,12 @@ class Callers:
             patient = dice.random() * 100 < PATIENT
         replica = dice.randrange(self._wire.replicas)
         answer = await self._wire.call(name, key, method, replica, **fields)
-        while answer.unclear and patient and tries > 1 and "request_id" in fields:
+        while (
+            (answer.unclear or answer.unreached)
+            and patient
+            and tries > 1
+            and "request_id" in fields
+        ):
             # Nobody answered: a replica that is down needs a while.
             await asyncio.sleep(0.2 if answer.reason else 0.6)
             tries -= 1

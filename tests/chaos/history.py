@@ -73,9 +73,15 @@ class Call:
         return self.status == "OK"
 
     @property
+    def unreached(self) -> bool:
+        """Whether it certainly was never sent: gRPC found nobody to send it to."""
+        nobody = "failed to connect to all addresses" in self.message
+        return self.status == "UNAVAILABLE" and not self.reason and nobody
+
+    @property
     def unclear(self) -> bool:
         """Whether it may have been done or not, or be done still."""
-        return self.status in UNCLEAR or not self.status
+        return (self.status in UNCLEAR or not self.status) and not self.unreached
 
     @property
     def settled(self) -> float:

@@ -129,7 +129,7 @@ class KeyModel:
         first: dict[tuple[str, str], Call] = {}
         for call in sorted(self.calls, key=lambda each: each.ended):
             name = (call.method, call.request_id)
-            if not call.request_id or call.unclear:
+            if not call.request_id or call.unclear or call.unreached:
                 continue
             earlier = first.setdefault(name, call)
             if earlier is call:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
-import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import httpx
 
 from local.fly.faults import KINDS
-from local.stack import StackFailed
 from session_service import points
+from tests.chaos.deeds import EMULATOR, FIRED_AT_LEAST, Deeds
 from tests.chaos.provider_faults import options_for
 from tests.chaos.rig import CONTAINERS, REPLICAS
 
@@ -24,15 +22,10 @@ if TYPE_CHECKING:
 
     from tests.chaos.rig import Rig
 
-EMULATOR, POSTGRES = "emulator", "postgres"
-#: How often each kind of provider fault must have fired in a run, by the emulator's own count.
-FIRED_AT_LEAST = 3
 #: How much longer a run may last for kinds that did not, in s.
 OVERTIME = 30.0
-#: How long an armed replica is waited for until it is killed from outside, in s.
-ARMED_SECONDS = 4.0
-#: Requests that are struck in the middle, and how long they are waited for, in s.
-AMBUSHED, AMBUSH_SECONDS = ("create", "create", "start", "suspend", "suspend", "stop"), 2.5
+#: Requests that are struck in the middle.
+AMBUSHED = ("create", "create", "start", "suspend", "suspend", "stop")
 #: The points that a run of random calls is sure to pass.
 POINTS = tuple(
     f"{place}.{moment}"
@@ -47,21 +40,13 @@ POINTS = tuple(
 class Nemesis:
     """One lane for each thing that can break, each with dice of its own from the seed."""
 
-    def __init__(self, rig: Rig, seed: int, seconds: float) -> None:
+    def __init__(self, rig: Rig, seed: int, seconds: float, *, overtime: float = OVERTIME) -> None:
+        self._overtime = overtime
         self._rig = rig
         self._seed = seed
         self._seconds = seconds
         self._until = 0.0
-        self.done: Counter[str] = Counter()
-        """How often each thing was done to the stack."""
-        self.fired: Counter[str] = Counter()
-        """How often each kind of provider fault fired, by the emulators that are gone."""
-        self.killed_at: Counter[str] = Counter()
-        """At which points armed replicas died by themselves."""
-        self.emulator_deaths: list[float] = []
-        """When the emulator was killed, and with it every guest; unix seconds."""
-        self.log: list[tuple[float, str]] = []
-        """What was done and when, in unix seconds."""
+        self.deeds = Deeds(rig)
         self._hands: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> None:
@@ -88,20 +73,20 @@ class Nemesis:
         """Some kinds need an occasion that a broken stack seldom gives: a resume, a suspend. Those
         that lag behind are set until they have fired, with all else well; callers go on.
         """
-        until = monotonic() + OVERTIME
+        until = monotonic() + self._overtime
         admin = self._rig.stack.admin
         # What still waits for its occasion is in the way of what is set now.
-        await self._count_fired()
+        await self.deeds.count_fired()
         await admin.clear_faults()
         while monotonic() < until:
-            counts = await self.counts()
+            counts = await self.deeds.counts()
             lagging = {kind for kind in KINDS if counts[kind] < FIRED_AT_LEAST}
             if not lagging:
                 return
             waiting = {fault.kind for fault in await admin.faults() if fault.active}
             for kind in sorted(lagging - waiting):
                 dice = random.Random(f"{self._seed}:overtime:{kind}")
-                self._note(f"overtime: {kind}")
+                self.deeds.note(f"overtime: {kind}")
                 await admin.set_fault(kind, **options_for(kind, dice))
             await asyncio.sleep(0.2)
 
@@ -109,9 +94,9 @@ class Nemesis:
         """Good weather, no faults, every part running."""
         for relay in self._rig.relays.values():
             relay.clear()
-        await self._count_fired()
+        await self.deeds.count_fired()
         await self._rig.stack.admin.clear_faults()
-        self._note("everything is well again")
+        self.deeds.note("everything is well again")
 
     # --- lanes ---------------------------------------------------------------------------------
 
@@ -125,16 +110,16 @@ class Nemesis:
                 # Longer than a lease: it wakes up as an owner that was taken over.
                 freezes, overslept = dice.random() < 0.6, dice.uniform(1.5, 3.5)
                 async with self._hands[name]:
-                    if deed == "ambush" and not await self._lie_in_wait(kind, action):
+                    if deed == "ambush" and not await self.deeds.lie_in_wait(kind, action):
                         continue
                     if deed == "freeze":
-                        await self._freeze(name, frozen)
+                        await self.deeds.freeze(name, frozen)
                     elif deed == "ambush" and freezes:
-                        await self._freeze(name, overslept)
+                        await self.deeds.freeze(name, overslept)
                     elif deed == "arm":
-                        await self._arm(name, f"{point}:{count}")
+                        await self.deeds.arm(name, f"{point}:{count}")
                     else:
-                        await self._kill(name, away)
+                        await self.deeds.kill(name, away)
 
         return lane
 
@@ -142,9 +127,9 @@ class Nemesis:
         while await self._pause(dice, 4.0, 9.0):
             away, frozen = dice.uniform(0, 1.0), dice.uniform(0.2, 1.5)
             if dice.random() < 0.3:
-                await self._freeze(CONTAINERS, frozen)
+                await self.deeds.freeze(CONTAINERS, frozen)
             else:
-                await self._kill(CONTAINERS, away)
+                await self.deeds.kill(CONTAINERS, away)
 
     async def _emulator(self, dice: random.Random) -> None:
         """Once in a run, as a reboot of the provider's host: files are kept, memory is not."""
@@ -152,14 +137,14 @@ class Nemesis:
             return
         away = dice.uniform(0, 0.7)
         async with self._hands[EMULATOR]:
-            await self._count_fired()
-            await self._kill(EMULATOR, away)
+            await self.deeds.count_fired()
+            await self.deeds.kill(EMULATOR, away)
 
     async def _postgres(self, dice: random.Random) -> None:
         while await self._pause(dice, 6.0, 14.0):
             away = dice.uniform(0, 0.7)
-            self._note("crash postgres")
-            self.done["postgres crashed"] += 1
+            self.deeds.note("crash postgres")
+            self.deeds.done["postgres crashed"] += 1
             await self._rig.stack.kill_postgres()
             await asyncio.sleep(away)
             await self._rig.stack.start_postgres()
@@ -172,8 +157,8 @@ class Nemesis:
             how_long, delay = dice.uniform(0.2, 1.5), dice.uniform(0.02, 0.2)
             relay = self._rig.relays[name]
             async with self._hands[name]:
-                self._note(f"{name}: {weather} for {how_long:.1f} s")
-                self.done[f"network {weather}"] += 1
+                self.deeds.note(f"{name}: {weather} for {how_long:.1f} s")
+                self.deeds.done[f"network {weather}"] += 1
                 match weather:
                     case "cut":
                         relay.cut()
@@ -198,106 +183,13 @@ class Nemesis:
                 dice.shuffle(bag)
             kind = bag.pop()
             options = options_for(kind, dice)
-            if not await self._lags(kind) and dice.random() < 0.5:
+            if not await self.deeds.lags(kind) and dice.random() < 0.5:
                 continue
-            self._note(f"provider: {kind} {options}")
+            self.deeds.note(f"provider: {kind} {options}")
             with contextlib.suppress(httpx.HTTPError):
                 await self._rig.stack.admin.set_fault(kind, **options)
-
-    # --- deeds ---------------------------------------------------------------------------------
-
-    async def _kill(self, name: str, away: float) -> None:
-        self._note(f"kill {name}, for {away:.1f} s")
-        self.done[f"{name} killed"] += 1
-        if name == EMULATOR:
-            self.emulator_deaths.append(time.time())
-        await self._rig.stack.kill(name)
-        await asyncio.sleep(away)
-        await self._up(name)
-
-    async def _freeze(self, name: str, how_long: float) -> None:
-        """Stop the process and let it go on: an owner that does not know it lost its lease."""
-        self._note(f"freeze {name} for {how_long:.1f} s")
-        self.done[f"{name} frozen"] += 1
-        self._rig.stack.send(name, signal.SIGSTOP)
-        await asyncio.sleep(how_long)
-        self._rig.stack.send(name, signal.SIGCONT)
-
-    async def _lie_in_wait(self, kind: str, action: str) -> bool:
-        """Return while the provider holds such a request, so that its owner is struck in the middle
-        of it; False where none came.
-        """
-        self._note(f"lie in wait for {action}, {kind}")
-        admin = self._rig.stack.admin
-        until = monotonic() + AMBUSH_SECONDS
-        with contextlib.suppress(httpx.HTTPError, StopIteration):
-            fault = await admin.set_fault(kind, action=action, delay_ms=1500)
-            while monotonic() < until:
-                if await admin.fired(fault):
-                    self.done[f"ambush of {action}"] += 1
-                    return True
-                await asyncio.sleep(0.03)
-        return False
-
-    async def _arm(self, name: str, kill_at: str) -> None:
-        """Restart the replica so that it dies by itself at a point; then start it unarmed."""
-        self._note(f"arm {name} at {kill_at}")
-        stack = self._rig.stack
-        await stack.kill(name)
-        died = False
-        try:
-            await self._rig.restart(name, kill_at)
-            await asyncio.wait_for(stack.gone(name), ARMED_SECONDS)
-            died = True
-        except TimeoutError:
-            await stack.kill(name)
-        except StackFailed:
-            # It passed the point before it served its first call.
-            died = True
-            await stack.kill(name)
-        if died:
-            self.killed_at[kill_at.partition(":")[0]] += 1
-        self.done[f"{name} died at a point" if died else f"{name} killed"] += 1
-        self._note(f"{name} is gone" + (", by itself" if died else ""))
-        await self._up(name)
-
-    async def _up(self, name: str) -> None:
-        """Start a part; one that gives up because its database is away is started again."""
-        for _ in range(20):
-            try:
-                await self._rig.restart(name)
-            except StackFailed as failure:
-                self._note(f"{name} did not come up: {failure}")
-                self.done[f"{name} started again"] += 1
-                await self._rig.stack.kill(name)
-                await asyncio.sleep(0.3)
-            else:
-                return
-        raise StackFailed(f"{name} does not come up again")
 
     async def _pause(self, dice: random.Random, low: float, high: float) -> bool:
         """Wait; False where the time for breaking things is over."""
         await asyncio.sleep(min(dice.uniform(low, high), max(0.0, self._until - monotonic())))
         return monotonic() < self._until
-
-    # --- counts --------------------------------------------------------------------------------
-
-    async def counts(self) -> Counter[str]:
-        """How often each kind of provider fault has fired so far."""
-        fired = Counter(self.fired)
-        for fault in await self._rig.stack.admin.faults():
-            fired[fault.kind] += fault.fired
-        return fired
-
-    async def _lags(self, kind: str) -> bool:
-        try:
-            return (await self.counts())[kind] < FIRED_AT_LEAST
-        except httpx.HTTPError:
-            return True
-
-    async def _count_fired(self) -> None:
-        """Keep the counts of the faults that are set; whoever asks for it then takes these away."""
-        self.fired = await self.counts()
-
-    def _note(self, text: str) -> None:
-        self.log.append((time.time(), text))

@@ -18,9 +18,9 @@ def told(result: Result) -> str:
     lines += ["  settings: " + ", ".join(_chosen(result))]
     lines += ["  operations:", *_operations(result.history.calls)]
     if result.nemesis is not None:
-        lines.append("  faults of the provider: " + _counted(result.nemesis.fired))
-        lines.append("  done to the stack: " + _counted(result.nemesis.done))
-        lines.append("  died at points: " + _counted(result.nemesis.killed_at))
+        lines.append("  faults of the provider: " + _counted(result.nemesis.deeds.fired))
+        lines.append("  done to the stack: " + _counted(result.nemesis.deeds.done))
+        lines.append("  died at points: " + _counted(result.nemesis.deeds.killed_at))
     outage, key = longest_outage(result.history.by_key())
     lines.append(f"  longest from a key's first failure to its next answer: {outage:.1f} s ({key})")
     lines.append(f"  quiet {result.quiet_after:.1f} s after the last fault")
@@ -32,7 +32,7 @@ def told(result: Result) -> str:
         lines += [f"  history of {key}:", *_history(result, key)]
     if result.violations and result.nemesis is not None:
         lines.append("  what was done to the stack:")
-        lines += [f"  {at - result.zero:8.3f} {text}" for at, text in result.nemesis.log]
+        lines += [f"  {at - result.zero:8.3f} {text}" for at, text in result.nemesis.deeds.log]
     return "\n".join(lines)
 
 
@@ -50,7 +50,7 @@ def longest_outage(histories: dict[str, list[Call]]) -> tuple[float, str]:
         for call in sorted(calls, key=lambda each: each.ended):
             if call.method == "click" or not call.status:
                 continue
-            if call.unclear:
+            if call.unclear or call.unreached:
                 since = call.began if since is None else since
             elif since is not None:
                 if call.ended - since > longest:
@@ -72,6 +72,7 @@ def _operations(calls: Iterable[Call]) -> list[str]:
             name += f" {call.mode}"
         name += " now" if call.now else ""
         result = call.reason or (call.outcome if call.ok and call.outcome else call.status)
+        result = "not reached" if call.unreached else result
         found.setdefault(name, Counter())[result or "unanswered"] += 1
     return [f"    {name}: {_counted(counts)}" for name, counts in sorted(found.items())]
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from local.fly.faults import KINDS
 from tests.chaos.callers import Callers
+from tests.chaos.deeds import FIRED_AT_LEAST
 from tests.chaos.history import History
 from tests.chaos.ledger import Ledger
 from tests.chaos.model import Violation, judge
-from tests.chaos.nemesis import FIRED_AT_LEAST, Nemesis
+from tests.chaos.nemesis import OVERTIME, Nemesis
 from tests.chaos.quiet import look, until_quiet
 from tests.chaos.rig import CONTAINERS, REPLICAS, Rig
 from tests.chaos.wire import Wire
@@ -64,14 +65,16 @@ async def run(
         result.zero = time.time()
         result.settings = dict(rig.settings.environment)
         callers = Callers(wire, seed)
-        nemesis = result.nemesis = Nemesis(rig, seed, seconds)
+        nemesis = result.nemesis = Nemesis(
+            rig, seed, seconds, overtime=OVERTIME if every_fault else 0.0
+        )
         over = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for number in range(CALLERS):
                 group.create_task(callers.work(number, over), name=f"caller-{number}")
             await nemesis.run()
             over.set()
-        result.fired = nemesis.fired
+        result.fired = nemesis.deeds.fired
         result.violations += _fired(nemesis, every_fault=every_fault)
         result.violations += _up(rig)
         picture, result.quiet_after = await until_quiet(rig, patience)
@@ -93,7 +96,7 @@ async def _judge(rig: Rig, result: Result, nemesis: Nemesis) -> list[Violation]:
     """Hold the callers' histories and the provider's log to the rules."""
     rows = (await look(rig)).rows()
     keys = {session: row.key for session, row in rows.items()}
-    ledger = Ledger(await rig.stack.admin.actions(), nemesis.emulator_deaths)
+    ledger = Ledger(await rig.stack.admin.actions(), nemesis.deeds.emulator_deaths)
     histories = result.history.by_key()
     return [
         *judge(histories, ledger.boots()),
@@ -104,9 +107,9 @@ async def _judge(rig: Rig, result: Result, nemesis: Nemesis) -> list[Violation]:
 
 def _fired(nemesis: Nemesis, *, every_fault: bool) -> list[Violation]:
     return [
-        Violation("", "FAULT_NOT_FIRED", f"{kind} fired {nemesis.fired[kind]} times")
+        Violation("", "FAULT_NOT_FIRED", f"{kind} fired {nemesis.deeds.fired[kind]} times")
         for kind in KINDS
-        if every_fault and nemesis.fired[kind] < FIRED_AT_LEAST
+        if every_fault and nemesis.deeds.fired[kind] < FIRED_AT_LEAST
     ]
 
 

@@ -95,6 +95,14 @@ def test_a_double_create_is_none_where_an_end_may_have_come_between(story: Story
     assert story.broken() == set()
 
 
+def test_an_end_that_was_never_sent_excuses_nothing(story: Story) -> None:
+    story.start(outcome="CREATED")
+    nobody = "failed to connect to all addresses; last error: refused"
+    story.tell("EndSession", asked=A, status="UNAVAILABLE", message=nobody)
+    story.start(B, "CREATED")
+    assert story.broken() == {"ONE_LIVE_SESSION"}
+
+
 def test_lost_memory_that_is_claimed(story: Story) -> None:
     story.start(outcome="CREATED")
     story.click(1)
