@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from session_service.clients.bucket import BucketAddress, parse_address
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -73,6 +75,18 @@ class Config:
     live_sessions_per_tenant: int = 0
     """The most live sessions of a tenant, paused ones included; 0 is no bound."""
 
+    persistence: str = "hibernate"
+    """What sessions are kept by where their project has not set it."""
+
+    on_fingerprint_change: str = "allow"
+    """What to do when a spec changes, where the project has not set it."""
+
+    tier: str = "paid"
+    """The tier of tenants that were given none: paid caps nothing."""
+
+    choice_expiry: timedelta = timedelta(minutes=10)
+    """How long a user who is asked may take to choose."""
+
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
 
@@ -124,6 +138,12 @@ class Config:
     sweep_breaker: int = 20
     """More orphans than this at once are a mistake somewhere: nothing is destroyed."""
 
+    checkpoint_database_limit: int = 16 * 1024 * 1024
+    """The most stored bytes of one checkpoint that PostgreSQL takes; more goes to the bucket."""
+
+    checkpoint_bucket: BucketAddress | None = None
+    """Where larger checkpoints go; None: nowhere, and they are refused."""
+
     agent_idle_timeout: timedelta = timedelta(hours=1)
     """How long an agent session that asks for nothing else may be without a turn."""
 
@@ -166,13 +186,14 @@ class Variable:
     rule: str
     sentence: str
     required: bool = False
+    secret: bool = False
 
     def read(self, text: str) -> Any:
         """The value that the text means. Raises ConfigError, without the text if it is a secret."""
         try:
             return self.parse(text)
         except ValueError:
-            shown = "its value" if self.field == "database_url" else repr(text)
+            shown = "its value" if self.secret else repr(text)
             raise ConfigError(f"{self.name}: {shown} is not {self.rule}") from None
 
 
@@ -281,7 +302,7 @@ def _span(low: float, high: float) -> Callable[[str], timedelta]:
 VARIABLES = (
     Variable(
         "ROOST_DATABASE_URL", "database_url", _database, "a postgresql:// address",
-        "PostgreSQL's address, 15 or newer", required=True,
+        "PostgreSQL's address, 15 or newer", required=True, secret=True,
     ),
     Variable(
         "ROOST_SESSION_LISTEN", "listen", _address, "host:port",
@@ -353,6 +374,27 @@ VARIABLES = (
         "ROOST_LIVE_SESSIONS_PER_TENANT", "live_sessions_per_tenant", _whole(0, 1_000_000),
         "a whole number from 0 to 1000000",
         "most live sessions of a tenant, paused ones included; 0 is no bound",
+    ),
+    Variable(
+        "ROOST_PERSISTENCE", "persistence",
+        _word("ephemeral", "reuse", "hibernate", "checkpoint", "ask"),
+        "ephemeral, reuse, hibernate, checkpoint or ask",
+        "what sessions are kept by where their project has not set it",
+    ),
+    Variable(
+        "ROOST_ON_FINGERPRINT_CHANGE", "on_fingerprint_change",
+        _word("refuse", "recreate_keeping_files", "allow"),
+        "refuse, recreate_keeping_files or allow",
+        "what to do when a spec changes, where the project has not set it",
+    ),
+    Variable(
+        "ROOST_TIER", "tier", _word("free", "paid"), "free or paid",
+        "the tier of tenants that were given none; paid caps nothing",
+    ),
+    Variable(
+        "ROOST_CHOICE_EXPIRY", "choice_expiry", _span(0.1, 86_400),
+        "a number of seconds from 0.1 to 86400",
+        "seconds that a user who is asked may take to choose",
     ),
     Variable(
         "ROOST_GRACE_PERIOD", "grace_period", _span(0, 2_592_000),
@@ -436,6 +478,17 @@ VARIABLES = (
         "more orphans than this at once, and none is destroyed",
     ),
     Variable(
+        "ROOST_CHECKPOINT_DATABASE_LIMIT", "checkpoint_database_limit", _whole(0, 1_073_741_824),
+        "a whole number from 0 to 1073741824",
+        "most bytes of a checkpoint, compressed, that go to PostgreSQL",
+    ),
+    Variable(
+        "ROOST_CHECKPOINT_BUCKET_URL", "checkpoint_bucket", parse_address,
+        "s3://key:secret@host[:port]/bucket?region=…, with &tls=false for plain HTTP",
+        "S3-compatible bucket that larger checkpoints go to; they are refused where not set",
+        secret=True,
+    ),
+    Variable(
         "ROOST_AGENT_IDLE_TIMEOUT", "agent_idle_timeout", _span(1, 316_224_000),
         "a number of seconds from 1 to 316224000",
         "seconds that an agent session may be without a turn, where it asks for nothing else",
@@ -478,6 +531,7 @@ def describe() -> str:
             default = str(default).lower()
         elif isinstance(default, float):
             default = f"{default:.10g}"
-        told = "required" if variable.required else f"default {default}" if default != "" else ""
+        shown = default not in ("", None)
+        told = "required" if variable.required else f"default {default}" if shown else ""
         rows.append(f"  {variable.name:<29}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)

@@ -29,7 +29,9 @@ from session_service import (
     import_command,
     logs,
     points,
+    policy_service,
     sweep_command,
+    tier_command,
     wiring,
 )
 from session_service.config import Config, ConfigError, describe
@@ -62,6 +64,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     import_command.NAME: import_command.main,
     sweep_command.NAME: sweep_command.main,
     claim_command.NAME: claim_command.main,
+    tier_command.NAME: tier_command.main,
 }
 #: How long to wait for a database that is on its way up, in s.
 DATABASE_PATIENCE = 60.0
@@ -92,11 +95,12 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
             Database(config.database_url, max_size=config.pool_size)
         )
         channel = await stack.enter_async_context(wiring.channel(config))
-        watch = Health(database, channel, (SERVICE, agent_service.SERVICE))
+        ours = (SERVICE, policy_service.SERVICE, agent_service.SERVICE)
+        watch = Health(database, channel, ours)
         await watch.begin()
         server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(watch.servicer, server)
-        names = (SERVICE, agent_service.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*ours, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         port = bind(server, config.listen)
 
@@ -106,6 +110,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         wired = wiring.build(config, outside, ownership)
         renderer = Renderer(outside.previews, background.habits(config))
         rpc.add_SessionServiceServicer_to_server(SessionServicer(wired.cases, renderer), server)
+        await policy_service.add(stack, server, wired.policies)
         end_streams = await agent_service.add(stack, server, config, database)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
@@ -199,7 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="serve",
         help="serve (default); only bring the database up to date; or, each with a --help of its"
         " own: move agent sessions in and out; adopt an older platform's sessions; compare the"
-        " provider's containers with the rows at once; bind a database that was moved",
+        " provider's containers with the rows at once; bind a database that was moved; show or"
+        " set a tenant's tier",
     )
     command = parser.parse_args(argv).command
     try:

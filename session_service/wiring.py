@@ -13,17 +13,24 @@ import uuid_utils.compat as uuids
 
 from session_service import background
 from session_service.clients.activity import Activity
+from session_service.clients.bucket import S3Bucket
 from session_service.clients.containers import GrpcContainers
 from session_service.clients.preview import Preview
-from session_service.domain.policy import Policy
+from session_service.clients.states import GrpcStates, GrpcVolumes
+from session_service.domain.policy import OnFingerprintChange, Persistence, Policy
+from session_service.lifecycle.choosing import Choosing
 from session_service.lifecycle.climbing import Climber
 from session_service.lifecycle.evidence import Looker
 from session_service.lifecycle.holding import Holding
 from session_service.lifecycle.intents import Defaults
 from session_service.lifecycle.joining import Joining
 from session_service.lifecycle.ownership import Ownership, Pace
+from session_service.lifecycle.policies import Operator, Policies
+from session_service.lifecycle.previewing import Previewing
 from session_service.lifecycle.resting import Rester
+from session_service.lifecycle.restoring import Restorer
 from session_service.lifecycle.rests import Rests
+from session_service.lifecycle.saving import Saving
 from session_service.lifecycle.starts import Starts
 from session_service.lifecycle.takeover import Work
 from session_service.lifecycle.turns import Limits, Turns
@@ -32,6 +39,8 @@ from session_service.lookups import Lookups
 from session_service.rpc.session_servicer import UseCases
 from session_service.storage import installation
 from session_service.storage.notifications import Notices
+from session_service.vault import vault as vaults
+from session_service.vault.saving import Habits
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -41,10 +50,11 @@ if TYPE_CHECKING:
     from session_service.ports import Activities, Containers, Previews
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
+    from session_service.vault.vault import Vault
 
 
-#: A container takes some 400 bytes in a listing, so that gRPC's own limit of 4 MiB is reached with
-#: some 10,000 in one app: from there on no listing would ever come.
+#: A container takes some 260 bytes in a listing, so that gRPC's own limit of 4 MiB is reached with
+#: some 16,000 in one app: from there on no listing would ever come.
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 256 * 1024 * 1024),)
 
 
@@ -58,6 +68,7 @@ class Outside:
     previews: Previews
     activities: Activities
     installation: Installation
+    vault: Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Wired:
     cases: UseCases
     work: Work
     background: Background
+    policies: Policies
 
 
 def channel(config: Config) -> grpc.aio.Channel:
@@ -89,7 +101,16 @@ async def reach(
     previews, containers = Preview(config.url_template, http), GrpcContainers(channel)
     activities = Activity(previews, containers)
     installed = await installation.read(database)
-    return Outside(database, notices, containers, previews, activities, installed)
+    vault = vaults.build(
+        database,
+        GrpcStates(channel),
+        GrpcVolumes(channel),
+        S3Bucket(config.checkpoint_bucket, http) if config.checkpoint_bucket else None,
+        Habits(
+            f"roost/{installed.installation_id}", config.checkpoint_database_limit, config.lease
+        ),
+    )
+    return Outside(database, notices, containers, previews, activities, installed, vault)
 
 
 def own(config: Config, database: Database) -> Ownership:
@@ -101,11 +122,21 @@ def own(config: Config, database: Database) -> Ownership:
 def default_policy(config: Config) -> Policy:
     """How sessions are kept where nothing else was set."""
     return Policy(
+        persistence=Persistence(config.persistence.upper()),
+        on_fingerprint_change=OnFingerprintChange(config.on_fingerprint_change.upper()),
         idle_timeout=config.idle_timeout,
         deepen_after=config.deepen_after,
         expire_after=config.expire_after,
         grace_period=config.grace_period,
     )
+
+
+def policies_of(config: Config, database: Database) -> Policies:
+    """What is in force, and who sets it."""
+    spec = {"image": config.default_image} if config.default_image else None
+    operator = Operator(default_policy(config), config.tier, spec)
+    # A start reads what is in force anew before each commit; this is longer than any goes on.
+    return Policies(database, operator, 2 * config.start_budget + timedelta(minutes=1))
 
 
 def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
@@ -114,24 +145,34 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     installed = outside.installation
     looker = Looker(database, containers, previews, installed.installation_id, config.lag_window)
     turns = Turns(limits(config))
+    vault = outside.vault
     climber = Climber(
-        database, containers, previews, looker, ownership, installed.installation_id, turns
+        database,
+        containers,
+        previews,
+        looker,
+        ownership,
+        installed.installation_id,
+        turns,
+        Restorer(database, vault),
     )
+    saving = Saving(containers, previews, vault)
     resting = Rester(
-        database, containers, looker, config.lag_window, machine_lease(config.lease), turns
+        database, containers, looker, config.lag_window, machine_lease(config.lease), turns, saving
     )
     work = Work(database, ownership, climber, resting)
     joining = Joining(database, outside.notices, work)
     defaults = Defaults(
         app=config.app,
-        spec={"image": config.default_image} if config.default_image else None,
-        policy=default_policy(config),
         freshness=config.freshness_window,
         live_quota=config.live_sessions_per_tenant,
     )
+    policies = policies_of(config, database)
+    choosing = Choosing(database, config.choice_expiry)
     cases = UseCases(
-        starts=Starts(database, looker, work, joining, defaults, turns),
-        rests=Rests(database, work, joining, config.live_sessions_per_tenant),
+        starts=Starts(database, looker, work, joining, defaults, turns, policies, choosing),
+        previewing=Previewing(database, looker, policies, choosing, config.freshness_window),
+        rests=Rests(database, work, joining, policies, config.live_sessions_per_tenant),
         lookups=Lookups(database, background.habits(config)),
         holding=Holding(database),
         watching=Watching(database, outside.notices),
@@ -139,7 +180,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     behind = background.build(
         config, database, containers, outside.activities, looker, work, installed
     )
-    return Wired(cases, work, behind)
+    return Wired(cases, work, behind, policies)
 
 
 def limits(config: Config) -> Limits:

@@ -38,10 +38,21 @@ def condition(kind: ConditionType, now: datetime) -> Condition:
     return Condition(kind, SENTENCES[kind], now)
 
 
+def changed(parts: Iterable[str], now: datetime) -> Condition:
+    """FINGERPRINT_CHANGED as it begins now, naming the parts that differ, and no values."""
+    kind = ConditionType.FINGERPRINT_CHANGED
+    return Condition(kind, f"{SENTENCES[kind]} What differs: {', '.join(parts)}.", now)
+
+
 def dump(conditions: Iterable[Condition]) -> str:
     """Their form in the row: a JSON array."""
     rows = [[item.type, item.message, item.since.isoformat()] for item in conditions]
     return json.dumps(rows)
+
+
+def kinds(raw: str) -> list[ConditionType]:
+    """The types of those that `dump` wrote."""
+    return [item.type for item in load(raw)]
 
 
 @lru_cache(maxsize=1024)

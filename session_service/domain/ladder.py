@@ -27,8 +27,11 @@ from session_service.domain.session import (
 from session_service.domain.states import State, Transition
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from session_service.domain.checkpoint import Checkpoint
+    from session_service.domain.fingerprint import Change
     from session_service.domain.wish import Wish
 
 
@@ -102,6 +105,13 @@ class Climb(Plan):
     """Bring the session back by these rungs, each only if those before it are proved lost."""
 
     rungs: tuple[Rung, ...] = ()
+    recreate: bool = False
+    """Whether its container is destroyed first, and made anew of the wanted spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Plan):
+    """Ask the user what to do about the session that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,7 @@ class Refusal(StrEnum):
     CONTINUITY_UNAVAILABLE = "CONTINUITY_UNAVAILABLE"
     PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
     SESSION_STATE_CONFLICT = "SESSION_STATE_CONFLICT"
+    FINGERPRINT_CHANGED = "FINGERPRINT_CHANGED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +144,11 @@ class Refuse(Plan):
     """Answer with an error."""
 
     refusal: Refusal = Refusal.SESSION_STATE_CONFLICT
+    parts: tuple[str, ...] = ()
+    """The parts of the spec that differ, where that is why."""
 
 
-Decision = Use | Look | Open | Replace | Climb | Join | TakeTurn | TakeOver | Refuse
+Decision = Use | Look | Open | Replace | Climb | Ask | Join | TakeTurn | TakeOver | Refuse
 
 #: How long a look at the provider counts: within it a start makes no provider call.
 FRESHNESS = timedelta(seconds=10)
@@ -158,12 +171,13 @@ def least(wish: Wish, policy: policies.Policy) -> Continuity | None:
 
 
 def mode_of(wish: Wish, policy: policies.Policy) -> Mode:
-    """The mode in force: what the call says, or else the policy."""
+    """The mode in force: what the call says, or else the policy. UNSPECIFIED: the user is asked."""
     if wish.mode is not Mode.UNSPECIFIED:
         return wish.mode
     if policy.persistence is policies.Persistence.EPHEMERAL:
         return Mode.FRESH
-    return Mode.CONTINUE
+    asks = policy.persistence is policies.Persistence.ASK
+    return Mode.UNSPECIFIED if asks else Mode.CONTINUE
 
 
 def decide(
@@ -172,11 +186,15 @@ def decide(
     record: Record | None,
     evidence: Evidence | None = None,
     freshness: timedelta = FRESHNESS,
+    change: Change | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
 ) -> Decision:
     """What a start that wants `wish` should do about the session that stands at its key.
 
     `record` is the live session at the key, None where there is none; `evidence` what was observed
-    of its container, None where nobody looked. The time is the record's, which is the database's.
+    of its container, None where nobody looked; `change` how the spec that is wanted differs from
+    its container's; `checkpoints` what the session could go back to. The time is the record's,
+    which is the database's.
     """
     if record is None:
         return Open("NO_LIVE_SESSION", "no live session stands at this key")
@@ -186,21 +204,62 @@ def decide(
             "FAIL_IF_LIVE", "a live session stands at this key", Refusal.LIVE_SESSION_EXISTS
         )
     if record.session.transition is not None:
-        return _in_flight(wish, mode, record)
+        return _in_flight(wish, mode, policy, record, change)
     if mode is Mode.FRESH:
-        return Replace("FRESH_ASKED", "a fresh session was asked for in place of the one there")
+        return _replace(wish)
+    if mode is Mode.UNSPECIFIED:
+        return Ask("CHOICE", "a session stands at this key, and the policy is to ask the user")
+    if wish.checkpoint_id is not None and record.session.state in (State.ACTIVE, State.PAUSED):
+        return Climb("ROLLBACK", "an older state was asked for by its checkpoint", (Rung.RESTORE,))
+    if change is not None and (plan := _changed(wish, policy, record, change)) is not None:
+        return plan
     match record.session.state:
         case State.ACTIVE:
-            return _active(wish, policy, record, evidence, freshness)
+            return _active(wish, policy, record, evidence, freshness, restorable(checkpoints))
         case State.PAUSED:
-            return _climb(wish, policy, record.session, record.container)
+            saved = restorable(checkpoints)
+            return _climb(wish, policy, record.session, record.container, saved=saved)
         case State.STARTING | State.PAUSING | State.ENDING | State.ENDED:
             return Refuse("NOT_STARTABLE", f"the session is {record.session.state}")
         case other:
             assert_never(other)
 
 
-def _in_flight(wish: Wish, mode: Mode, record: Record) -> Decision:
+def _replace(wish: Wish) -> Replace:
+    if wish.mode is Mode.FRESH:
+        return Replace("FRESH_ASKED", "a fresh session was asked for in place of the one there")
+    return Replace("FRESH_BY_POLICY", "what is in force makes every start of this user fresh")
+
+
+def _changed(
+    wish: Wish, policy: policies.Policy, record: Record, change: Change
+) -> Climb | Refuse | None:
+    """What the policy says of another spec than the container was created from; None: go on."""
+    names = ", ".join(change.parts)
+    because = f"the container was created from another spec than is wanted: {names}"
+    match policy.on_fingerprint_change:
+        case policies.OnFingerprintChange.ALLOW:
+            return None
+        case policies.OnFingerprintChange.RECREATE_KEEPING_FILES if change.keeps_files:
+            wanted = least(wish, policy)
+            if wanted is not None and wanted > Continuity.FILESYSTEM:
+                told = f"{because}; made anew it would keep its volume's files, and no more"
+                return Refuse("FINGERPRINT_CHANGED", told, Refusal.CONTINUITY_UNAVAILABLE)
+            return Climb("FINGERPRINT_CHANGED", because, (Rung.CREATE,), recreate=True)
+        case policies.OnFingerprintChange.RECREATE_KEEPING_FILES:
+            because += (
+                ". Its files are on no volume that both mount, and would go with the container"
+            )
+        case policies.OnFingerprintChange.REFUSE:
+            pass
+        case other:
+            assert_never(other)
+    return Refuse("FINGERPRINT_CHANGED", because, Refusal.FINGERPRINT_CHANGED, change.parts)
+
+
+def _in_flight(
+    wish: Wish, mode: Mode, policy: policies.Policy, record: Record, change: Change | None
+) -> Decision:
     """Somebody works on the session: join, wait for one's turn, or take over."""
     if record.abandoned:
         return TakeOver("LEFT_OPEN", "an earlier start of this key failed and can be gone on with")
@@ -208,10 +267,14 @@ def _in_flight(wish: Wish, mode: Mode, record: Record) -> Decision:
         return TakeOver("OWNER_GONE", "the transition's owner let its lease run out")
     if record.session.transition is not Transition.START:
         return TakeTurn("BUSY", f"the session is {record.session.state}")
+    if wish.checkpoint_id is not None:
+        return TakeTurn("ROLLBACK_AFTER_START", "a start is in flight; the rollback comes after it")
     leader = wishes.load(record.session.wish)
     equal = leader.mode is Mode.FRESH and leader.spec_hash == wish.spec_hash
     if mode is Mode.FRESH and not equal:
         return TakeTurn("FRESH_AFTER_START", "a start of another kind is in flight")
+    if change is not None and _changed(wish, policy, record, change) is not None:
+        return TakeTurn("OTHER_SPEC", "a start is in flight of another spec than is wanted")
     return Join("START_IN_FLIGHT", "a start of this key is in flight")
 
 
@@ -221,6 +284,7 @@ def _active(
     record: Record,
     evidence: Evidence | None,
     freshness: timedelta,
+    saved: bool,
 ) -> Decision:
     """The session is thought to run: use it if that was seen lately, or is seen now."""
     session, container = record.session, record.container
@@ -230,11 +294,11 @@ def _active(
     if evidence is None:
         return Look("NOT_SEEN_LATELY", "it was not seen running within the freshness window")
     if evidence.presence is Presence.ABSENT:
-        return _climb(wish, policy, session, None)
+        return _climb(wish, policy, session, None, saved=saved)
     if evidence.presence is Presence.PRESENT and evidence.state is ContainerState.STARTED:
         return _use(wish, policy, record, "SEEN_RUNNING", "the provider shows it running", evidence)
     if evidence.presence is Presence.PRESENT and evidence.state in AT_REST:
-        return _climb(wish, policy, session, container, evidence.state)
+        return _climb(wish, policy, session, container, evidence.state, saved=saved)
     return _unknown(wish, policy, record, evidence)
 
 
@@ -292,34 +356,48 @@ def without_memory(session: Session) -> Continuity:
 
 
 def _stood(container: Container | None) -> bool:
-    """Whether there is a container that a start once ended well on."""
+    """Whether there is a container that a start once ended well on, and that is to stay."""
     return (
         container is not None
         and container.container_id is not None
         and container.start_time is not None
         and container.destroy_time is None
+        and container.wanted
     )
 
 
+def restorable(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Whether there is state to go back to."""
+    return any(checkpoint.ready for checkpoint in checkpoints)
+
+
 def rungs_for(
-    session: Session, container: Container | None, seen: ContainerState | None = None
+    session: Session,
+    container: Container | None,
+    seen: ContainerState | None = None,
+    *,
+    saved: bool | None = None,
 ) -> tuple[Rung, ...]:
     """The rungs that could bring the session back, best first.
 
-    Without a container, or with one that never stood, there is nothing to bring back: create.
+    Without a container, or with one that never stood, there is nothing to bring back but what was
+    `saved`: whether there is such state, None for what the session's row says of it.
     """
+    if saved is None:
+        saved = session.checkpoint_id is not None
+    new = (Rung.RESTORE, Rung.CREATE) if saved else (Rung.CREATE,)
     if not _stood(container):
-        return (Rung.CREATE,)
+        return new
     stopped = session.pause_depth is PauseDepth.STOPPED
     if seen is not None:
         stopped = seen is not ContainerState.SUSPENDED
-    return (Rung.RESTART if stopped else Rung.RESUME, Rung.CREATE)
+    return (Rung.RESTART if stopped else Rung.RESUME, *new)
 
 
 def expected_continuity(session: Session, container: Container | None) -> Continuity:
     """What the next start is expected to bring back; an expectation, not a promise."""
     if not _stood(container):
-        return Continuity.NONE
+        return Continuity.NONE if session.checkpoint_id is None else Continuity.CHECKPOINT
     if session.loss_untold or session.pause_depth is PauseDepth.STOPPED:
         return without_memory(session)
     return Continuity.MEMORY
@@ -331,9 +409,11 @@ def _climb(
     session: Session,
     container: Container | None,
     seen: ContainerState | None = None,
+    *,
+    saved: bool,
 ) -> Climb | Refuse:
     """Bring it back by the best rung; refuse where none can give the least that is asked for."""
-    rungs = rungs_for(session, container, seen)
+    rungs = rungs_for(session, container, seen, saved=saved)
     wanted = least(wish, policy)
     if wanted is not None:
         rungs = tuple(rung for rung in rungs if BEST_OF[rung] >= wanted)
@@ -350,6 +430,8 @@ def _why(
     session: Session, container: Container | None, seen: ContainerState | None, rung: Rung
 ) -> str:
     """A sentence for people: what the container is, and so the best rung that is left."""
+    if not _stood(container) and rung is Rung.RESTORE:
+        return "the session has no container to bring back, but state that was saved"
     if not _stood(container):
         return f"the session has no container to bring back, so that only {rung} is left"
     if seen is not None:

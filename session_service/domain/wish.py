@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from session_service.domain.session import Continuity, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Recreate:
+    """A container that is to be destroyed, and made anew of another spec."""
+
+    generation: int
+    """Of the container that is to go."""
+    spec: str
+    """What the next one is made of, as JSON."""
+    source: str
+    """Where that came from (`domain.effective.Source`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +28,42 @@ class Wish:
     mode: Mode = Mode.CONTINUE
     spec_hash: str | None = None
     min_continuity: Continuity | None = None
+    recreate: Recreate | None = None
+    checkpoint_id: UUID | None = None
+    """The one checkpoint that it is to go back to: a rollback, or a fork."""
+    saved_id: UUID | None = None
+    """What was there before a rollback, once that is READY: from then on the container may hold
+    either."""
 
 
 def dump(wish: Wish) -> str:
     """Its form in the row."""
-    return json.dumps([wish.mode, wish.spec_hash, wish.min_continuity])
+    form: list[object] = [wish.mode, wish.spec_hash, wish.min_continuity]
+    anew = wish.recreate
+    if anew is not None or wish.checkpoint_id is not None:
+        form.append(None if anew is None else [anew.generation, anew.spec, anew.source])
+    if wish.checkpoint_id is not None:
+        # Storage looks for it by its place.
+        form += [str(wish.checkpoint_id), None if wish.saved_id is None else str(wish.saved_id)]
+    return json.dumps(form)
+
+
+def saved(wish: Wish, checkpoint_id: UUID) -> Wish:
+    """The wish of a rollback before which this was saved."""
+    return replace(wish, saved_id=checkpoint_id)
 
 
 def load(raw: str | None) -> Wish:
     """Read back what `dump` wrote; without any, what a plain start would want."""
     if raw is None:
         return Wish()
-    mode, spec_hash, least = json.loads(raw)
-    return Wish(Mode(mode), spec_hash, None if least is None else Continuity(least))
+    mode, spec_hash, least, *more = json.loads(raw)
+    anew, checkpoint_id, saved_id = [*more, None, None, None][:3]
+    return Wish(
+        Mode(mode),
+        spec_hash,
+        None if least is None else Continuity(least),
+        None if anew is None else Recreate(*anew),
+        None if checkpoint_id is None else UUID(checkpoint_id),
+        None if saved_id is None else UUID(saved_id),
+    )

@@ -7,12 +7,15 @@ idempotent by name, resume by what runs; results are written under the transitio
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from session_service.domain import conditions
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.checkpoint import Kind
 from session_service.domain.ladder import BEST_OF, least, rungs_for, without_memory
 from session_service.domain.session import (
     AttemptResult,
@@ -21,18 +24,22 @@ from session_service.domain.session import (
     ContainerState,
     Continuity,
     Outcome,
+    PauseDepth,
     Rung,
 )
 from session_service.errors import (
     ContinuityUnavailable,
     ProviderUnavailable,
+    Retryable,
     RoostError,
 )
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.climb import (
     Climb,
+    InDoubt,
     Landing,
     LessSurvived,
+    NothingToRestore,
     RungLost,
     capped,
     proved,
@@ -42,6 +49,7 @@ from session_service.lifecycle.evidence import address, labels
 from session_service.lifecycle.intents import new_container
 from session_service.lifecycle.landing import Lander
 from session_service.lifecycle.ownership import Held, OwnershipLost
+from session_service.lifecycle.recreating import Recreator, kept
 from session_service.ports import Booted, ContainerAbsent, LeaseHeld, LeaseLost
 from session_service.storage import sessions, transitions
 from session_service.storage.transitions import Change
@@ -49,8 +57,11 @@ from session_service.storage.transitions import Change
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from session_service.domain.checkpoint import Checkpoint
+    from session_service.domain.session import Record
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.ownership import Ownership
+    from session_service.lifecycle.restoring import Restorer
     from session_service.lifecycle.turns import Turns
     from session_service.ports import Containers, Previews
     from session_service.storage.database import Database
@@ -73,13 +84,16 @@ class Climber:
         ownership: Ownership,
         installation_id: UUID,
         turns: Turns,
+        restorer: Restorer,
     ) -> None:
+        self._restorer = restorer
         self._database = database
         self._containers = containers
         self._previews = previews
         self._looker = looker
         self._installation_id = installation_id
         self._turns = turns
+        self._recreator = Recreator(containers, looker)
         self.lander = Lander(database, containers, looker, ownership)
 
     async def carry_out(self, held: Held) -> None:
@@ -90,16 +104,23 @@ class Climber:
         session = record.session
         wish, policy = wishes.load(session.wish), policies.load(session.policy)
         # What is new has nothing to keep, so that nothing can be asked of it.
-        wanted = least(wish, policy) if session.prior_state is not None else None
+        asked = session.prior_state is not None and wish.checkpoint_id is None
+        wanted = least(wish, policy) if asked else None
         turn = self._turns.turn(session, held)
-        climb = Climb(held, session, record.container, wanted, record.now, turn)
-        if record.container.destroy_time is not None and record.container.start_time is not None:
+        climb = Climb(held, session, record.container, wanted, record.now, turn, wish)
+        if _lost(record) and wish.recreate is None:
             climb.found = (ConditionType.CONTAINER_LOST,)
         try:
             async with turn:
                 if turn.waited:
                     await self._reread(climb)
+                if wish.recreate is not None:
+                    await self._recreator.take_away(climb, wish.recreate, self._write)
+                else:
+                    climb.checkpoints = await self._restorer.choices(climb.session)
                 landing = await self._climb(climb)
+            if wish.recreate is not None:
+                landing = kept(landing, wish.recreate)
             await self.lander.land(climb, landing)
         except LessSurvived as less:
             await self.lander.refuse_running(climb, less)
@@ -108,13 +129,20 @@ class Climber:
 
     async def _climb(self, climb: Climb) -> Landing:
         """Try the rungs that the row says are left, each only after those before are lost."""
-        # A new container that vanishes as it comes up is made once more, as the next generation.
-        for rung in (*rungs_for(climb.session, climb.container), Rung.CREATE):
+        for rung in _rungs(climb):
             if climb.least is not None and BEST_OF[rung] < climb.least:
                 continue
+            if rung is Rung.CREATE and climb.checkpoints:
+                # There is state to go back to, and new containers vanish before they have it.
+                break
             began = monotonic()
             try:
                 return await self._try(climb, rung)
+            except NothingToRestore:
+                continue
+            except InDoubt as doubt:
+                climb.note(rung, AttemptResult.FAILED, doubt.cause.reason, began)
+                raise
             except RungLost as lost:
                 climb.note(rung, AttemptResult.FAILED, str(lost), began)
                 climb.lost.add(climb.container.generation)
@@ -138,23 +166,20 @@ class Climber:
         )
 
     async def _try(self, climb: Climb, rung: Rung) -> Landing:
-        if rung is not Rung.CREATE:
-            return await self._bring_back(climb, rung)
-        container = climb.container
-        unborn = container.container_id is not None and container.start_time is None
-        if unborn and container.destroy_time is None and container.generation not in climb.lost:
-            return await self._finish_create(climb)
-        return await self._create(climb)
+        match rung:
+            case Rung.CREATE:
+                return await self._create(climb)
+            case Rung.RESTORE:
+                return await self._restore(climb)
+            case _:
+                return await self._bring_back(climb, rung)
 
     # --- rungs ---------------------------------------------------------------------------------
 
     async def _bring_back(self, climb: Climb, rung: Rung) -> Landing:
         """Resume or restart the container that is there, and prove what survived in it."""
-        began, container = monotonic(), climb.container
-        booted = await self._boot(climb, container.boot_id)
-        if container.cordoned:
-            await self._containers.uncordon(address(container), timeout=climb.held.left)
-        await self._ready(climb, container)
+        began = monotonic()
+        booted = await self._bring_up(climb)
         landing = proved(rung, booted, keeps_files=specs.keeps_files(climb.session.spec))
         if climb.session.loss_untold:
             # Its memory is whole since a boot that no answer has told of: what was there at the
@@ -173,6 +198,48 @@ class Climber:
         result = AttemptResult.SUCCEEDED if kept else AttemptResult.DEGRADED
         climb.note(rung, result, reason(booted), began)
         return landing
+
+    async def _bring_up(self, climb: Climb) -> Booted:
+        """Have the container that is there run, and answer."""
+        container = climb.container
+        booted = await self._boot(climb, container.boot_id)
+        if container.cordoned:
+            await self._containers.uncordon(address(container), timeout=climb.held.left)
+        await self._ready(climb, container)
+        return booted
+
+    async def _restore(self, climb: Climb) -> Landing:
+        """Bring back what was saved: into a new container, or, in a rollback, the one there is."""
+        began = monotonic()
+        checkpoint = await self._restorer.sound(climb)
+        if climb.rolls_back:
+            in_place = checkpoint.kind is Kind.APPLICATION
+            booted = await self._bring_up(climb) if in_place else None
+            await self._restorer.save_first(climb, checkpoint.kind)
+            if booted is not None:
+                await self._put_in_place(climb, checkpoint)
+                return self._restorer.landed(climb, checkpoint, booted.boot_id, began)
+            where = address(climb.container)
+            await self._containers.destroy(where, None, timeout=climb.held.left)
+        checkpoint, boot_id = await self._filled(climb, checkpoint)
+        await self._ready(climb, climb.container)
+        return self._restorer.landed(climb, checkpoint, boot_id, began)
+
+    async def _put_in_place(self, climb: Climb, checkpoint: Checkpoint) -> None:
+        try:
+            await self._restorer.put(climb, checkpoint)
+        except Retryable as error:
+            raise InDoubt(error) from error
+
+    async def _filled(self, climb: Climb, checkpoint: Checkpoint) -> tuple[Checkpoint, str | None]:
+        """A new container with saved state in it: which, and its boot id."""
+        if not climb.unborn:
+            await self._want_container(climb)
+            while not await self._restorer.mount(climb, checkpoint):
+                checkpoint = await self._restorer.sound(climb)
+        boot_id, _ = await self._new(climb)
+        await self._restorer.put(climb, checkpoint)
+        return checkpoint, boot_id
 
     async def _boot(self, climb: Climb, expected_boot_id: str | None) -> Booted:
         container = climb.container
@@ -213,8 +280,21 @@ class Climber:
         return seen.state is ContainerState.DESTROYED
 
     async def _create(self, climb: Climb) -> Landing:
-        """Create a container, or adopt the one that an earlier owner created."""
+        """A new container, with nothing in it."""
         began = monotonic()
+        boot_id, how = await self._new(climb)
+        climb.note(Rung.CREATE, AttemptResult.SUCCEEDED, how, began)
+        return Landing(Outcome.CREATED, Continuity.NONE, True, boot_id)
+
+    async def _new(self, climb: Climb) -> tuple[str | None, str]:
+        """Create a container, or adopt the one that an earlier owner created: its boot id, and
+        which of the two, as a machine-readable word.
+        """
+        if climb.unborn:
+            # By an owner that is gone: bring it up, it is still new.
+            booted = await self._boot(climb, None)
+            await self._ready(climb, climb.container)
+            return booted.boot_id, "ADOPTED"
         await self._want_container(climb)
         session, container = climb.session, climb.container
         async with climb.turn.creating(container.app):
@@ -238,16 +318,7 @@ class Climber:
         boot_id = await self._containers.read_boot_id(
             address(climb.container), timeout=min(PROOF_TIMEOUT, climb.held.left)
         )
-        climb.note(Rung.CREATE, AttemptResult.SUCCEEDED, "CREATED", began)
-        return Landing(Outcome.CREATED, Continuity.NONE, True, boot_id)
-
-    async def _finish_create(self, climb: Climb) -> Landing:
-        """The container was created by an owner that is gone: bring it up, it is still new."""
-        began = monotonic()
-        booted = await self._boot(climb, None)
-        await self._ready(climb, climb.container)
-        climb.note(Rung.CREATE, AttemptResult.SUCCEEDED, "ADOPTED", began)
-        return Landing(Outcome.CREATED, Continuity.NONE, True, booted.boot_id)
+        return boot_id, "CREATED"
 
     async def _want_container(self, climb: Climb) -> None:
         """Where the last container is gone, commit the want of a new one before asking for it."""
@@ -288,7 +359,7 @@ class Climber:
 
     async def _write(self, climb: Climb, change: Change) -> None:
         """Write a note on the way. Raises OwnershipLost where the epoch has moved on."""
-        noted = Change(change.session_id, change.epoch, container=change.container, advance=False)
+        noted = replace(change, advance=False)
         if await transitions.write(self._database, noted) is None:
             raise OwnershipLost
         await self._reread(climb)
@@ -298,3 +369,25 @@ class Climber:
         if record is None or record.container is None or record.session.epoch != climb.held.epoch:
             raise OwnershipLost
         climb.session, climb.container, climb.now = record.session, record.container, record.now
+
+
+def _lost(record: Record) -> bool:
+    """Whether the container is gone that the user had something in, and not because its state was
+    saved so that it could go.
+    """
+    session, container = record.session, record.container
+    if container is None or container.destroy_time is None or container.start_time is None:
+        return False
+    told = ConditionType.CONTAINER_LOST in conditions.kinds(session.conditions)
+    return told or session.pause_depth is not PauseDepth.CHECKPOINT
+
+
+def _rungs(climb: Climb) -> tuple[Rung, ...]:
+    """The rungs to try, in order. A new container that vanishes as it comes up is made once more,
+    as the next generation.
+    """
+    if climb.wish.checkpoint_id is not None:
+        return (Rung.RESTORE, Rung.RESTORE)
+    rungs = rungs_for(climb.session, climb.container, saved=bool(climb.checkpoints))
+    new = (Rung.RESTORE, Rung.CREATE)
+    return tuple(again for rung in rungs for again in ((rung, rung) if rung in new else (rung,)))

@@ -29,18 +29,21 @@ _REFUSALS: Mapping[ladder.Refusal, type[errors.RoostError]] = {
     ladder.Refusal.CONTINUITY_UNAVAILABLE: errors.ContinuityUnavailable,
     ladder.Refusal.PROVIDER_UNAVAILABLE: errors.ProviderUnavailable,
     ladder.Refusal.SESSION_STATE_CONFLICT: errors.SessionStateConflict,
+    ladder.Refusal.FINGERPRINT_CHANGED: errors.FingerprintChanged,
 }
 _NEXT: Mapping[ladder.Refusal, str] = {
     ladder.Refusal.LIVE_SESSION_EXISTS: "; start with mode CONTINUE to use it",
     ladder.Refusal.CONTINUITY_UNAVAILABLE: "; start with a lower min_continuity to go on",
     ladder.Refusal.PROVIDER_UNAVAILABLE: "; try again",
     ladder.Refusal.SESSION_STATE_CONFLICT: "; undelete it first, or start its key",
+    ladder.Refusal.FINGERPRINT_CHANGED: "; start with mode FRESH for the wanted one",
 }
 
 
 def refusal(plan: ladder.Refuse) -> errors.RoostError:
     """The error that the plan says, with what to do next."""
-    return _REFUSALS[plan.refusal](plan.because + _NEXT[plan.refusal])
+    metadata = {"parts": ",".join(plan.parts)} if plan.parts else None
+    return _REFUSALS[plan.refusal](plan.because + _NEXT[plan.refusal], metadata)
 
 
 def decided(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import uuid_utils.compat as uuids
 
-from session_service.domain import ladder
-from session_service.domain import policy as policies
+from session_service.domain import effective, ladder
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.fingerprint import fingerprint
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Request
+    from session_service.domain.effective import InForce, Setting
     from session_service.domain.ladder import Boot, Evidence
     from session_service.domain.session import Key, Record, Session
     from session_service.domain.wish import Wish
@@ -33,8 +33,6 @@ class Defaults:
     """What a start is given where the request does not say."""
 
     app: str
-    spec: Mapping[str, Any] | None
-    policy: policies.Policy
     freshness: timedelta
     live_quota: int = 0
     """The most live sessions of a tenant; 0 is as many as are asked for."""
@@ -48,6 +46,12 @@ class Start:
     key: Key
     wish: Wish
     spec: Mapping[str, Any] | None = None
+    asked: Setting | None = None
+    """What it asks for less of than the project's policy."""
+    token: str = field(default="", repr=False)
+    """The user's answer to CHOICE_REQUIRED. A secret."""
+    remember: bool = False
+    """Whether to keep that answer as the user's preference."""
 
 
 def opening(
@@ -55,7 +59,8 @@ def opening(
     spec: Mapping[str, Any],
     decision_id: UUID,
     replaced: Record | None,
-    defaults: Defaults,
+    app: str,
+    policy: InForce,
     terms: Terms,
 ) -> Opening:
     """A new session that starts, its first container wanted. Any: JSON as the proto maps it."""
@@ -76,10 +81,11 @@ def opening(
             "predecessor_id": None if replaced is None else replaced.session.session_id,
             "spec": specs.dump(spec),
             "fingerprint": fingerprint(spec),
-            "policy": policies.dump(defaults.policy),
+            "policy": effective.dump(policy),
+            "checkpoint_id": start.wish.checkpoint_id,
         },
         terms=terms,
-        container=new_container(session_id, 1, defaults.app),
+        container=new_container(session_id, 1, app),
     )
 
 
@@ -89,8 +95,11 @@ def climbing(
     evidence: Evidence | None,
     decision_id: UUID,
     terms: Terms,
+    policy: str | None = None,
 ) -> Change:
-    """A session that is there begins to climb; what was seen of its container is kept."""
+    """A session that is there begins to climb; what was seen of its container is kept. `policy` is
+    what its row is to say from now on; None: what it says.
+    """
     check_move(session.state, State.STARTING)
     return Change(
         session.session_id,
@@ -103,17 +112,20 @@ def climbing(
             "decision_id": decision_id,
             "wish": wishes.dump(wish),
             **_seen_depth(evidence),
+            **({} if policy is None else {"policy": policy}),
         },
         container=_seen_gone(evidence),
     )
 
 
-def first_proof(record: Record, boot: Boot) -> Change:
-    """What later starts compare with, of a container whose boot was never known before."""
+def first_proof(record: Record, epoch: int, boot: Boot) -> Change:
+    """What later starts compare with, of a container whose boot was never known before: `record` is
+    as it was before the look, `epoch` that of the session now.
+    """
     session = record.session
     return Change(
         session.session_id,
-        session.epoch,
+        epoch,
         # As of before the look: what was seen is no newer than that.
         session={"verified_at": record.now},
         container={

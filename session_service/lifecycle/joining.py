@@ -30,6 +30,8 @@ class Answer:
 
     decision: Decision
     record: Record
+    changed: tuple[str, ...] = ()
+    """The parts of the spec that was wanted which the container was not created from."""
 
 
 def raise_recorded(decision: Decision) -> None:

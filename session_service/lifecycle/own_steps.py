@@ -10,7 +10,7 @@ from session_service.domain import keeping
 from session_service.domain import policy as policies
 from session_service.domain.decision import Request
 from session_service.domain.keeping import Action
-from session_service.domain.policy import Persistence
+from session_service.domain.policy import Stop
 from session_service.domain.session import Cause, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.domain.wish import Wish
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 #: The method that decisions of the keeper name.
 METHOD = "Keeper"
-#: Policies under which nothing is kept over a stop: idleness ends such a session.
-ENDS = frozenset({Persistence.EPHEMERAL, Persistence.REUSE})
 
 
 def warning(record: Record, habits: Habits) -> Change:
@@ -106,10 +104,10 @@ def _aim(session: Session, action: Action) -> tuple[State, Transition, Cause, di
             more: dict[str, object] = {"end_reason": EndReason.EPHEMERAL}
             return State.ENDING, Transition.END, Cause.IDLE, more
         case Action.PAUSE:
-            more = {"pause_depth": PauseDepth.SUSPENDED}
+            more = {"pause_depth": _depth(session, PauseDepth.SUSPENDED)}
             return State.PAUSING, Transition.PAUSE, Cause.IDLE, more
         case Action.DEEPEN:
-            more = {"pause_depth": PauseDepth.STOPPED}
+            more = {"pause_depth": _depth(session, PauseDepth.STOPPED)}
             return State.PAUSING, Transition.PAUSE, Cause.DEEPEN, more
         case Action.EXPIRE:
             more = {"end_reason": EndReason.EXPIRED}
@@ -123,6 +121,12 @@ def _aim(session: Session, action: Action) -> tuple[State, Transition, Cause, di
             raise AssertionError(f"not a step of this kind: {action}")
 
 
+def _depth(session: Session, otherwise: PauseDepth) -> PauseDepth:
+    """How deep it goes to rest: without a container, where its policy is to save its state."""
+    saves = policies.what_stop_means(policies.load(session.policy)) is Stop.CHECKPOINT
+    return PauseDepth.CHECKPOINT if saves else otherwise
+
+
 def ends_when_idle(policy: Policy) -> bool:
     """Whether nothing is kept of a session that goes idle."""
-    return policy.persistence in ENDS
+    return policies.what_stop_means(policy) is Stop.END

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import uuid_utils.compat as uuids
 
 from session_service import errors
+from session_service.domain import effective
 from session_service.domain.keeping import purged
+from session_service.domain.policy import Stop, what_stop_means
 from session_service.domain.session import ContainerState, EndReason, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.lifecycle import outcomes, quota
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Request
+    from session_service.domain.effective import InForce
     from session_service.domain.session import Record, Session
     from session_service.lifecycle.joining import Joining
+    from session_service.lifecycle.policies import Policies
     from session_service.lifecycle.takeover import Work
     from session_service.storage.database import Database
 
@@ -46,36 +50,83 @@ class Rests:
     """Puts sessions to rest, ends them, and brings ended ones back."""
 
     def __init__(
-        self, database: Database, work: Work, joining: Joining, live_quota: int = 0
+        self,
+        database: Database,
+        work: Work,
+        joining: Joining,
+        policies: Policies,
+        live_quota: int = 0,
     ) -> None:
         """`live_quota` is the most live sessions of a tenant; 0 is no bound."""
         self._database = database
         self._work = work
         self._joining = joining
+        self._policies = policies
         self._live_quota = live_quota
 
     # --- calls ---------------------------------------------------------------------------------
 
     async def pause(self, named: Named, depth: PauseDepth) -> Answer:
-        """Put the session to rest, at least this deep."""
+        """Put the session to rest, at least this deep. Refused where nothing is kept over that."""
 
         async def step(record: Record) -> Answer | None:
-            session = record.session
-            if session.state is State.PAUSED and _deep_enough(record, depth):
-                return await self._already(named, record, "ALREADY_PAUSED")
-            if session.state not in (State.ACTIVE, State.PAUSED):
-                raise errors.SessionStateConflict(
-                    f"the session is {session.state}; only a live session can be paused"
-                )
-            return await self._begin(
-                named, record, State.PAUSING, Transition.PAUSE, pause_depth=depth
-            )
+            if record.session.state is State.ACTIVE:
+                in_force = await self._in_force(record)
+                if what_stop_means(in_force.policy) is Stop.END:
+                    raise errors.PolicyForbids(
+                        f"the policy in force, {in_force.policy.persistence}, keeps nothing over a "
+                        "pause: stop or end the session, or set another policy"
+                    )
+            return await self._pause(named, record, depth)
 
         return await self._until_answered(named, step)
 
     async def stop(self, named: Named) -> Answer:
-        """Do what the policy says stop means. HIBERNATE and its like: suspend."""
-        return await self.pause(named, PauseDepth.SUSPENDED)
+        """Do what the policy in force says stop means, and have the session's row follow it."""
+
+        async def step(record: Record) -> Answer | None:
+            session = record.session
+            if session.state is State.ENDED and session.end_reason is EndReason.EPHEMERAL:
+                return await self._already(named, record, "ALREADY_ENDED")
+            in_force = await self._in_force(record)
+            follows = {"policy": effective.dump(in_force)}
+            match what_stop_means(in_force.policy):
+                case Stop.END if session.live:
+                    return await self._begin(
+                        named,
+                        record,
+                        State.ENDING,
+                        Transition.END,
+                        end_reason=EndReason.EPHEMERAL,
+                        **follows,
+                    )
+                case Stop.CHECKPOINT:
+                    return await self._pause(named, record, PauseDepth.CHECKPOINT, **follows)
+                case Stop.END | Stop.PAUSE:
+                    return await self._pause(named, record, PauseDepth.SUSPENDED, **follows)
+                case other:
+                    assert_never(other)
+
+        return await self._until_answered(named, step)
+
+    async def _in_force(self, record: Record) -> InForce:
+        """The policy in force for the session now; its row may say what was in force before."""
+        rules = await self._policies.of(record.session.key)
+        return rules.for_session(effective.load(record.session.policy), None)
+
+    async def _pause(
+        self, named: Named, record: Record, depth: PauseDepth, **columns: object
+    ) -> Answer | None:
+        session = record.session
+        if session.state is State.PAUSED and _deep_enough(record, depth):
+            return await self._already(named, record, "ALREADY_PAUSED")
+        if session.state not in (State.ACTIVE, State.PAUSED):
+            raise errors.SessionStateConflict(
+                f"the session is {session.state}; only a live session can be paused"
+            )
+        return await self._begin(
+            named, record, State.PAUSING, Transition.PAUSE, pause_depth=depth, **columns
+        )
 
     async def end(self, named: Named, *, now: bool) -> Answer:
         """End the session; `now` destroys its container, also that of one that is over already."""
@@ -140,6 +191,7 @@ class Rests:
                 errors.SessionStateConflict,
                 errors.LiveSessionExists,
                 errors.QuotaExceeded,
+                errors.PolicyForbids,
             ) as error:
                 answer = await self._refuse(named, record, error)
             if answer is not None:
@@ -321,6 +373,8 @@ def _deep_enough(record: Record, depth: PauseDepth) -> bool:
     container = record.container
     if container is None or container.destroy_time is not None:
         return True
+    if depth is PauseDepth.CHECKPOINT:
+        return False
     stopped = container.state in (ContainerState.STOPPED, ContainerState.FAILED)
     return stopped or (
         container.state is ContainerState.SUSPENDED and depth is PauseDepth.SUSPENDED

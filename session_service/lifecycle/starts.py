@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 import uuid_utils.compat as uuids
 
 from session_service import errors
 from session_service.domain import ladder
-from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.effective import Source
+from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import Continuity, Mode, Outcome
 from session_service.domain.states import Transition
+from session_service.domain.wish import Recreate
 from session_service.lifecycle import intents, quota
+from session_service.lifecycle.case import Case, differing
+from session_service.lifecycle.choosing import ANSWER_ERRORS
 from session_service.lifecycle.explaining import (
     altered,
     as_written,
@@ -31,6 +36,8 @@ from session_service.lifecycle.reading import check_etag, require
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.decisions import NewDecision
 from session_service.storage.quotas import Quota, QuotaReached
+from session_service.storage.sessions import Gate
+from session_service.vault.lines import candidates
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -40,8 +47,10 @@ if TYPE_CHECKING:
     from session_service.domain.ladder import Evidence
     from session_service.domain.session import Record, Session
     from session_service.domain.wish import Wish
+    from session_service.lifecycle.choosing import Choosing
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.joining import Joining
+    from session_service.lifecycle.policies import Policies
     from session_service.lifecycle.takeover import Work
     from session_service.lifecycle.turns import Turns
     from session_service.storage.database import Database
@@ -51,7 +60,6 @@ if TYPE_CHECKING:
 class Facts:
     """What is known as a start goes on: read anew each time somebody may have changed it."""
 
-    record: Record | None = None
     evidence: Evidence | None = None
     about: tuple[UUID, int, int] | None = None
     """Which session, generation and epoch the evidence is about: of another it says nothing."""
@@ -69,6 +77,8 @@ class Starts:
         joining: Joining,
         defaults: Defaults,
         turns: Turns,
+        policies: Policies,
+        choosing: Choosing,
     ) -> None:
         self._database = database
         self._looker = looker
@@ -76,13 +86,14 @@ class Starts:
         self._joining = joining
         self._defaults = defaults
         self._turns = turns
+        self._policies = policies
+        self._choosing = choosing
 
     # --- calls ---------------------------------------------------------------------------------
 
     async def start(self, start: Start) -> Answer:
         """Open the key: the hot path's one statement, or else what the ladder says."""
-        mode = ladder.mode_of(start.wish, self._defaults.policy)
-        if mode is Mode.CONTINUE:
+        if start.wish.mode in (Mode.CONTINUE, Mode.UNSPECIFIED) and not start.token:
             hot = await self._hot(start)
             if hot is not None:
                 return hot
@@ -107,15 +118,6 @@ class Starts:
         key = (await require(self._database, request.tenant, session_id)).session.key
         return await self._until_answered(Start(request, key, wish), read)
 
-    async def preview(self, start: Start) -> tuple[Record | None, ladder.Decision]:
-        """What a start would do now. Looks, where it would look; changes no session."""
-        record = await sessions.live_at(self._database, start.key)
-        plan = self._decide(start, record, None)
-        if isinstance(plan, ladder.Look) and record is not None:
-            evidence = await self._looker.glance(record)
-            plan = self._decide(start, record, evidence)
-        return record, plan
-
     # --- the loop ------------------------------------------------------------------------------
 
     async def _hot(self, start: Start) -> Answer | None:
@@ -130,74 +132,87 @@ class Starts:
             continuity_verified=True,
             finished=True,
         )
-        record = await sessions.reuse_at(
-            self._database, start.key, self._defaults.freshness, decision
+        gate = Gate(
+            self._policies.base,
+            named=start.wish.mode is not Mode.UNSPECIFIED,
+            fingerprint=None if start.spec is None else fingerprint(start.spec),
+            asked=None if start.asked is None else json.dumps(start.asked.as_json()),
         )
-        return None if record is None else Answer(as_written(decision, record), record)
+        record = await sessions.reuse_at(
+            self._database, start.key, self._defaults.freshness, decision, gate
+        )
+        if record is None:
+            return None
+        changed = differing(start, record.session, None)
+        return Answer(as_written(decision, record), record, changed)
 
     async def _until_answered(
         self, start: Start, read: Callable[[], Awaitable[Record | None]]
     ) -> Answer:
         """Decide and act, again and again, until a decision is the call's answer."""
         facts = Facts(read=read)
+        case: Case | None = None
         while True:
             replayed = await self._joining.replayed(start.request)
             if replayed is not None:
-                return replayed
-            facts.record = await facts.read()
+                return _told(start, replayed, case)
+            record = await facts.read()
             evidence, facts.evidence = facts.evidence, None
-            if facts.record is None or _about(facts.record) != facts.about:
+            if record is None or _about(record) != facts.about:
                 evidence = None
-            plan = self._decide(start, facts.record, evidence)
-            answer = await self._act(start, plan, facts, evidence)
+            rules = await self._policies.of(start.key)
+            saved = await candidates(self._database, None if record is None else record.session)
+            case = Case(start, record, evidence, rules, checkpoints=saved)
+            answer = await self._consider(case, facts)
             if answer is not None:
-                return answer
+                return _told(start, answer, case)
 
-    def _decide(
-        self, start: Start, record: Record | None, evidence: Evidence | None
-    ) -> ladder.Decision:
-        policy = self._defaults.policy
-        if record is not None:
-            policy = policies.load(record.session.policy)
-        return ladder.decide(start.wish, policy, record, evidence, self._defaults.freshness)
+    async def _consider(self, case: Case, facts: Facts) -> Answer | None:
+        """Take the user's answer, decide, and act; None where facts must be read again."""
+        try:
+            case = await self._choosing.answered(case)
+        except ANSWER_ERRORS as error:
+            plan = ladder.Plan(error.reason, "the user's answer was not taken")
+            return await self._append(
+                case, refused(decided(case.start, plan, case.record), error), made=False
+            )
+        return await self._act(case, case.decide(self._defaults.freshness), facts)
 
-    async def _act(
-        self, start: Start, plan: ladder.Decision, facts: Facts, evidence: Evidence | None
-    ) -> Answer | None:
+    async def _act(self, case: Case, plan: ladder.Decision, facts: Facts) -> Answer | None:
         """Carry the plan out; None where facts have changed and must be read again."""
-        record = facts.record
+        record = case.record
         if isinstance(plan, ladder.Open):
-            return await self._open(start, plan, None)
+            return await self._open(case, plan, None)
         if isinstance(plan, ladder.Refuse):
-            return await self._refuse(start, plan, record, evidence)
+            return await self._refuse(case, plan)
         assert record is not None, "every other plan is about a session that is there"
         match plan:
             case ladder.Use():
-                return await self._use(start, plan, record, evidence)
+                return await self._use(case, plan, record)
             case ladder.Look():
                 facts.about = _about(record)
                 facts.evidence = await self._looker.look(record)
                 return None
             case ladder.Replace():
-                return await self._open(start, plan, record)
+                return await self._open(case, plan, record)
             case ladder.Climb():
-                return await self._climb(start, plan, record, evidence)
+                return await self._climb(case, plan, record)
+            case ladder.Ask():
+                raise await self._choosing.ask(case, plan, record)
             case ladder.Join():
-                return await self._join(start, plan, record)
+                return await self._join(case, plan, record)
             case ladder.TakeTurn():
                 await self._joining.settled(record.session.session_id, record.session.epoch)
                 return None
             case ladder.TakeOver():
-                return await self._take_over(start, plan, record)
+                return await self._take_over(case, plan, record)
             case other:
                 assert_never(other)
 
     # --- plans ---------------------------------------------------------------------------------
 
-    async def _use(
-        self, start: Start, plan: ladder.Use, record: Record, evidence: Evidence | None
-    ) -> Answer | None:
-        decision = decided(start, plan, record, evidence)
+    async def _use(self, case: Case, plan: ladder.Use, record: Record) -> Answer | None:
+        decision = decided(case.start, plan, record, case.evidence)
         decision = altered(
             decision,
             outcome=Outcome.REUSED,
@@ -206,50 +221,68 @@ class Starts:
             finished=True,
         )
         session = record.session
-        used = await sessions.reuse(self._database, session.session_id, session.epoch, decision)
+        also = case.also(decision.decision_id)
+        used = await sessions.reuse(
+            self._database, session.session_id, session.epoch, decision, case.policy, also
+        )
         if used is None:
             return None
-        if evidence is not None and evidence.first_boot is not None:
+        if case.evidence is not None and case.evidence.first_boot is not None:
             # Only now: an answer has said that nothing is proved of what was before this boot.
-            change = intents.first_proof(record, evidence.first_boot)
+            boot = case.evidence.first_boot
+            change = intents.first_proof(record, used.session.epoch, boot)
             await transitions.write(self._database, change)
         return Answer(as_written(decision, used), used)
 
     async def _open(
-        self, start: Start, plan: ladder.Open | ladder.Replace, replaced: Record | None
+        self, case: Case, plan: ladder.Open | ladder.Replace, replaced: Record | None
     ) -> Answer | None:
         """A new session; with `replaced`, in place of that one, which waits for it to stand."""
-        spec = start.spec or self._defaults.spec
-        if spec is None and replaced is not None:
-            spec = specs.load(replaced.session.spec)
+        start = case.start
+        spec, policy = case.opened(replaced)
         if spec is None:
             raise errors.InvalidField.of(
-                "spec.image", "is needed to create a container: no default image is configured"
+                "spec.image",
+                "is needed to create a container: neither the project nor the operator has a "
+                "default",
             )
         self._turns.check_room(start.key, creates_in=self._defaults.app)
         decision = decided(start, plan, replaced)
         opening = intents.opening(
-            start, spec, decision.decision_id, replaced, self._defaults, self._work.terms
+            start,
+            spec,
+            decision.decision_id,
+            replaced,
+            self._defaults.app,
+            policy,
+            self._work.terms,
         )
         waits = None if replaced is None else intents.waiting(replaced.session, opening)
         # In place of a live one it makes none more, also for who has too many already.
         most = self._defaults.live_quota if replaced is None else 0
         held = Quota(start.key.tenant, most) if most else None
-        intent = transitions.open_session(self._database, opening, decision, waits, held)
+        intent = transitions.open_session(
+            self._database, opening, decision, waits, held, case.also(decision.decision_id)
+        )
         try:
             return await self._carried(intent, decision)
         except QuotaReached:
-            return await self._append(refused(decision, quota.exceeded(most)))
+            return await self._append(case, refused(decision, quota.exceeded(most)), made=False)
 
-    async def _climb(
-        self, start: Start, plan: ladder.Climb, record: Record, evidence: Evidence | None
-    ) -> Answer | None:
-        self._turns.check_room(start.key)
-        decision = decided(start, plan, record, evidence)
+    async def _climb(self, case: Case, plan: ladder.Climb, record: Record) -> Answer | None:
+        creates_in = self._defaults.app if plan.recreate else None
+        self._turns.check_room(case.start.key, creates_in=creates_in)
+        decision = decided(case.start, plan, record, case.evidence)
+        wish = case.start.wish
+        if plan.recreate:
+            wish = replace(wish, recreate=_recreate(case, record))
         change = intents.climbing(
-            record.session, start.wish, evidence, decision.decision_id, self._work.terms
+            record.session, wish, case.evidence, decision.decision_id, self._work.terms, case.policy
         )
-        return await self._carried(transitions.begin(self._database, change, decision), decision)
+        intent = transitions.begin(
+            self._database, change, decision, also=case.also(decision.decision_id)
+        )
+        return await self._carried(intent, decision)
 
     async def _carried(
         self, intent: Coroutine[Any, Any, Session | None], decision: NewDecision
@@ -269,7 +302,7 @@ class Starts:
         raise_recorded(finished)
         return await self._joining.answer(finished)
 
-    async def _join(self, start: Start, plan: ladder.Plan, record: Record) -> Answer | None:
+    async def _join(self, case: Case, plan: ladder.Plan, record: Record) -> Answer | None:
         """Wait for the start in flight; its outcome is ours, in a decision that names it."""
         leader_id = record.session.decision_id
         leader = None if leader_id is None else await decisions.get(self._database, leader_id)
@@ -277,25 +310,23 @@ class Starts:
             await self._joining.settled(record.session.session_id, record.session.epoch)
             return None
         finished = await self._joining.finished(leader)
-        same = wishes.load(record.session.wish) == start.wish
+        wish = case.start.wish
+        same = wishes.load(record.session.wish) == wish
         if finished.finish_time is None or not (same or shareable(finished)):
             return None
-        decision = joined(decided(start, plan, record), finished, start.wish)
-        return await self._append(decision)
+        return await self._append(case, joined(decided(case.start, plan, record), finished, wish))
 
-    async def _take_over(
-        self, start: Start, plan: ladder.TakeOver, record: Record
-    ) -> Answer | None:
+    async def _take_over(self, case: Case, plan: ladder.TakeOver, record: Record) -> Answer | None:
         """The owner is gone. A start that nobody waits for any more is ours; else it is finished
         for whoever does, and we decide again.
         """
-        session = record.session
+        session, start = record.session, case.start
         if session.transition is not Transition.START:
             await self._settle(record)
             return None
         if session.decision_id is not None:
             await self._work.take_over(record)
-            return await self._join(start, plan, record)
+            return await self._join(case, plan, record)
         if session.prior_state is None and not intents.asks_for_the_same(start, session):
             await self._discard(record)
             return None
@@ -326,23 +357,35 @@ class Starts:
         change = intents.discarded(record.session, self._work.terms)
         await self._work.commit(transitions.begin(self._database, change, None))
 
-    async def _refuse(
-        self,
-        start: Start,
-        plan: ladder.Refuse,
-        record: Record | None,
-        evidence: Evidence | None,
-    ) -> Answer | None:
-        decision = refused(decided(start, plan, record, evidence), refusal(plan))
-        return await self._append(decision)
+    async def _refuse(self, case: Case, plan: ladder.Refuse) -> Answer | None:
+        decision = decided(case.start, plan, case.record, case.evidence)
+        return await self._append(case, refused(decision, refusal(plan)), made=False)
 
-    async def _append(self, decision: NewDecision) -> Answer | None:
-        """Append a finished decision and answer with it; None where its request id is taken."""
-        written = await decisions.append_once(self._database, decision)
+    async def _append(
+        self, case: Case, decision: NewDecision, *, made: bool = True
+    ) -> Answer | None:
+        """Append a finished decision and answer with it; None where its request id is taken.
+        `made` says whether it carries the user's choice out: a refusal leaves that to be made.
+        """
+        also = case.also(decision.decision_id) if made and decision.error is None else None
+        written = await decisions.append_once(self._database, decision, also)
         if written is None:
             return None
         raise_recorded(written)
         return await self._joining.answer(written)
+
+
+def _recreate(case: Case, record: Record) -> Recreate:
+    """The container that is there is to go, for one of the wanted spec."""
+    wanted = case.wanted(record.session)
+    assert wanted is not None, "a change is one between two specs"
+    source = Source.REQUEST if case.start.spec is not None else case.rules.spec[1]
+    return Recreate(record.session.generation, specs.dump(wanted), source)
+
+
+def _told(start: Start, answer: Answer, case: Case | None) -> Answer:
+    """The answer, saying where the container is not what was wanted."""
+    return replace(answer, changed=differing(start, answer.record.session, case))
 
 
 def _about(record: Record) -> tuple[UUID, int, int]:

@@ -10,7 +10,7 @@ from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.domain.agent import AgentState
 from session_service.rpc.agent_messages import render_message
-from session_service.rpc.render import duration, timestamp
+from session_service.rpc.times import duration, timestamp
 
 if TYPE_CHECKING:
     from session_service.agents.turns import Appended

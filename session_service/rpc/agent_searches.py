@@ -11,7 +11,7 @@ from session_service.domain.agent import ROLES
 from session_service.errors import InvalidField
 from session_service.rpc import agent_fields, pages
 from session_service.rpc.fields import Fields
-from session_service.rpc.render import duration, timestamp
+from session_service.rpc.times import duration, timestamp
 from session_service.storage.agent_search import RANKED, Search
 
 if TYPE_CHECKING:

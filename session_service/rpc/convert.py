@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from roost.session.v1 import session_pb2 as pb
@@ -11,10 +10,12 @@ from session_service.domain import spec as specs
 from session_service.domain.decision import Request
 from session_service.domain.session import DEFAULT_SLOT, Continuity, Key, Mode, PauseDepth
 from session_service.domain.wish import Wish
-from session_service.errors import InvalidField, NotBuiltYet
+from session_service.errors import InvalidField
 from session_service.lifecycle.intents import Start
 from session_service.lifecycle.rests import Named
 from session_service.rpc.fields import ID_LIMIT, SLOT_LIMIT, Fields
+from session_service.rpc.hashing import request_hash
+from session_service.rpc.policy_fields import parse_asked
 from session_service.rpc.spec_fields import parse_spec
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _DEPTHS: dict[int, PauseDepth] = {
     pb.PAUSE_DEPTH_UNSPECIFIED: PauseDepth.SUSPENDED,
     pb.PAUSE_DEPTH_SUSPENDED: PauseDepth.SUSPENDED,
     pb.PAUSE_DEPTH_STOPPED: PauseDepth.STOPPED,
+    pb.PAUSE_DEPTH_CHECKPOINT: PauseDepth.CHECKPOINT,
 }
 
 
@@ -47,19 +49,6 @@ class AboutSession(Protocol):
     request_id: str
     session_id: str
     etag: str
-
-
-def request_hash(request: Message) -> bytes:
-    """SHA-256 of the request's fields but its id, alike for requests that mean the same."""
-    same = type(request)()
-    same.CopyFrom(request)
-    same.ClearField("request_id")
-    if hasattr(same, "session_id"):
-        same.session_id = same.session_id.lower()
-    key = getattr(same, "key", None)
-    if key is not None and not key.slot:
-        key.slot = DEFAULT_SLOT
-    return hashlib.sha256(same.SerializeToString(deterministic=True)).digest()
 
 
 def parse_key(fields: Fields, tenant: str, key: pb.SessionKey, *, present: bool) -> Key:
@@ -74,21 +63,23 @@ def parse_key(fields: Fields, tenant: str, key: pb.SessionKey, *, present: bool)
 
 
 def parse_start(request: rpc_pb.StartSessionRequest, tenant: str) -> Start:
-    """A start. Raises NotBuiltYet for a choice token."""
+    """A start."""
     fields = Fields()
     key = parse_key(fields, tenant, request.key, present=request.HasField("key"))
     spec = parse_spec(fields, "spec", request.spec) if request.HasField("spec") else None
     request_id = fields.optional_uuid("request_id", request.request_id)
     mode = fields.choice("mode", request.mode, _MODES, Mode.UNSPECIFIED)
     least = fields.choice("min_continuity", request.min_continuity, _CONTINUITIES, None)
-    fields.text("choice_token", request.choice_token, 512)
+    token = fields.text("choice_token", request.choice_token, 512)
+    if token and mode is not Mode.UNSPECIFIED:
+        fields.wrong("mode", "must not be set with a choice_token, which says what to do")
+    if request.remember and not token:
+        fields.wrong("remember", "needs a choice_token: it keeps that answer")
+    asked = parse_asked(fields, "policy", request.policy) if request.HasField("policy") else None
     fields.done()
-    if request.choice_token:
-        raise NotBuiltYet("choice_token is not built yet; leave it empty")
     wish = Wish(mode, None if spec is None else specs.spec_hash(spec), least)
-    return Start(
-        Request(tenant, "StartSession", request_hash(request), request_id), key, wish, spec
-    )
+    body = Request(tenant, "StartSession", request_hash(request), request_id)
+    return Start(body, key, wish, spec, asked, token, request.remember)
 
 
 def parse_preview(request: rpc_pb.PreviewStartRequest, tenant: str) -> Start:
@@ -123,9 +114,6 @@ def parse_pause(request: rpc_pb.PauseSessionRequest, tenant: str) -> tuple[Named
     """A pause: which session, how deep."""
     fields = Fields()
     named = _named(fields, request, "PauseSession", tenant)
-    if request.depth == pb.PAUSE_DEPTH_CHECKPOINT:
-        fields.wrong("depth", "must be SUSPENDED or STOPPED: checkpoints are not built yet")
-        fields.done()
     depth = fields.choice("depth", request.depth, _DEPTHS, PauseDepth.SUSPENDED)
     fields.done()
     return named, depth

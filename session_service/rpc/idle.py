@@ -11,6 +11,7 @@ from roost.session.v1 import session_service_pb2 as pb
 from session_service.domain.holds import LONGEST
 from session_service.rpc import render
 from session_service.rpc.fields import Fields
+from session_service.rpc.times import timestamp
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -66,14 +67,14 @@ def parse_watch(message: pb.WatchSessionRequest) -> tuple[UUID, int]:
 
 def render_hold(hold: Hold) -> pb.Hold:
     """A hold."""
-    return pb.Hold(name=hold.name, expire_time=render.timestamp(hold.expire_time))
+    return pb.Hold(name=hold.name, expire_time=timestamp(hold.expire_time))
 
 
 def render_explanation(explanation: Explanation) -> pb.ExplainIdleResponse:
     """What keeps a session awake."""
     return pb.ExplainIdleResponse(
         holds=[render_hold(hold) for hold in explanation.holds],
-        idle_time=render.timestamp(explanation.idle_time),
+        idle_time=timestamp(explanation.idle_time),
         next_action=render.next_action(explanation.step),
         reasons=explanation.reasons,
     )
@@ -94,7 +95,7 @@ def render_happened(happened: Happened, renderer: Renderer) -> pb.WatchSessionRe
     return pb.WatchSessionResponse(
         sequence=event.sequence,
         type=event.type,
-        time=render.timestamp(event.time),
+        time=timestamp(event.time),
         session=session,
         past_is_gone=happened.past_is_gone,
         state=render.state(event.state),

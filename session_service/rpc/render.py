@@ -3,66 +3,39 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
-
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.domain import conditions, keeping, ladder
-from session_service.domain import policy as policies
 from session_service.domain.decision import load_attempts
 from session_service.domain.keeping import Action
 from session_service.domain.session import ConditionType, Continuity
 from session_service.domain.states import State
+from session_service.errors import ChoiceRequired
 from session_service.lifecycle.reading import etag_of
+from session_service.rpc import policy_render
+from session_service.rpc.times import timestamp
 
 if TYPE_CHECKING:
     from session_service.domain.decision import Decision
     from session_service.domain.keeping import Habits, Step
-    from session_service.domain.session import Attempt, Container, PauseDepth, Record, Session
+    from session_service.domain.session import (
+        Attempt,
+        Condition,
+        Container,
+        PauseDepth,
+        Record,
+        Session,
+    )
     from session_service.lifecycle.joining import Answer
+    from session_service.lifecycle.previewing import Previewed
     from session_service.ports import Previews
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATES = {state: pb.Session.State.Value(f"STATE_{state.name}") for state in State}
 _RESTING = frozenset({State.PAUSED, State.ENDED})
-
-
-def timestamp(time: datetime | None) -> Timestamp | None:
-    """The time as a message; None stays unset."""
-    if time is None:
-        return None
-    span = time - _EPOCH
-    return Timestamp(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
-
-
-def duration(span: timedelta) -> Duration:
-    """The span as a message."""
-    return Duration(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
-
-
-@lru_cache(maxsize=1024)
-def policy(raw: str) -> pb.Policy:
-    """The policy in force. Cached: sessions of a project share one; the message is copied from."""
-    value = policies.load(raw)
-    return pb.Policy(
-        persistence=pb.Policy.Persistence.Value(f"PERSISTENCE_{value.persistence}"),
-        idle_timeout=duration(value.idle_timeout),
-        deepen_after=duration(value.deepen_after),
-        grace_period=duration(value.grace_period),
-        min_continuity=pb.CONTINUITY_UNSPECIFIED
-        if value.min_continuity is None
-        else pb.Continuity.Value(f"CONTINUITY_{value.min_continuity.name}"),
-        on_fingerprint_change=pb.Policy.ON_FINGERPRINT_CHANGE_ALLOW,
-        expire_after=duration(value.expire_after),
-        max_lifetime=None if value.max_lifetime is None else duration(value.max_lifetime),
-        recover_at_once=value.recover_at_once,
-    )
 
 
 def state(value: State) -> pb.Session.State.ValueType:
@@ -98,7 +71,7 @@ class Renderer:
         self._previews = previews
         self._habits = habits
 
-    def session(self, record: Record, *extra: ConditionType) -> pb.Session:
+    def session(self, record: Record, *extra: Condition) -> pb.Session:
         """A session, with conditions that hold of this reply only behind its own."""
         row = record.session
         return pb.Session(
@@ -110,7 +83,7 @@ class Renderer:
             pause_depth=_depth(row.pause_depth if row.state in _RESTING else None),
             expected_continuity=_continuity(ladder.expected_continuity(row, record.container)),
             conditions=_conditions(record, extra),
-            policy=policy(row.policy),
+            policy=policy_render.policy(row.policy),
             fingerprint=row.fingerprint,
             create_time=timestamp(row.create_time),
             start_time=timestamp(row.start_time),
@@ -139,13 +112,13 @@ class Renderer:
             verify_time=timestamp(row.verified_at),
         )
 
-    def start(self, answer: Answer, fingerprint: str | None) -> rpc_pb.StartSessionResponse:
-        """A start's answer; `fingerprint` is that of the spec it asked for, None for none."""
-        decision, extra = answer.decision, []
+    def start(self, answer: Answer) -> rpc_pb.StartSessionResponse:
+        """A start's answer."""
+        decision, now, extra = answer.decision, answer.record.now, []
         if decision.rule == "PREVIEW_ANSWERS":
-            extra.append(ConditionType.PROVIDER_UNREACHABLE)
-        if fingerprint not in (None, answer.record.session.fingerprint):
-            extra.append(ConditionType.FINGERPRINT_CHANGED)
+            extra.append(conditions.condition(ConditionType.PROVIDER_UNREACHABLE, now))
+        if answer.changed:
+            extra.append(conditions.changed(answer.changed, now))
         return rpc_pb.StartSessionResponse(
             session=self.session(answer.record, *extra),
             outcome=_outcome(decision),
@@ -158,7 +131,7 @@ class Renderer:
 
     def resume(self, answer: Answer) -> rpc_pb.ResumeSessionResponse:
         """A resume's answer."""
-        start = self.start(answer, None)
+        start = self.start(answer)
         return rpc_pb.ResumeSessionResponse(
             session=start.session,
             outcome=start.outcome,
@@ -170,16 +143,24 @@ class Renderer:
         )
 
 
-def preview(record: Record | None, plan: ladder.Decision) -> rpc_pb.PreviewStartResponse:
+def preview(seen: Previewed) -> rpc_pb.PreviewStartResponse:
     """What a start would do."""
-    answer = rpc_pb.PreviewStartResponse(rule=plan.rule, explanation=plan.because)
-    if record is not None and record.session.live:
-        answer.candidates.append(_candidate(record))
+    record, plan = seen.record, seen.plan
+    answer = rpc_pb.PreviewStartResponse(candidates=policy_render.candidates(seen.candidates))
+    if seen.error is not None or plan is None:
+        answer.error_reason = "" if seen.error is None else seen.error.reason
+        answer.explanation = "" if seen.error is None else seen.error.message
+        return answer
+    answer.rule, answer.explanation = plan.rule, plan.because
     match plan:
         case ladder.Use():
             answer.outcome = pb.START_OUTCOME_REUSED
             answer.rungs.append(pb.RUNG_LIVE)
             answer.expected_continuity = _continuity(plan.continuity)
+        case ladder.Climb(recreate=True):
+            answer.outcome = pb.START_OUTCOME_CREATED
+            answer.rungs.append(pb.RUNG_CREATE)
+            answer.expected_continuity = pb.CONTINUITY_FILESYSTEM
         case ladder.Climb() | ladder.TakeOver() | ladder.TakeTurn() if record is not None:
             _preview_climb(answer, record, plan)
         case ladder.Open() | ladder.Replace():
@@ -188,6 +169,8 @@ def preview(record: Record | None, plan: ladder.Decision) -> rpc_pb.PreviewStart
             answer.expected_continuity = pb.CONTINUITY_NONE
         case ladder.Refuse():
             answer.error_reason = plan.refusal
+        case ladder.Ask():
+            answer.error_reason = ChoiceRequired.reason
         case ladder.Join():
             answer.joins = True
         case _:
@@ -207,6 +190,7 @@ def _preview_climb(
     answer.outcome = {
         "RESUME": pb.START_OUTCOME_RESUMED,
         "RESTART": pb.START_OUTCOME_RESTARTED,
+        "RESTORE": pb.START_OUTCOME_RESTORED,
     }.get(rungs[0], pb.START_OUTCOME_CREATED)
     best = min(ladder.BEST_OF[rungs[0]], _expected(record))
     answer.expected_continuity = _continuity(best)
@@ -214,22 +198,6 @@ def _preview_climb(
 
 def _expected(record: Record) -> Continuity:
     return ladder.expected_continuity(record.session, record.container)
-
-
-def _candidate(record: Record) -> rpc_pb.Candidate:
-    row = record.session
-    if row.state is State.ACTIVE:
-        rung = pb.RUNG_LIVE
-    else:
-        best = ladder.rungs_for(row, record.container)[0]
-        rung = pb.Rung.Value(f"RUNG_{best}")
-    return rpc_pb.Candidate(
-        rung=rung,
-        session_id=str(row.session_id),
-        generation=row.generation,
-        expected_continuity=_continuity(_expected(record)),
-        last_active_time=timestamp(row.last_active_time),
-    )
 
 
 def decision(row: Decision) -> pb.Decision:
@@ -266,6 +234,7 @@ def attempt(item: Attempt) -> pb.Attempt:
         result=pb.AttemptResult.Value(f"ATTEMPT_RESULT_{item.result}"),
         reason=item.reason,
         milliseconds=item.milliseconds,
+        checkpoint_number=item.checkpoint_number,
     )
 
 
@@ -303,14 +272,12 @@ def load_error_reason(raw: str) -> str:
     return str(json.loads(raw)["reason"])
 
 
-def _conditions(record: Record, extra: tuple[ConditionType, ...]) -> list[pb.Condition]:
-    own = conditions.load(record.session.conditions)
-    more = [conditions.condition(kind, record.now) for kind in extra]
+def _conditions(record: Record, extra: tuple[Condition, ...]) -> list[pb.Condition]:
     return [
         pb.Condition(
             type=pb.ConditionType.Value(f"CONDITION_TYPE_{item.type}"),
             message=item.message,
             since_time=timestamp(item.since),
         )
-        for item in (*own, *more)
+        for item in (*conditions.load(record.session.conditions), *extra)
     ]

@@ -10,7 +10,6 @@ import grpc.aio
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
-from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import DEFAULT_TENANT
 from session_service.errors import NotBuiltYet
 from session_service.rpc import convert, idle, listings, render
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from session_service.lifecycle.holding import Holding
+    from session_service.lifecycle.previewing import Previewing
     from session_service.lifecycle.rests import Rests
     from session_service.lifecycle.starts import Starts
     from session_service.lifecycle.watching import Watching
@@ -36,6 +36,7 @@ class UseCases:
     """What the servicer calls."""
 
     starts: Starts
+    previewing: Previewing
     rests: Rests
     lookups: Lookups
     holding: Holding
@@ -53,17 +54,15 @@ class SessionServicer(SessionServiceServicer):
         self, request: pb.StartSessionRequest, context: Context
     ) -> pb.StartSessionResponse:
         """Open a project for a user."""
-        start = convert.parse_start(request, TENANT)
-        answer = await self._cases.starts.start(start)
-        asked = None if start.spec is None else fingerprint(start.spec)
-        return self._render.start(answer, asked)
+        answer = await self._cases.starts.start(convert.parse_start(request, TENANT))
+        return self._render.start(answer)
 
     async def PreviewStart(
         self, request: pb.PreviewStartRequest, context: Context
     ) -> pb.PreviewStartResponse:
         """Say what a start would do."""
         start = convert.parse_preview(request, TENANT)
-        return render.preview(*await self._cases.starts.preview(start))
+        return render.preview(await self._cases.previewing.preview(start))
 
     async def GetSession(
         self, request: pb.GetSessionRequest, context: Context

@@ -8,6 +8,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from session_service import errors
+from session_service.rpc.policy_render import choice_required
 
 DOMAIN = "roost"
 #: Trailing metadata has room for 8 KiB: what came from the caller or the provider is cut to fit.
@@ -75,6 +76,8 @@ def status_of(error: errors.RoostError) -> status_pb2.Status:
     )
     if isinstance(error, errors.InvalidField):
         status.details.add().Pack(_bad_request(error))
+    if isinstance(error, errors.ChoiceRequired):
+        status.details.add().Pack(choice_required(error))
     if isinstance(error, errors.Retryable):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after))

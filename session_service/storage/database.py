@@ -6,8 +6,10 @@ engine, because the pool adds no transaction around a statement that is one by i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
@@ -16,14 +18,18 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
 from session_service.errors import StorageUnavailable
+from session_service.storage import connections
+from session_service.storage.connections import ANSWER, BoundedConnection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
     import sqlalchemy as sa
 
 T = TypeVar("T")
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+#: What else belongs into a transaction; False: nothing of it may stay.
+Also = Callable[[Connection], Awaitable[bool]]
 _DIALECT = dialect.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
 
 
@@ -77,19 +83,35 @@ def translated() -> Generator[None]:
         raise StorageUnavailable("the database did not answer; try again") from error
 
 
-class Database:
-    """The pool. Use as an async context manager: opens without waiting, closes with its users."""
+#: How long the pool tries to replace a connection, in s; then it waits until somebody asks for one.
+#: Its pauses double: by its own five minutes it would come back minutes after the database.
+RECONNECT = 3.0
 
-    def __init__(self, url: str, *, max_size: int = 16, timeout: float = 5.0) -> None:
-        """`url` is a postgresql:// address; `timeout` (s) bounds the wait for a connection."""
-        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+
+class Database:
+    """The pool. Use as an async context manager: opens without waiting, closes with its users.
+
+    Every call on it ends: by an answer, or by StorageUnavailable after `timeout` for a connection
+    and `answer` for each answer. A connection that came back with neither is never used again.
+    """
+
+    def __init__(
+        self, url: str, *, max_size: int = 16, timeout: float = 3.0, answer: float = ANSWER
+    ) -> None:
+        """`url` is a postgresql:// address; `timeout` (s) bounds the wait for a connection,
+        `answer` (s) that for each answer on one.
+        """
+        self._answer = answer
+        self.pool: AsyncConnectionPool[BoundedConnection] = AsyncConnectionPool(
             url,
+            connection_class=BoundedConnection,
             min_size=2,
             max_size=max_size,
             timeout=timeout,
             open=False,
-            kwargs={"autocommit": True, "prepare_threshold": 0, "connect_timeout": 5},
+            kwargs=connections.parameters(url),
             configure=_configure,
+            reconnect_timeout=RECONNECT,
             name="session_service",
         )
 
@@ -101,26 +123,55 @@ class Database:
         await self.pool.close(timeout=5.0)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection, None]:
-        """A connection in autocommit. Raises StorageUnavailable."""
+    async def connection(
+        self, answer: float | None = None
+    ) -> AsyncGenerator[BoundedConnection, None]:
+        """A connection in autocommit; `answer` (s) is for statements that take longer than most.
+
+        Raises StorageUnavailable.
+        """
         with translated():
-            async with self.pool.connection() as connection:
+            connection = await self._working()
+            connection.limit = answer or self._answer
+            try:
                 yield connection
+            except psycopg.errors.ReadOnlySqlTransaction:
+                # A standby, or the primary of before: the address leads to another one by now.
+                await connection.close()
+                raise
+            finally:
+                await self.pool.putconn(connection)
+
+    async def _working(self) -> BoundedConnection:
+        """A connection that the server has not ended: after its restart all in the pool are."""
+        until = monotonic() + self.pool.timeout
+        while True:
+            connection = await self.pool.getconn(timeout=until - monotonic())
+            if not connection.is_gone():
+                return connection
+            await connection.close()
+            await self.pool.putconn(connection)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[Connection, None]:
+    async def transaction(
+        self, answer: float | None = None
+    ) -> AsyncGenerator[BoundedConnection, None]:
         """A connection within one transaction; nothing but statements belongs into it."""
-        async with self.connection() as connection, connection.transaction():
+        async with self.connection(answer) as connection, connection.transaction():
             yield connection
 
-    async def fetch_one(self, statement: Statement[T], params: Mapping[str, Any]) -> T | None:
+    async def fetch_one(
+        self, statement: Statement[T], params: Mapping[str, Any], answer: float | None = None
+    ) -> T | None:
         """The first row, or None; one round trip."""
-        async with self.connection() as connection:
+        async with self.connection(answer) as connection:
             return await one(connection, statement, params)
 
-    async def fetch_all(self, statement: Statement[T], params: Mapping[str, Any]) -> list[T]:
+    async def fetch_all(
+        self, statement: Statement[T], params: Mapping[str, Any], answer: float | None = None
+    ) -> list[T]:
         """Every row; one round trip."""
-        async with self.connection() as connection:
+        async with self.connection(answer) as connection:
             cursor = await connection.execute(statement.sql, {**statement.constants, **params})
             return [statement.make(row) for row in await cursor.fetchall()]
 
@@ -134,11 +185,7 @@ async def one(
     return None if row is None else statement.make(row)
 
 
-async def _configure(connection: Connection) -> None:
-    """Every connection: jsonb raw, and no statement that waits for ever on a lock."""
+async def _configure(connection: BoundedConnection) -> None:
+    """Every connection: jsonb raw, and no statement that waits for ever."""
     connection.adapters.register_loader("jsonb", _RawJson)
-    await connection.execute("SET statement_timeout = '15s'")
-    await connection.execute("SET lock_timeout = '5s'")
-    # Compiling a plan takes longer than any of ours runs.
-    await connection.execute("SET jit = off")
-    await connection.execute("SET idle_in_transaction_session_timeout = '15s'")
+    await connections.configure(connection)

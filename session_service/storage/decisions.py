@@ -9,7 +9,7 @@ import psycopg
 import sqlalchemy as sa
 
 from session_service.domain.decision import Decision, Request
-from session_service.storage.database import Connection, Database, compiled, one
+from session_service.storage.database import Also, Connection, Database, compiled, one
 from session_service.storage.rows import decision_columns, make_decision, scalar
 from session_service.storage.tables import decisions
 
@@ -187,12 +187,27 @@ async def append(database: Database, decision: NewDecision) -> Decision:
         return await insert(connection, decision)
 
 
-async def append_once(database: Database, decision: NewDecision) -> Decision | None:
-    """Append a decision; None where its request id is taken, and nothing was written."""
+async def append_once(
+    database: Database, decision: NewDecision, also: Also | None = None
+) -> Decision | None:
+    """Append a decision, with what else belongs to it; None where its request id is taken or `also`
+    says so, and nothing was written.
+    """
+    if also is None:
+        try:
+            return await append(database, decision)
+        except psycopg.errors.UniqueViolation:
+            return None
+    written = None
     try:
-        return await append(database, decision)
+        async with database.transaction() as connection:
+            written = await insert(connection, decision)
+            if not await also(connection):
+                written = None
+                raise psycopg.Rollback
     except psycopg.errors.UniqueViolation:
         return None
+    return written
 
 
 def as_written(decision: NewDecision, now: datetime) -> Decision:

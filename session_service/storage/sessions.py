@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import sqlalchemy as sa
 
-from session_service.storage.database import Database, compiled, one
+from session_service.storage.database import Also, Database, Statement, compiled, one
 from session_service.storage.decisions import NewDecision, inserted_values
 from session_service.storage.rows import container_columns, make_record, session_columns
 from session_service.storage.tables import containers, decisions, sessions
@@ -56,12 +58,14 @@ def _id(name: str = "session_id") -> sa.BindParameter[Any]:
     return sa.bindparam(name, type_=sessions.c.session_id.type)
 
 
-def reuse_statement(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
+def reuse_statement(
+    *conditions: sa.ColumnElement[bool], **more: sa.ColumnElement[Any]
+) -> sa.Select[Any]:
     """Touch an ACTIVE session that satisfies the conditions, and append the finished decision.
 
     One statement and one round trip; no row where no session satisfies them. It moves no indexed
     column, so that the update stays heap-only, and notifies nobody, since a NOTIFY takes a lock
-    that all commits of the cluster share.
+    that all commits of the cluster share. `more` are further columns to set. Any: of every type.
     """
     touched = (
         sa.update(sessions)
@@ -70,6 +74,7 @@ def reuse_statement(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
             last_active_time=sa.func.now(),
             start_count=sessions.c.start_count + 1,
             loss_untold=sa.false(),
+            **more,
         )
         .returning(*session_columns())
         .cte("touched")
@@ -81,16 +86,57 @@ def reuse_statement(*conditions: sa.ColumnElement[bool]) -> sa.Select[Any]:
     return record_query(touched).add_cte(appended)
 
 
-_HOT = compiled(
-    reuse_statement(
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a session's row must say of its policy for the hot path to answer without reading what
+    is in force: that nothing of it waits to be applied, and that it does not mind this start.
+    """
+
+    base: str
+    """Which defaults of the operator it must be made of."""
+    named: bool = False
+    """Whether the start names its mode; else the policy must not be one that decides otherwise."""
+    fingerprint: str | None = None
+    """That of the spec that is asked for, which matters unless a change is allowed."""
+    asked: str | None = None
+    """What the start asks for less of, as JSON: it must be what the row was made of."""
+
+
+@lru_cache(maxsize=8)
+def _hot(*, named: bool, spec: bool, asked: bool) -> Statement[Record]:
+    # Any: conditions in SQLAlchemy's words, and in SQL's.
+    policy = sessions.c.policy
+    conditions: list[Any] = [
         *at_key(),
         sessions.c.verified_at > sa.func.now() - sa.bindparam("freshness", type_=sa.Interval),
         sa.not_(sessions.c.loss_untold),
+        sa.text("sessions.policy ->> 'base' = :base").bindparams(
+            sa.bindparam("base", type_=sa.Text)
+        ),
+        sa.text("sessions.policy -> 'stale' IS NULL"),
+    ]
+    if not named:
+        conditions.append(sa.text("sessions.policy ->> 'persistence' NOT IN ('EPHEMERAL', 'ASK')"))
+    if spec:
+        same = sessions.c.fingerprint == sa.bindparam("fingerprint", type_=sa.Text)
+        allowed = sa.text("sessions.policy ->> 'on_fingerprint_change' = 'ALLOW'")
+        conditions.append(sa.or_(same, allowed))
+    if asked:
+        conditions.append(policy["asked"] == sa.bindparam("asked", type_=policy.type))
+    return compiled(reuse_statement(*conditions), make_record)
+
+
+_AT_EPOCH = (sessions.c.session_id == _id(), sessions.c.epoch == sa.bindparam("epoch"))
+_REUSE = compiled(reuse_statement(*_AT_EPOCH), make_record)
+# Another policy is a change like any other; when the keeper looks next may be another time now.
+_REUSE_ANEW = compiled(
+    reuse_statement(
+        *_AT_EPOCH,
+        policy=sa.bindparam("policy", type_=sessions.c.policy.type),
+        due_at=sa.func.now(),
+        epoch=sessions.c.epoch + 1,
+        change_time=sa.func.now(),
     ),
-    make_record,
-)
-_REUSE = compiled(
-    reuse_statement(sessions.c.session_id == _id(), sessions.c.epoch == sa.bindparam("epoch")),
     make_record,
 )
 _LIVE_AT = compiled(record_query().where(*at_key(), LIVE), make_record)
@@ -124,31 +170,66 @@ _TOUCH = compiled(
 
 
 async def reuse_at(
-    database: Database, key: Key, freshness: timedelta, decision: NewDecision
+    database: Database, key: Key, freshness: timedelta, decision: NewDecision, gate: Gate
 ) -> Record | None:
-    """The hot path: answer with the session at the key if it was seen running lately.
+    """The hot path: answer with the session at the key if it was seen running lately, and its
+    policy lets it through.
 
     None where there is no such session, or where the decision's request id is taken: then the slow
     path finds out which.
     """
-    params = {**decision.parameters(), **key_parameters(key), "freshness": freshness}
+    statement = _hot(
+        named=gate.named, spec=gate.fingerprint is not None, asked=gate.asked is not None
+    )
+    params: dict[str, Any] = {
+        **decision.parameters(),
+        **key_parameters(key),
+        "freshness": freshness,
+        "base": gate.base,
+    }
+    if gate.fingerprint is not None:
+        params["fingerprint"] = gate.fingerprint
+    if gate.asked is not None:
+        params["asked"] = gate.asked
     try:
-        return await database.fetch_one(_HOT, params)
+        return await database.fetch_one(statement, params)
     except psycopg.errors.UniqueViolation:
         return None
 
 
 async def reuse(
-    database: Database, session_id: UUID, epoch: int, decision: NewDecision
+    database: Database,
+    session_id: UUID,
+    epoch: int,
+    decision: NewDecision,
+    policy: str | None = None,
+    also: Also | None = None,
 ) -> Record | None:
-    """Answer with a session that was just verified; None where it has changed since, or where
-    the decision's request id is taken.
+    """Answer with a session that was just verified, `policy` being what its row is to say from now
+    on (None: what it says). None where it has changed since, where the decision's request id is
+    taken, or where `also` says so.
     """
-    params = {**decision.parameters(), "session_id": session_id, "epoch": epoch}
+    params: dict[str, Any] = {
+        **decision.parameters(),
+        "session_id": session_id,
+        "epoch": epoch,
+    }
+    statement = _REUSE
+    if policy is not None:
+        statement = _REUSE_ANEW
+        params["policy"] = policy
+    record = None
     try:
-        return await database.fetch_one(_REUSE, params)
+        if also is None:
+            return await database.fetch_one(statement, params)
+        async with database.transaction() as connection:
+            record = await one(connection, statement, params)
+            if record is not None and not await also(connection):
+                record = None
+                raise psycopg.Rollback
     except psycopg.errors.UniqueViolation:
         return None
+    return record
 
 
 async def live_at(database: Database, key: Key) -> Record | None:

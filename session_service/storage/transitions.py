@@ -25,7 +25,7 @@ from session_service.storage.assignments import (
     parameters,
     shape,
 )
-from session_service.storage.database import Connection, Database, Statement, compiled, one
+from session_service.storage.database import Also, Connection, Database, Statement, compiled, one
 from session_service.storage.quotas import Quota, held_to
 from session_service.storage.rows import make_session, session_columns
 from session_service.storage.tables import (
@@ -272,6 +272,7 @@ _NEW_SESSION = (
     "spec",
     "fingerprint",
     "policy",
+    "checkpoint_id",
 )
 _NEW_CONTAINER = ("session_id", "generation", "name", "app", "state")
 
@@ -326,12 +327,14 @@ async def open_session(
     decision: NewDecision,
     replaced: Change | None = None,
     quota: Quota | None = None,
+    also: Also | None = None,
 ) -> Session | None:
-    """Commit the intent of a new session: its row, its container's, its decision, and what becomes
-    of the session that it replaces, all or nothing.
+    """Commit the intent of a new session: its row, its container's, its decision, what becomes of
+    the session that it replaces, and what else belongs to it, all or nothing.
 
     None where somebody else was first: another live session stands at the key, the replaced one
-    changed since it was read, or the decision's request id is taken. Raises QuotaReached.
+    changed since it was read, the decision's request id is taken, or `also` says so. Raises
+    QuotaReached.
     """
     session = None
     try:
@@ -342,6 +345,9 @@ async def open_session(
             if session is None:
                 raise psycopg.Rollback
             await decision_rows.insert(connection, decision.about(session.session_id))
+            if also is not None and not await also(connection):
+                session = None
+                raise psycopg.Rollback
     except psycopg.errors.UniqueViolation:
         return None
     return session
@@ -365,12 +371,13 @@ async def begin(
     decision: NewDecision | None,
     *others: Change,
     quota: Quota | None = None,
+    also: Also | None = None,
 ) -> Session | None:
-    """Commit the intent of a transition of a session that is there, with its decision, and what
-    becomes of `others` by it.
+    """Commit the intent of a transition of a session that is there, with its decision, what becomes
+    of `others` by it, and what else belongs to it.
 
-    None where the session changed since it was read, or the decision's request id is taken. Raises
-    LiveKeyTaken, QuotaReached.
+    None where the session changed since it was read, the decision's request id is taken, or `also`
+    says so. Raises LiveKeyTaken, QuotaReached.
     """
     session = None
     try:
@@ -384,6 +391,9 @@ async def begin(
                 raise psycopg.Rollback
             if decision is not None:
                 await decision_rows.insert(connection, decision.about(session.session_id))
+            if also is not None and not await also(connection):
+                session = None
+                raise psycopg.Rollback
     except psycopg.errors.UniqueViolation as error:
         if error.diag.constraint_name == LIVE_KEY:
             raise LiveKeyTaken from error

@@ -18,7 +18,7 @@ from container_service.specs import parse_spec as parse_there
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.errors import InvalidField, NotBuiltYet
-from session_service.rpc import convert, idle, listings
+from session_service.rpc import convert, hashing, idle, listings
 from session_service.rpc.fields import Fields
 from session_service.rpc.spec_fields import parse_spec
 
@@ -188,6 +188,6 @@ def test_the_request_hash_is_of_what_is_meant(one: Any, two: Any, slot: str) -> 
         made.key.project_id, made.key.user_id, made.key.slot = "p", user, slot
         return made
 
-    first = convert.request_hash(request(str(one), slot))
-    assert first == convert.request_hash(request(str(two), "default"))
-    assert first != convert.request_hash(request(str(one), slot, user="v"))
+    first = hashing.request_hash(request(str(one), slot))
+    assert first == hashing.request_hash(request(str(two), "default"))
+    assert first != hashing.request_hash(request(str(one), slot, user="v"))

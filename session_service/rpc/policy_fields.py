@@ -1,0 +1,184 @@
+"""Policies and preferences out of messages. Raises InvalidField, naming each field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from roost.session.v1 import policy_service_pb2 as rpc_pb
+from roost.session.v1 import session_pb2 as pb
+from session_service.domain.choice import Preference
+from session_service.domain.decision import Request
+from session_service.domain.effective import Setting
+from session_service.domain.policy import NAMES, OnFingerprintChange, Persistence
+from session_service.domain.session import Continuity
+from session_service.lifecycle.policies import Update
+from session_service.rpc.fields import ID_LIMIT, Fields
+from session_service.rpc.hashing import request_hash
+from session_service.rpc.spec_fields import parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from google.protobuf.duration_pb2 import Duration
+
+#: From the least to the most that a span may be, in s.
+SPANS: Mapping[str, tuple[float, float]] = {
+    "idle_timeout": (0.1, 31_622_400),
+    "deepen_after": (0.1, 31_622_400),
+    "expire_after": (0.1, 316_224_000),
+    "grace_period": (0, 2_592_000),
+    "max_lifetime": (0.1, 316_224_000),
+}
+KEEP_LIMIT = 1000
+#: Fields that have no way of not being set.
+FLAGS = ("recover_at_once", "checkpoint_on_stop")
+SETTABLE = frozenset({*NAMES, "spec"})
+MASK_LIMIT = 64
+
+_PERSISTENCES: dict[int, Persistence | None] = {
+    pb.Policy.PERSISTENCE_UNSPECIFIED: None,
+    **{
+        int(pb.Policy.Persistence.Value(f"PERSISTENCE_{value.name}")): value
+        for value in Persistence
+    },
+}
+_CHANGES: dict[int, OnFingerprintChange | None] = {
+    pb.Policy.ON_FINGERPRINT_CHANGE_UNSPECIFIED: None,
+    **{
+        int(pb.Policy.OnFingerprintChange.Value(f"ON_FINGERPRINT_CHANGE_{value.name}")): value
+        for value in OnFingerprintChange
+    },
+}
+_CONTINUITIES: dict[int, Continuity | None] = {
+    pb.CONTINUITY_UNSPECIFIED: None,
+    **{int(level): level for level in Continuity},
+}
+_PREFERENCES: dict[int, Preference] = {
+    int(rpc_pb.Preference.Value(f"PREFERENCE_{value.name}")): value for value in Preference
+}
+
+
+def parse_setting(fields: Fields, path: str, policy: pb.Policy) -> Setting:
+    """The values that a policy message has; a flag that is false is taken for not set."""
+    return Setting(
+        persistence=fields.choice(f"{path}.persistence", policy.persistence, _PERSISTENCES, None),
+        min_continuity=fields.choice(
+            f"{path}.min_continuity", policy.min_continuity, _CONTINUITIES, None
+        ),
+        on_fingerprint_change=fields.choice(
+            f"{path}.on_fingerprint_change", policy.on_fingerprint_change, _CHANGES, None
+        ),
+        recover_at_once=policy.recover_at_once or None,
+        checkpoint_on_stop=policy.checkpoint_on_stop or None,
+        keep_checkpoints=_count(fields, f"{path}.keep_checkpoints", policy.keep_checkpoints),
+        **{
+            name: _span(fields, f"{path}.{name}", getattr(policy, name), *bounds)
+            for name, bounds in SPANS.items()
+            if policy.HasField(name)  # type: ignore[arg-type]  # each is a field of a message
+        },
+    )
+
+
+def parse_asked(fields: Fields, path: str, policy: pb.Policy) -> Setting | None:
+    """What a start asks for less of; None where it asks for nothing."""
+    if policy.HasField("spec"):
+        fields.wrong(f"{path}.spec", "must not be set: the request's own spec is")
+    setting = parse_setting(fields, path, policy)
+    return setting if setting != Setting() else None
+
+
+def _span(fields: Fields, field: str, value: Duration, low: float, high: float) -> timedelta:
+    sound = abs(value.nanos) < 1_000_000_000 and value.seconds * value.nanos >= 0
+    seconds = value.seconds + value.nanos / 1e9
+    if not sound or not low <= seconds <= high:
+        fields.wrong(field, f"must be between {low:g} s and {high:g} s")
+        return timedelta(seconds=low)
+    return timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
+
+
+def _count(fields: Fields, field: str, value: int) -> int | None:
+    if not 0 <= value <= KEEP_LIMIT:
+        fields.wrong(field, f"must be between 1 and {KEEP_LIMIT}, or 0 for not set")
+        return None
+    return value or None
+
+
+def parse_project(request: rpc_pb.GetProjectPolicyRequest) -> str:
+    """The project. Raises InvalidField."""
+    fields = Fields()
+    project_id = fields.text("project_id", request.project_id, ID_LIMIT, required=True)
+    fields.done()
+    return project_id
+
+
+def parse_update(
+    request: rpc_pb.UpdateProjectPolicyRequest, tenant: str
+) -> tuple[Request, str, Update, str | None]:
+    """Who sets which project's policy to what, as of which etag (None: any)."""
+    fields = Fields()
+    request_id = fields.optional_uuid("request_id", request.request_id)
+    project_id = fields.text("project_id", request.project_id, ID_LIMIT, required=True)
+    fields.text("etag", request.etag, 64)
+    if not request.HasField("policy"):
+        fields.wrong("policy", "must be set")
+    policy = request.policy
+    setting = parse_setting(fields, "policy", policy)
+    # Any: JSON as the proto maps it.
+    spec: dict[str, Any] | None = None
+    if policy.HasField("spec"):
+        spec = parse_spec(fields, "policy.spec", policy.spec)
+    taken = _mask(fields, request)
+    fields.done()
+    if taken is not None:
+        flags = {name: getattr(policy, name) for name in FLAGS if name in taken}
+        setting = replace(setting, **flags)
+    body = Request(tenant, "UpdateProjectPolicy", request_hash(request), request_id)
+    return body, project_id, Update(setting, spec, taken), request.etag or None
+
+
+def _mask(fields: Fields, request: rpc_pb.UpdateProjectPolicyRequest) -> frozenset[str] | None:
+    """The fields to set (AIP-134); None: all, whether they have a value or not."""
+    paths = list(request.update_mask.paths)
+    if paths == ["*"]:
+        return None
+    for path in paths[:MASK_LIMIT]:
+        if path not in SETTABLE:
+            fields.wrong(
+                "update_mask",
+                f"names {path[:64]!r}: it takes whole fields of policy that can be set, or *",
+            )
+    taken = frozenset(paths) & SETTABLE
+    if not paths:
+        taken = frozenset(field.name for field, _ in request.policy.ListFields()) & SETTABLE
+        if not taken and request.HasField("policy"):
+            fields.wrong("policy", "has no value: name in update_mask what is to be set anew")
+    return taken
+
+
+def parse_user(request: rpc_pb.GetUserPreferenceRequest) -> tuple[str, str]:
+    """The project, and its user. Raises InvalidField."""
+    fields = Fields()
+    project_id = fields.text("project_id", request.project_id, ID_LIMIT, required=True)
+    user_id = fields.text("user_id", request.user_id, ID_LIMIT, required=True)
+    fields.done()
+    return project_id, user_id
+
+
+def parse_preference(
+    request: rpc_pb.SetUserPreferenceRequest, tenant: str
+) -> tuple[Request, str, str, Preference]:
+    """Who sets what which user prefers in which project. Raises InvalidField."""
+    fields = Fields()
+    request_id = fields.optional_uuid("request_id", request.request_id)
+    project_id = fields.text("project_id", request.project_id, ID_LIMIT, required=True)
+    user_id = fields.text("user_id", request.user_id, ID_LIMIT, required=True)
+    if request.preference == rpc_pb.PREFERENCE_UNSPECIFIED:
+        fields.wrong("preference", "must be set; PREFERENCE_ASK is to be asked")
+    preference = fields.choice(
+        "preference", request.preference or rpc_pb.PREFERENCE_ASK, _PREFERENCES, Preference.ASK
+    )
+    fields.done()
+    body = Request(tenant, "SetUserPreference", request_hash(request), request_id)
+    return body, project_id, user_id, preference

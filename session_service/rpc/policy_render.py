@@ -1,0 +1,132 @@
+"""Policies, preferences and choices into messages."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.json_format import ParseDict
+
+from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import policy_service_pb2 as rpc_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as service_pb
+from session_service.domain import effective
+from session_service.domain.effective import Source
+from session_service.domain.policy import NAMES
+from session_service.lifecycle.policies import etag_of
+from session_service.rpc.times import duration, timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from session_service.domain.choice import Candidate
+    from session_service.domain.effective import InForce, Setting
+    from session_service.domain.policy import Policy
+    from session_service.errors import ChoiceRequired
+    from session_service.lifecycle.policies import Preferred, Rules
+
+_SPANS = ("idle_timeout", "deepen_after", "expire_after", "grace_period", "max_lifetime")
+
+
+def _values(value: Policy | Setting) -> pb.Policy:
+    """The values that are set."""
+    # Any: fields of every type.
+    given: dict[str, Any] = {
+        name: duration(span) for name in _SPANS if (span := getattr(value, name)) is not None
+    }
+    if value.persistence is not None:
+        given["persistence"] = pb.Policy.Persistence.Value(f"PERSISTENCE_{value.persistence}")
+    if value.min_continuity is not None:
+        name = f"CONTINUITY_{value.min_continuity.name}"
+        given["min_continuity"] = pb.Continuity.Value(name)
+    if value.on_fingerprint_change is not None:
+        name = f"ON_FINGERPRINT_CHANGE_{value.on_fingerprint_change}"
+        given["on_fingerprint_change"] = pb.Policy.OnFingerprintChange.Value(name)
+    return pb.Policy(
+        recover_at_once=bool(value.recover_at_once),
+        checkpoint_on_stop=bool(value.checkpoint_on_stop),
+        keep_checkpoints=value.keep_checkpoints or 0,
+        **given,
+    )
+
+
+def in_force(value: InForce) -> pb.Policy:
+    """A policy in force, with the source of each value."""
+    message = _values(value.policy)
+    for name in (*NAMES, *(["spec"] if "spec" in value.sources else [])):
+        source = value.sources.get(name, Source.DEFAULT)
+        message.sources[name] = pb.PolicySource.Value(f"POLICY_SOURCE_{source}")
+    return message
+
+
+@lru_cache(maxsize=1024)
+def policy(raw: str) -> pb.Policy:
+    """That of a session's row. Cached: sessions of a project share one; it is copied from."""
+    return in_force(effective.load(raw))
+
+
+def _spec(value: Mapping[str, Any] | None) -> container_pb.ContainerSpec | None:
+    """A spec to be shown: of the environment the names alone. Any: JSON as the proto maps it."""
+    if value is None:
+        return None
+    shown = {**value, "env": dict.fromkeys(value.get("env", {}), "")}
+    return ParseDict(shown, container_pb.ContainerSpec())
+
+
+def project(project_id: str, rules: Rules) -> rpc_pb.ProjectPolicy:
+    """A project's policy."""
+    spec, source = rules.spec
+    shown = in_force(rules.in_force(spec=None if spec is None else source))
+    if spec is not None:
+        shown.spec.MergeFrom(_spec(spec) or container_pb.ContainerSpec())
+    own = _values(rules.stored.setting)
+    if rules.stored.spec is not None:
+        own.spec.MergeFrom(_spec(rules.stored.spec) or container_pb.ContainerSpec())
+    return rpc_pb.ProjectPolicy(
+        project_id=project_id,
+        policy=own,
+        effective_policy=shown,
+        tier=rules.tier,
+        etag=etag_of(rules),
+        update_time=timestamp(rules.stored.update_time),
+    )
+
+
+def preference(project_id: str, user_id: str, kept: Preferred) -> rpc_pb.UserPreference:
+    """What a user prefers."""
+    value = rpc_pb.PREFERENCE_UNSPECIFIED
+    if kept.preference is not None:
+        value = rpc_pb.Preference.Value(f"PREFERENCE_{kept.preference}")
+    return rpc_pb.UserPreference(
+        project_id=project_id,
+        user_id=user_id,
+        preference=value,
+        update_time=timestamp(kept.update_time),
+    )
+
+
+def candidates(found: Iterable[Candidate]) -> list[service_pb.Candidate]:
+    """What could be done about what is there, tokens included where there are any."""
+    return [
+        service_pb.Candidate(
+            choice=service_pb.Choice.Value(f"CHOICE_{each.choice}"),
+            rung=pb.Rung.Value(f"RUNG_{each.rung}"),
+            session_id="" if each.session_id is None else str(each.session_id),
+            generation=each.generation,
+            expected_continuity=pb.Continuity.Value(f"CONTINUITY_{each.expected.name}"),
+            last_active_time=timestamp(each.last_active_time),
+            checkpoint_id="" if each.checkpoint_id is None else str(each.checkpoint_id),
+            age=None if each.age is None else duration(each.age),
+            expected_wait_milliseconds=each.wait,
+            choice_token=each.token,
+        )
+        for each in found
+    ]
+
+
+def choice_required(error: ChoiceRequired) -> service_pb.ChoiceRequired:
+    """The detail of CHOICE_REQUIRED."""
+    return service_pb.ChoiceRequired(
+        candidates=candidates(error.offered), expire_time=timestamp(error.expire_time)
+    )
