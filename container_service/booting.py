@@ -15,6 +15,7 @@ from container_service.container import (
     MemoryPreserved,
 )
 from container_service.errors import (
+    CircuitOpen,
     LeaseHeld,
     NotStartableYet,
     OutcomeUnknown,
@@ -103,6 +104,7 @@ class Booting:
 
     async def _ask(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> bool:
         """Ask for the start; whether it was surely accepted, rather than perhaps or by itself."""
+        silence = Silence()
         for seconds in chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])):
             try:
                 await self._provider.start(ref, nonce, deadline)
@@ -112,6 +114,10 @@ class Booting:
                     raise
                 log.info("Looking whether a start was taken: %s", error)
                 return False
+            except CircuitOpen as held_back:
+                # Not sent. A short outage is ridden out, as by a start that was.
+                if deadline.passed or silence.too_long(held_back):
+                    raise
             except LeaseHeld:
                 # The provider's proxy takes the lease too, to wake a container for its traffic.
                 if nonce or (await self._provider.get(ref, deadline)).state not in _UP:
@@ -137,19 +143,21 @@ class Booting:
         begun = time.monotonic()
         silence = Silence()
         first = None if accepted else self._waiting.lag_window
-        lengths = slices(first)
+        lengths, started = slices(first), {ContainerState.STARTED}
+        heard = True
         while True:
             try:
-                wait = self._provider.wait(ref, {ContainerState.STARTED}, next(lengths), deadline)
-                if await wait:
+                # After silence a read comes first: it tells at once that the provider is back.
+                if heard and await self._provider.wait(ref, started, next(lengths), deadline):
                     return True
                 seen = await self._provider.get(ref, deadline)
             except (ProviderUnavailable, ProviderRateLimited) as error:
                 if deadline.passed or silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
-                lengths = slices(first)
+                heard, lengths = False, slices(first)
                 continue
+            heard = True
             silence.broken()
             if seen.state is ContainerState.STARTED:
                 return True

@@ -66,7 +66,7 @@ class Waiting:
                 if silence.too_long(error):
                     raise
                 await pause(1.0, deadline)
-                reached, lengths = None, slices()
+                reached, lengths = None, slices(first=0)
             if reached:
                 return reached
             if deadline.passed:
@@ -84,14 +84,17 @@ class Waiting:
         begun = time.monotonic()
         silence = Silence()
         lengths = slices(first=self.lag_window)
+        last: ProviderError | None = None
         while True:
             try:
-                reached = await self._provider.wait(ref, goals, next(lengths), deadline)
-                if reached:
-                    return Container(ref, reached, provider_state=reached.value)
+                # After silence a read comes first: it tells at once that the provider is back.
+                if last is None:
+                    reached = await self._provider.wait(ref, goals, next(lengths), deadline)
+                    if reached:
+                        return Container(ref, reached, provider_state=reached.value)
                 seen = await self._provider.get(ref, deadline)
             except _RETRYABLE as error:
-                last: ProviderError | None = error
+                last = error
                 if silence.too_long(error):
                     raise OutcomeUnknown("the provider tells nothing of the container") from error
                 await pause(1.0, deadline)

@@ -82,7 +82,7 @@ class Places:
     @property
     def idle(self) -> bool:
         """Whether nobody is at work and nobody waits."""
-        return not self._taken and not len(self._queue)
+        return not self._taken and not self._at_work and not len(self._queue)
 
     @property
     def figures(self) -> tuple[int, int]:

@@ -454,7 +454,7 @@ async def test_a_start_under_way_goes_on_when_the_circuit_closes(
         return await service.admin.fired(fault) > 0
 
     await eventually(accepted, interval=0.005)
-    await service.admin.set_fault("server_error", action="get", times=None)
+    await service.admin.set_fault("server_error", action="get", for_ms=900)
     await asyncio.gather(*(failing(_get(service, f"{n:014x}")) for n in range(8)))
     mark = await service.mark()
     answer = await resuming
