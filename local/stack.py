@@ -126,6 +126,10 @@ class Stack:
         child = self._children.get(name)
         return child is not None and child.status is None
 
+    def pid(self, name: str) -> int:
+        """The process id of a running part."""
+        return self._children[name].pid
+
     async def gone(self, name: str) -> int:
         """Wait until the part ends by itself, which is no failure then; its exit status."""
         child = self._children[name]
