@@ -25,6 +25,7 @@ from session_service import (
     agent_command,
     agent_service,
     background,
+    checkpoint_service,
     claim_command,
     import_command,
     logs,
@@ -95,7 +96,12 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
             Database(config.database_url, max_size=config.pool_size)
         )
         channel = await stack.enter_async_context(wiring.channel(config))
-        ours = (SERVICE, policy_service.SERVICE, agent_service.SERVICE)
+        ours = (
+            SERVICE,
+            policy_service.SERVICE,
+            checkpoint_service.SERVICE,
+            agent_service.SERVICE,
+        )
         watch = Health(database, channel, ours)
         await watch.begin()
         server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
@@ -111,6 +117,8 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         renderer = Renderer(outside.previews, background.habits(config))
         rpc.add_SessionServiceServicer_to_server(SessionServicer(wired.cases, renderer), server)
         await policy_service.add(stack, server, wired.policies)
+        retention = outside.vault.retention
+        await checkpoint_service.add(stack, server, wired.checkpoints, renderer, retention)
         end_streams = await agent_service.add(stack, server, config, database)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.

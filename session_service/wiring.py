@@ -12,6 +12,9 @@ import httpx
 import uuid_utils.compat as uuids
 
 from session_service import background
+from session_service.checkpoints.going_back import GoingBack
+from session_service.checkpoints.keeping import Keeping
+from session_service.checkpoints.taking import Taking
 from session_service.clients.activity import Activity
 from session_service.clients.bucket import S3Bucket
 from session_service.clients.containers import GrpcContainers
@@ -36,6 +39,7 @@ from session_service.lifecycle.takeover import Work
 from session_service.lifecycle.turns import Limits, Turns
 from session_service.lifecycle.watching import Watching
 from session_service.lookups import Lookups
+from session_service.rpc.checkpoint_servicer import CheckpointCases
 from session_service.rpc.session_servicer import UseCases
 from session_service.storage import installation
 from session_service.storage.notifications import Notices
@@ -79,6 +83,7 @@ class Wired:
     work: Work
     background: Background
     policies: Policies
+    checkpoints: CheckpointCases
 
 
 def channel(config: Config) -> grpc.aio.Channel:
@@ -109,6 +114,8 @@ async def reach(
         Habits(
             f"roost/{installed.installation_id}", config.checkpoint_database_limit, config.lease
         ),
+        # The objects that a copy of the database knows are another's to delete.
+        deletes=installed.original,
     )
     return Outside(database, notices, containers, previews, activities, installed, vault)
 
@@ -169,8 +176,14 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     )
     policies = policies_of(config, database)
     choosing = Choosing(database, config.choice_expiry)
+    starts = Starts(database, looker, work, joining, defaults, turns, policies, choosing)
+    checkpoints = CheckpointCases(
+        Taking(database, vault, outside.notices, joining, work, config.start_budget),
+        Keeping(database, vault.retention),
+        GoingBack(database, starts, joining),
+    )
     cases = UseCases(
-        starts=Starts(database, looker, work, joining, defaults, turns, policies, choosing),
+        starts=starts,
         previewing=Previewing(database, looker, policies, choosing, config.freshness_window),
         rests=Rests(database, work, joining, policies, config.live_sessions_per_tenant),
         lookups=Lookups(database, background.habits(config)),
@@ -180,7 +193,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     behind = background.build(
         config, database, containers, outside.activities, looker, work, installed
     )
-    return Wired(cases, work, behind, policies)
+    return Wired(cases, work, behind, policies, checkpoints)
 
 
 def limits(config: Config) -> Limits:

@@ -171,8 +171,13 @@ def _ended(record: Record, habits: Habits) -> Step:
 
 
 def purged(record: Record) -> bool:
-    """Whether the container of an ended session is gone, or committed to go, for good."""
-    container = record.container
+    """Whether an ended session is gone, or committed to go, for good: its container, and that no
+    checkpoint stands for it.
+    """
+    session, container = record.session, record.container
+    if session.checkpoint_id is not None and session.pause_depth is PauseDepth.CHECKPOINT:
+        # A purge takes that from it.
+        return False
     if container is None or not container.wanted or container.destroy_time is not None:
         return True
-    return record.session.end_reason is EndReason.CREATE_FAILED
+    return session.end_reason is EndReason.CREATE_FAILED

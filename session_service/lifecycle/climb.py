@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,15 @@ from session_service.domain.session import (
     Rung,
     Session,
 )
+from session_service.domain.wish import Wish
+from session_service.errors import RoostError
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from uuid import UUID
 
+    from session_service.domain.checkpoint import Checkpoint
+    from session_service.errors import Retryable
     from session_service.lifecycle.ownership import Held
     from session_service.lifecycle.turns import Turn
     from session_service.ports import Booted
@@ -27,6 +32,18 @@ if TYPE_CHECKING:
 
 class RungLost(Exception):
     """What the rung would bring back is proved lost; the next may be tried."""
+
+
+class NothingToRestore(Exception):
+    """No checkpoint is left that could be restored; each that was tried is noted."""
+
+
+class InDoubt(RoostError):
+    """Whether the application took the state is not known: nobody may be handed the container."""
+
+    def __init__(self, cause: Retryable) -> None:
+        super().__init__(cause.message, cause.metadata)
+        self.cause = cause
 
 
 class LessSurvived(Exception):
@@ -47,6 +64,11 @@ class Climb:
     least: Continuity | None
     now: datetime
     turn: Turn
+    wish: Wish = field(default_factory=Wish)
+    checkpoints: tuple[Checkpoint, ...] = ()
+    """What can be gone back to, in the order in which to try."""
+    checkpoint_number: int = 0
+    """Of the one that is being tried."""
     attempts: list[Attempt] = field(default_factory=list)
     found: tuple[ConditionType, ...] = ()
     lost: set[int] = field(default_factory=set)
@@ -59,10 +81,25 @@ class Climb:
         """Whether its container is one that the user has something in."""
         return self.container.start_time is not None
 
+    @property
+    def unborn(self) -> bool:
+        """Whether its container was created by an owner that is gone, and never stood."""
+        container = self.container
+        here = container.destroy_time is None and container.generation not in self.lost
+        return container.container_id is not None and not self.stood and here
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether there is a container whose state is to give way to an older one."""
+        container = self.container
+        here = container.destroy_time is None and container.generation not in self.lost
+        return self.wish.checkpoint_id is not None and self.stood and here
+
     def note(self, rung: Rung, result: AttemptResult, reason: str, began: float) -> None:
         """Record how a rung went."""
         milliseconds = round((monotonic() - began) * 1000)
-        self.attempts.append(Attempt(rung, result, reason, milliseconds))
+        number = self.checkpoint_number if rung is Rung.RESTORE else 0
+        self.attempts.append(Attempt(rung, result, reason, milliseconds, number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +110,8 @@ class Landing:
     continuity: Continuity
     verified: bool
     boot_id: str | None
+    checkpoint_id: UUID | None = None
+    """What was restored; None where nothing was."""
 
 
 def proved(rung: Rung, booted: Booted, *, keeps_files: bool) -> Landing:
@@ -97,4 +136,4 @@ def capped(landing: Landing, most: Continuity) -> Landing:
     """The landing with no more claimed than `most`."""
     if landing.continuity <= most:
         return landing
-    return Landing(landing.outcome, most, landing.verified, landing.boot_id)
+    return replace(landing, continuity=most)

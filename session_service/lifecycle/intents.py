@@ -11,7 +11,7 @@ from session_service.domain import effective, ladder
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.fingerprint import fingerprint
-from session_service.domain.session import ContainerState, EndReason, PauseDepth
+from session_service.domain.session import ContainerState, EndReason, Mode, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.storage.assignments import NOW
 from session_service.storage.transitions import Change, Opening, Terms
@@ -197,6 +197,9 @@ def _seen_gone(evidence: Evidence | None) -> dict[str, object]:
 
 def asks_for_the_same(start: Start, session: Session) -> bool:
     """Whether a session that never stood is what this start would make anyway."""
+    of = start.wish.checkpoint_id
+    if of != session.checkpoint_id and (of is not None or start.wish.mode is Mode.FRESH):
+        return False
     return start.wish.spec_hash in (None, specs.spec_hash(specs.load(session.spec)))
 
 

@@ -15,9 +15,10 @@ from session_service.domain.session import (
     PauseDepth,
     Session,
 )
-from session_service.domain.states import Transition
+from session_service.domain.states import State, Transition
 from session_service.errors import ContinuityUnavailable, Retryable, RoostError
 from session_service.lifecycle import outcomes
+from session_service.lifecycle.climb import InDoubt
 from session_service.lifecycle.discarding import Discarder
 from session_service.lifecycle.ownership import OwnershipLost
 from session_service.storage import sessions, transitions
@@ -64,6 +65,7 @@ class Lander:
                 "start_count": Plus(),
                 "loss_untold": False,
                 "conditions": outcomes.marked(climb.found, climb.now),
+                **_descends(landing),
             },
             container=_running(landing.boot_id),
             decision=finished(
@@ -140,6 +142,11 @@ class Lander:
                 _ended(session, error, climb.container, tried),
                 outcomes.gone_back(replaced, None),
             ]
+        elif isinstance(error, InDoubt):
+            changes = [_with(outcomes.left_open(session, error.cause), tried)]
+        elif session.prior_state is State.ACTIVE and climb.rolls_back:
+            # It ran before, and the application has what it had. Unseen, so that the next looks.
+            changes = [_with(outcomes.gone_back(session, error, verified_at=None), tried)]
         elif session.prior_state is not None and climb.up and climb.stood:
             await self._put_to_rest(session, error, tried)
             return
@@ -165,6 +172,11 @@ class Lander:
         if written is None:
             raise OwnershipLost
         self.on_begun(written, began)
+
+
+def _descends(landing: Landing) -> dict[str, object]:
+    """What the session's state descends from, where that was restored."""
+    return {} if landing.checkpoint_id is None else {"checkpoint_id": landing.checkpoint_id}
 
 
 def _running(boot_id: str | None) -> dict[str, object]:

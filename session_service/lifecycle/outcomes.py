@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from session_service.domain.session import Session
+    from session_service.domain.session import Condition, Session
 
 #: Between two tries of the keeper to finish a transition: doubled each time, up to the last.
 FIRST_RETRY = timedelta(seconds=1)
@@ -32,9 +32,9 @@ LAST_RETRY = timedelta(seconds=30)
 GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
 
 
-def marked(kinds: tuple[ConditionType, ...], now: datetime) -> str:
-    """The conditions' column holding just these, as of now."""
-    return conditions.dump(conditions.condition(kind, now) for kind in kinds)
+def marked(kinds: tuple[ConditionType, ...], now: datetime, *more: Condition) -> str:
+    """The conditions' column holding just these, as of now, and those made by somebody else."""
+    return conditions.dump([*(conditions.condition(kind, now) for kind in kinds), *more])
 
 
 def dump(error: RoostError) -> str:
@@ -92,6 +92,8 @@ def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict
         "purge_time": purge_time,
         "due_at": purge_time,
         "end_reason": session.end_reason or reason,
+        # What is gone for good needs no checkpoint to come back.
+        **({"checkpoint_id": None} if purged else {}),
     }
 
 

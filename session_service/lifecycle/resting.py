@@ -28,7 +28,7 @@ from session_service.errors import (
     SuspendFailedStillRunning,
     SuspendUnsupported,
 )
-from session_service.lifecycle import outcomes
+from session_service.lifecycle import outcomes, saving
 from session_service.lifecycle.evidence import LOOK_TIMEOUT, address
 from session_service.lifecycle.ownership import Held, OwnershipLost
 from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from session_service.domain.session import Container
+    from session_service.domain.session import Condition, Container
     from session_service.lifecycle.evidence import Looker
+    from session_service.lifecycle.saving import Saving
     from session_service.lifecycle.turns import Turns
     from session_service.ports import Containers
     from session_service.storage.database import Database
@@ -71,6 +72,8 @@ class Task:
     session: Session
     container: Container
     now: datetime
+    unsaved: RoostError | None = None
+    """Why its state could not be saved, where it was to be."""
 
     @property
     def target(self) -> PauseDepth:
@@ -89,6 +92,7 @@ class Rester:
         lag_window: timedelta,
         machine_lease: timedelta,
         turns: Turns,
+        saving: Saving,
     ) -> None:
         """`machine_lease` is how long a lease at the provider lasts, in whole seconds."""
         self._database = database
@@ -97,6 +101,7 @@ class Rester:
         self._lag = lag_window.total_seconds()
         self._lease = machine_lease.total_seconds()
         self._turns = turns
+        self._saving = saving
 
     async def carry_out(self, held: Held) -> None:
         """Pause or end, and write down what came of it. Raises OwnershipLost."""
@@ -126,7 +131,8 @@ class Rester:
             raise OwnershipLost
         session, container = record.session, record.container
         if container is None or container.destroy_time is not None:
-            await self._settle_gone(held, session, record.now, gone=False)
+            saved = container is not None and not container.wanted
+            await self._settle_gone(held, session, record.now, gone=False, saved=saved)
             return None
         return Task(held, session, container, record.now)
 
@@ -159,15 +165,20 @@ class Rester:
         if _no_longer_idle(task):
             await self._write(outcomes.gone_back(task.session, None))
             return
+        saved = await self._saved(task)
+        if saved is None:
+            return
+        task = saved
         nonce = await self._containers.acquire_lease(
             address(task.container),
             ttl=self._lease,
             wait=min(self._lease + LEASE_PATIENCE, task.held.left),
             timeout=task.held.left,
         )
-        if task.session.transition is Transition.PURGE:
+        if task.session.transition is Transition.PURGE or task.target is PauseDepth.CHECKPOINT:
             await self._containers.destroy(address(task.container), nonce, timeout=task.held.left)
-            await self._settle_gone(task.held, task.session, task.now, gone=True)
+            kept = task.session.transition is Transition.PAUSE
+            await self._settle_gone(task.held, task.session, task.now, gone=True, saved=kept)
             return
         if ending:
             await self._containers.cordon(address(task.container), nonce, timeout=task.held.left)
@@ -180,6 +191,27 @@ class Rester:
         # Before the outcome is written: whoever waits for that may start the machine at once.
         await self._release(task, nonce)
         await self._settle(task, rest)
+
+    async def _saved(self, task: Task) -> Task | None:
+        """The task once the state is saved that is to be. Where that fails the container stays: it
+        is suspended, and why is told. None where somebody came meanwhile to what was idle.
+        """
+        if saving.wanted(task.held, task.session, task.container):
+            error = await self._saving.save(task.held, task.session, task.container)
+            again = await self._read(task.held)
+            if again is None:
+                return None
+            if _no_longer_idle(again):
+                await self._write(outcomes.gone_back(again.session, None))
+                return None
+            task = again
+            if error is not None:
+                return _shallower(task, error)
+        if task.session.transition is Transition.PAUSE and task.target is PauseDepth.CHECKPOINT:
+            # From here on it may go, whoever sees to that.
+            free = Change(task.held.session_id, task.held.epoch, container={"wanted": False})
+            await self._write(replace(free, advance=False))
+        return task
 
     async def _release(self, task: Task, nonce: str) -> None:
         """Give the lease back once it is known what came of the last request under it.
@@ -199,7 +231,7 @@ class Rester:
             seen = await self._containers.get(address(task.container), timeout=LOOK_TIMEOUT)
             if seen.state in _DEPTHS and (ending or _DEPTHS[seen.state] is task.target):
                 return _DEPTHS[seen.state]
-        elif task.held.taken_over and not ending:
+        elif task.held.taken_over and not ending and task.unsaved is None:
             return await self._observe(task)
         try:
             return _depth(await self._ask(task, nonce))
@@ -243,14 +275,17 @@ class Rester:
         await self._write(_paused(task, rest.depth))
 
     async def _settle_gone(
-        self, held: Held, session: Session, now: datetime, *, gone: bool
+        self, held: Held, session: Session, now: datetime, *, gone: bool, saved: bool = False
     ) -> None:
-        """There is no container (any more): at rest without one, or over."""
+        """There is no container (any more): at rest without one, or over. What was `saved` is not
+        lost.
+        """
         if session.transition in OVER:
             columns = outcomes.ended(session, EndReason.REQUESTED, PauseDepth.CHECKPOINT)
         else:
             columns = outcomes.paused(session, PauseDepth.CHECKPOINT)
-            columns["conditions"] = outcomes.marked((ConditionType.CONTAINER_LOST,), now)
+            found = () if saved else (ConditionType.CONTAINER_LOST,)
+            columns["conditions"] = outcomes.marked(found, now)
         await self._write(
             Change(
                 held.session_id,
@@ -270,7 +305,10 @@ class Rester:
             await self._fail(task, error)
             return
         if lost:
-            await self._settle_gone(task.held, task.session, task.now, gone=True)
+            again = await self._read(task.held)
+            if again is not None:
+                saved = not again.container.wanted
+                await self._settle_gone(task.held, task.session, task.now, gone=True, saved=saved)
         else:
             await self._fail(
                 task, ProviderUnavailable("the provider contradicts itself; try again")
@@ -308,6 +346,19 @@ def _no_longer_idle(task: Task) -> bool:
     return keeping.idle_time(session) > task.now
 
 
+def _shallower(task: Task, error: RoostError) -> Task:
+    """The same with its container kept, since what is in it is nowhere else."""
+    session = task.session
+    if task.target is PauseDepth.CHECKPOINT:
+        session = replace(session, pause_depth=PauseDepth.SUSPENDED)
+    return replace(task, session=session, unsaved=error)
+
+
+def _unsaved(task: Task) -> list[Condition]:
+    """What is told of state that could not be saved."""
+    return [] if task.unsaved is None else [saving.told(task.unsaved, task.now)]
+
+
 def _depth(state: ContainerState) -> PauseDepth | None:
     """How deep a container in this state rests; None where it runs.
 
@@ -335,7 +386,7 @@ def _paused(task: Task, depth: PauseDepth) -> Change:
         session.epoch,
         session={
             **outcomes.paused(session, depth),
-            "conditions": outcomes.marked(found, task.now),
+            "conditions": outcomes.marked(found, task.now, *_unsaved(task)),
             "verified_at": NOW,
         },
         container={"state": _STATES[depth]},
@@ -346,7 +397,8 @@ def _paused(task: Task, depth: PauseDepth) -> Change:
 
 def _still_running(task: Task, error: RoostError) -> Change:
     session = task.session
-    found = outcomes.marked((ConditionType.SUSPEND_FAILED_STILL_RUNNING,), task.now)
+    still = (ConditionType.SUSPEND_FAILED_STILL_RUNNING,)
+    found = outcomes.marked(still, task.now, *_unsaved(task))
     return Change(
         session.session_id,
         session.epoch,

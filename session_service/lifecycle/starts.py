@@ -321,7 +321,7 @@ class Starts:
         for whoever does, and we decide again.
         """
         session, start = record.session, case.start
-        if session.transition is not Transition.START:
+        if session.transition is not Transition.START or _rolls_back(start, session):
             await self._settle(record)
             return None
         if session.decision_id is not None:
@@ -386,6 +386,12 @@ def _recreate(case: Case, record: Record) -> Recreate:
 def _told(start: Start, answer: Answer, case: Case | None) -> Answer:
     """The answer, saying where the container is not what was wanted."""
     return replace(answer, changed=differing(start, answer.record.session, case))
+
+
+def _rolls_back(start: Start, session: Session) -> bool:
+    """Whether a rollback is in flight, or comes after what is: neither joins the other."""
+    either = start.wish.checkpoint_id or wishes.load(session.wish).checkpoint_id
+    return session.prior_state is not None and either is not None
 
 
 def _about(record: Record) -> tuple[UUID, int, int]:

@@ -40,7 +40,7 @@ _NEEDING: sa.Select[Any] = sa.select(sa.literal_column("1")).where(
             sessions.c.slot == checkpoints.c.slot,
             sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
             sessions.c.transition == sa.text("'START'"),
-            sessions.c.wish[3].astext == sa.cast(checkpoints.c.checkpoint_id, sa.Text),
+            sessions.c.wish[4].astext == sa.cast(checkpoints.c.checkpoint_id, sa.Text),
         ),
     )
 )
@@ -78,7 +78,7 @@ def _detached(gone: sa.CTE) -> list[sa.CTE]:
     return [heads, children]
 
 
-def _gone(where: list[sa.ColumnElement[bool]], **values: Any) -> sa.Select[Any]:
+def _gone(where: list[sa.ColumnElement[bool] | sa.TextClause], **values: Any) -> sa.Select[Any]:
     """Any: columns of every type."""
     gone = (
         sa.update(checkpoints)
@@ -98,7 +98,7 @@ _CONDEMN = compiled(
 _WITHDRAW = compiled(
     _gone(
         [
-            checkpoints.c.state.in_([sa.text("'READY'"), sa.text("'FAILED'")]),
+            sa.text("checkpoints.state IN ('READY', 'FAILED')"),
             sa.not_(checkpoints.c.pinned),
             sa.not_(NEEDED),
         ],

@@ -218,6 +218,7 @@ _HEADED = (
     .where(
         sessions.c.session_id == _DONE.c.session_id,
         sessions.c.checkpoint_id.is_not_distinct_from(_DONE.c.parent_id),
+        sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
     )
     .values(checkpoint_id=_DONE.c.checkpoint_id)
     .cte("headed")

@@ -11,7 +11,7 @@ import uuid_utils.compat as uuids
 from session_service import errors
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
-from session_service.domain.checkpoint import Kind, Place, in_order, kind_for, supports
+from session_service.domain.checkpoint import Kind, Place, kind_for, supports
 from session_service.storage import checkpoint_lists, checkpoints
 from session_service.storage.checkpoints import AlreadyWriting, NewCheckpoint
 from session_service.vault.packing import Damaged
@@ -58,14 +58,20 @@ class Vault:
     # --- saving --------------------------------------------------------------------------------
 
     async def save(
-        self, session: Session, where: Address, reason: Reason, *, timeout: float
+        self,
+        session: Session,
+        where: Address,
+        reason: Reason,
+        *,
+        kind: Kind | None = None,
+        timeout: float,
     ) -> Checkpoint:
         """Save the state within the session's transition, by its owner, under its epoch.
 
         What is still being written of the session, by a call or by an owner that is gone, is FAILED
         first. Raises errors.RoostError; then nothing is READY that was not before.
         """
-        kind = required_kind(session, None)
+        kind = required_kind(session, kind)
         for _ in range(TRIES):
             for left in await checkpoints.supersede(
                 self._database, session.session_id, session.epoch
@@ -131,15 +137,6 @@ class Vault:
         )
 
     # --- restoring -----------------------------------------------------------------------------
-
-    async def candidates(self, session: Session) -> tuple[Checkpoint, ...]:
-        """What the session can go back to, in the order in which to try."""
-        if session.checkpoint_id is None:
-            return ()
-        found = await checkpoint_lists.of_session(
-            self._database, session.session_id, session.checkpoint_id
-        )
-        return in_order(session.checkpoint_id, found)
 
     async def find(self, tenant: str, checkpoint_id: UUID) -> Checkpoint:
         """A checkpoint to restore. Raises CheckpointMissing, -NotReady, -Corrupt."""
@@ -215,10 +212,16 @@ def usable(checkpoint: Checkpoint | None) -> Checkpoint:
 
 
 def build(
-    database: Database, states: States, volumes: Volumes, bucket: Bucket | None, habits: Habits
+    database: Database,
+    states: States,
+    volumes: Volumes,
+    bucket: Bucket | None,
+    habits: Habits,
+    *,
+    deletes: bool = True,
 ) -> Vault:
-    """The vault, wired."""
+    """The vault, wired; `deletes` says whether objects in the bucket are ours to delete."""
     reader = Reader(database, bucket)
-    retention = Retention(database, bucket)
+    retention = Retention(database, bucket if deletes else None)
     saver = Saver(database, states, volumes, bucket, reader, retention, habits)
     return Vault(database, states, volumes, saver, reader, retention)

@@ -14,11 +14,12 @@ from session_service.storage.database import Database
 from session_service.storage.installation import Installation
 from session_service.storage.notifications import Notices
 from tests.property.memory_containers import MemoryContainers, MemoryPreviews, NoActivity
+from tests.property.no_states import no_vault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from session_service.storage.database import Connection
+    from session_service.storage.connections import BoundedConnection
     from session_service.wiring import Wired
     from tests.property.memory_containers import Cloud
 
@@ -31,9 +32,11 @@ class MortalDatabase(Database):
     passing: Callable[[str, str], None]
 
     @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection, None]:
+    async def connection(
+        self, answer: float | None = None
+    ) -> AsyncGenerator[BoundedConnection, None]:
         self.passing("database", "before")
-        async with super().connection() as connection:
+        async with super().connection(answer) as connection:
             yield connection
         self.passing("database", "after")
 
@@ -66,6 +69,7 @@ class Replica:
             MemoryPreviews(self._cloud),
             NoActivity(),
             INSTALLATION,
+            no_vault(self._database),
         )
         self._ownership = wiring.own(self._config, self._database)
         self.wired: Wired = wiring.build(self._config, outside, self._ownership)

@@ -136,7 +136,8 @@ class CheckpointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCheckpoint(self, request, context):
-        """Deletes a checkpoint. Idempotent.
+        """Deletes a checkpoint. One that is gone already is CHECKPOINT_MISSING, but for a repeat of the
+        same request_id.
 
         Refused with CHECKPOINT_PINNED or CHECKPOINT_IN_USE (FAILED_PRECONDITION): the latter where a
         session rests on it without a container, a live fork has no checkpoint of its own yet, or it is

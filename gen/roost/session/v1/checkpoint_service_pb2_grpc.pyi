@@ -50,7 +50,8 @@ class CheckpointServiceStub:
     is saved then.
     """
     DeleteCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.DeleteCheckpointRequest, _checkpoint_service_pb2.DeleteCheckpointResponse]
-    """Deletes a checkpoint. Idempotent.
+    """Deletes a checkpoint. One that is gone already is CHECKPOINT_MISSING, but for a repeat of the
+    same request_id.
 
     Refused with CHECKPOINT_PINNED or CHECKPOINT_IN_USE (FAILED_PRECONDITION): the latter where a
     session rests on it without a container, a live fork has no checkpoint of its own yet, or it is
@@ -130,7 +131,8 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _checkpoint_service_pb2.DeleteCheckpointRequest,
         context: _aio.ServicerContext[_checkpoint_service_pb2.DeleteCheckpointRequest, _abc.Awaitable[_checkpoint_service_pb2.DeleteCheckpointResponse]],
     ) -> _abc.Awaitable[_checkpoint_service_pb2.DeleteCheckpointResponse]:
-        """Deletes a checkpoint. Idempotent.
+        """Deletes a checkpoint. One that is gone already is CHECKPOINT_MISSING, but for a repeat of the
+        same request_id.
 
         Refused with CHECKPOINT_PINNED or CHECKPOINT_IN_USE (FAILED_PRECONDITION): the latter where a
         session rests on it without a container, a live fork has no checkpoint of its own yet, or it is
