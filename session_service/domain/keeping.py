@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, assert_never
 
 from session_service.domain import conditions
 from session_service.domain import policy as policies
-from session_service.domain.session import ConditionType, EndReason, PauseDepth
+from session_service.domain.session import ConditionType, Continuity, EndReason, PauseDepth
 from session_service.domain.states import State, Transition
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from session_service.domain.policy import Policy
-    from session_service.domain.session import Record, Session
+    from session_service.domain.session import Container, Record, Session
 
 
 class Action(StrEnum):
@@ -98,7 +98,7 @@ def next_step(record: Record, habits: Habits) -> Step:
         case State.ACTIVE:
             return _active(session, habits)
         case State.PAUSED:
-            return _paused(session, policies.load(session.policy))
+            return _paused(record, policies.load(session.policy))
         case State.ENDED:
             return _ended(record, habits)
         case State.STARTING | State.PAUSING | State.ENDING:
@@ -144,13 +144,30 @@ def _active(session: Session, habits: Habits) -> Step:
     return Step(Action.PAUSE, when, "nobody was there, and nothing held it")
 
 
-def _paused(session: Session, policy: Policy) -> Step:
+def lost(session: Session, container: Container | None) -> bool:
+    """Whether its container was lost, and none stands in its place."""
+    stands = container is not None and container.start_time is not None
+    if stands and container is not None and container.destroy_time is None:
+        return False
+    return ConditionType.CONTAINER_LOST in _kinds(session)
+
+
+def recovers(session: Session) -> bool:
+    """Whether a lost container is replaced before anybody asks, as its policy says: not where what
+    is left is less than any start may come back with.
+    """
+    policy = policies.load(session.policy)
+    left = Continuity.NONE if session.checkpoint_id is None else Continuity.CHECKPOINT
+    return policy.recover_at_once and (policy.min_continuity or left) <= left
+
+
+def _paused(record: Record, policy: Policy) -> Step:
     """Deeper, each after its own time. How deep it rests may not be known: then it is deepened,
     which finds out.
     """
+    session = record.session
     since = session.pause_time or session.change_time
-    lost = ConditionType.CONTAINER_LOST in _kinds(session)
-    if lost and policy.recover_at_once:
+    if recovers(session) and lost(session, record.container):
         return Step(Action.RECOVER, session.change_time, "its container was lost")
     if session.pause_depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT):
         return Step(Action.EXPIRE, since + policy.expire_after, "it rested for too long")

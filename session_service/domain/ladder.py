@@ -340,7 +340,9 @@ def _use(
 
 def _running_continuity(record: Record, evidence: Evidence | None) -> tuple[Continuity, bool]:
     """What a running container holds of the last visit, and whether that is proved."""
-    if record.session.loss_untold or (evidence is not None and evidence.memory_intact is False):
+    if record.session.loss_untold:
+        return untold(record.session), True
+    if evidence is not None and evidence.memory_intact is False:
         return without_memory(record.session), True
     booted = record.container is not None and record.container.boot_id is not None
     if evidence is None:
@@ -353,6 +355,12 @@ def _running_continuity(record: Record, evidence: Evidence | None) -> tuple[Cont
 def without_memory(session: Session) -> Continuity:
     """What is left where memory is gone: files, if the container's root file system keeps them."""
     return Continuity.FILESYSTEM if specs.keeps_files(session.spec) else Continuity.NONE
+
+
+def untold(session: Session) -> Continuity:
+    """What is left of the last visit where something was lost since that no answer has told of."""
+    left = session.untold_continuity
+    return without_memory(session) if left is None else left
 
 
 def _stood(container: Container | None) -> bool:
@@ -398,9 +406,10 @@ def expected_continuity(session: Session, container: Container | None) -> Contin
     """What the next start is expected to bring back; an expectation, not a promise."""
     if not _stood(container):
         return Continuity.NONE if session.checkpoint_id is None else Continuity.CHECKPOINT
-    if session.loss_untold or session.pause_depth is PauseDepth.STOPPED:
-        return without_memory(session)
-    return Continuity.MEMORY
+    if session.loss_untold:
+        return untold(session)
+    stopped = session.pause_depth is PauseDepth.STOPPED
+    return without_memory(session) if stopped else Continuity.MEMORY
 
 
 def _climb(

@@ -257,6 +257,9 @@ class Session:
     checkpoint_id: UUID | None = None
     """The checkpoint that its state descends from: what a start goes back to where its container is
     gone. None where it has none."""
+    untold_continuity: Continuity | None = None
+    """The most that may be claimed while `loss_untold`, where that is less than what lost memory
+    leaves: its container is another one."""
 
     @property
     def key(self) -> Key:

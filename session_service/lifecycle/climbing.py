@@ -16,7 +16,7 @@ from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.checkpoint import Kind
-from session_service.domain.ladder import BEST_OF, least, rungs_for, without_memory
+from session_service.domain.ladder import BEST_OF, least, rungs_for, untold
 from session_service.domain.session import (
     AttemptResult,
     ConditionType,
@@ -184,7 +184,7 @@ class Climber:
         if climb.session.loss_untold:
             # Its memory is whole since a boot that no answer has told of: what was there at the
             # last answer is gone all the same.
-            landing = capped(landing, without_memory(climb.session))
+            landing = capped(landing, untold(climb.session))
         if climb.least is not None and landing.continuity < climb.least:
             if booted.memory_preserved is None and climb.least is Continuity.MEMORY:
                 # It may well be there: back to rest, so that the next start proves it anew.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from uuid import UUID
 
-    from session_service.domain.session import Container, Record
+    from session_service.domain.session import Container, Record, Session
     from session_service.ports import Containers, Previews, Seen
     from session_service.storage.database import Database
 
@@ -59,6 +59,12 @@ def labels(installation_id: UUID, session_id: UUID, generation: int) -> dict[str
         "roost_session": str(session_id),
         "roost_generation": str(generation),
     }
+
+
+def untold_loss(session: Session) -> dict[str, object]:
+    """The columns that say that memory was lost; what was untold before stays so."""
+    before = session.untold_continuity if session.loss_untold else None
+    return {"loss_untold": True, "untold_continuity": before}
 
 
 class Looker:
@@ -206,7 +212,7 @@ class Looker:
         # As of before the look: what was seen is no newer than that.
         found: dict[str, object] = {"verified_at": record.now}
         if not intact:
-            found["loss_untold"] = True
+            found |= untold_loss(record.session)
         change = Change(
             record.session.session_id,
             record.session.epoch,

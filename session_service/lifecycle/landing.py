@@ -6,8 +6,10 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from session_service.domain import keeping
 from session_service.domain.decision import dump_attempts
 from session_service.domain.session import (
+    Cause,
     ConditionType,
     Container,
     ContainerState,
@@ -20,6 +22,7 @@ from session_service.errors import ContinuityUnavailable, Retryable, RoostError
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.climb import InDoubt
 from session_service.lifecycle.discarding import Discarder
+from session_service.lifecycle.evidence import untold_loss
 from session_service.lifecycle.ownership import OwnershipLost
 from session_service.storage import sessions, transitions
 from session_service.storage.assignments import NOW, Plus
@@ -63,7 +66,9 @@ class Lander:
                 # Without a boot id nothing vouches for what runs: the next start looks.
                 "verified_at": None if landing.boot_id is None else NOW,
                 "start_count": Plus(),
-                "loss_untold": False,
+                # What the keeper began has no caller to hear what was lost: the next start tells.
+                "loss_untold": session.cause is Cause.LOST,
+                "untold_continuity": int(landing.continuity),
                 "conditions": outcomes.marked(climb.found, climb.now),
                 **_descends(landing),
             },
@@ -113,7 +118,7 @@ class Lander:
                 **outcomes.active(session),
                 "start_time": NOW,
                 "verified_at": None if less.booted.boot_id is None else NOW,
-                "loss_untold": True,
+                **untold_loss(session),
                 "conditions": outcomes.marked((ConditionType.MEMORY_LOST,), climb.now),
             },
             container=_running(less.booted.boot_id),
@@ -211,6 +216,8 @@ def _back_to_rest(
     columns = outcomes.paused(session, depth)
     columns["pause_time"] = session.pause_time or NOW
     columns["verified_at"] = None
+    if keeping.recovers(session) and (lost or keeping.lost(session, climb.container)):
+        columns |= outcomes.tried_again(session)
     if lost:
         columns["conditions"] = outcomes.marked(climb.found, climb.now)
     # Only the generation that was proved lost; one that was created since may well run.

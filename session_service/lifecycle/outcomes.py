@@ -120,19 +120,23 @@ def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, obj
     )
 
 
+def tried_again(session: Session) -> dict[str, object]:
+    """The columns by which the keeper tries again, after a pause that grows with each failure."""
+    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), LAST_RETRY)
+    return {"due_at": Now(pause), "failure_count": Plus()}
+
+
 def left_open(session: Session, error: RoostError) -> Change:
     """The transition stays: nobody owns it, the next call takes it over, or the keeper, after a
     pause that grows. Its own call is told.
     """
-    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), LAST_RETRY)
     return Change(
         session.session_id,
         session.epoch,
         session={
             "lease_until": NOW,
-            "due_at": Now(pause),
             "decision_id": None,
-            "failure_count": Plus(),
+            **tried_again(session),
         },
         decision=refused(error),
         decision_id=session.decision_id,

@@ -18,7 +18,7 @@ from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import Continuity, Mode, Outcome
 from session_service.domain.states import Transition
 from session_service.domain.wish import Recreate
-from session_service.lifecycle import intents, quota
+from session_service.lifecycle import intents, own_steps, quota
 from session_service.lifecycle.case import Case, differing
 from session_service.lifecycle.choosing import ANSWER_ERRORS
 from session_service.lifecycle.explaining import (
@@ -37,6 +37,7 @@ from session_service.storage import decisions, sessions, transitions
 from session_service.storage.decisions import NewDecision
 from session_service.storage.quotas import Quota, QuotaReached
 from session_service.storage.sessions import Gate
+from session_service.storage.transitions import Change
 from session_service.vault.lines import candidates
 
 if TYPE_CHECKING:
@@ -314,7 +315,14 @@ class Starts:
         same = wishes.load(record.session.wish) == wish
         if finished.finish_time is None or not (same or shareable(finished)):
             return None
-        return await self._append(case, joined(decided(case.start, plan, record), finished, wish))
+        decision = joined(decided(case.start, plan, record), finished, wish)
+        answer = await self._append(case, decision)
+        if answer is not None and leader.method == own_steps.METHOD:
+            # Nobody else hears of what the keeper's own start found lost; this caller does.
+            session = answer.record.session
+            heard = Change(session.session_id, session.epoch, {"loss_untold": False}, advance=False)
+            await transitions.write(self._database, heard)
+        return answer
 
     async def _take_over(self, case: Case, plan: ladder.TakeOver, record: Record) -> Answer | None:
         """The owner is gone. A start that nobody waits for any more is ours; else it is finished

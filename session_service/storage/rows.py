@@ -47,6 +47,7 @@ _SESSION_ENUMS: list[tuple[int, type[Enum]]] = [
     (_position(Session, "pause_depth"), PauseDepth),
     (_position(Session, "end_reason"), EndReason),
     (_position(Session, "cause"), Cause),
+    (_position(Session, "untold_continuity"), Continuity),
 ]
 _CONTAINER_ENUMS: list[tuple[int, type[Enum]]] = [(_position(Container, "state"), ContainerState)]
 _DECISION_ENUMS: list[tuple[int, type[Enum]]] = [

@@ -77,6 +77,7 @@ sessions = sa.Table(
     sa.Column("activity", sa.Text, nullable=False, server_default=""),
     sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("checkpoint_id", _UUID),
+    sa.Column("untold_continuity", sa.SmallInteger),
     sa.CheckConstraint(
         "state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED', 'ENDING', 'ENDED')", name="state"
     ),

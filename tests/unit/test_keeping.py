@@ -19,6 +19,7 @@ from session_service.domain.session import (
     ConditionType,
     Container,
     ContainerState,
+    Continuity,
     EndReason,
     PauseDepth,
     Record,
@@ -293,14 +294,37 @@ def test_the_warning_tells_the_time_at_which_the_pause_is_due() -> None:
         assert told.details == {"pause_time": pause.time.isoformat()}
 
 
+LOST = conditions.dump([Condition(ConditionType.CONTAINER_LOST, "", NOW)])
+
+
+def next_of_lost(container: Container | None, **policy: object) -> Action:
+    """What comes next for a session at rest whose container was lost at some time."""
+    session = replace(
+        SESSION,
+        state=State.PAUSED,
+        pause_depth=PauseDepth.CHECKPOINT,
+        conditions=LOST,
+        policy=policies.dump(Policy(**policy)),  # type: ignore[arg-type]  # any of its fields
+    )
+    return keeping.next_step(Record(session, container, NOW), Habits()).action
+
+
 def test_a_lost_container_is_replaced_at_once_only_where_the_policy_says_so() -> None:
-    found = conditions.dump([Condition(ConditionType.CONTAINER_LOST, "", NOW)])
-    for at_once, action in ((True, Action.RECOVER), (False, Action.EXPIRE)):
-        session = replace(
-            SESSION,
-            state=State.PAUSED,
-            pause_depth=PauseDepth.CHECKPOINT,
-            conditions=found,
-            policy=policies.dump(Policy(recover_at_once=at_once)),
-        )
-        assert keeping.next_step(Record(session, None, NOW), Habits()).action is action
+    assert next_of_lost(None, recover_at_once=True) is Action.RECOVER
+    assert next_of_lost(None, recover_at_once=False) is Action.EXPIRE
+
+
+def test_what_stands_in_place_of_a_lost_container_is_not_replaced() -> None:
+    gone = replace(CONTAINER, destroy_time=NOW)
+    unborn = replace(CONTAINER, start_time=None)
+    assert next_of_lost(CONTAINER, recover_at_once=True) is Action.EXPIRE
+    assert next_of_lost(gone, recover_at_once=True) is Action.RECOVER
+    assert next_of_lost(unborn, recover_at_once=True) is Action.RECOVER
+
+
+@pytest.mark.parametrize("least", list(Continuity))
+def test_nothing_is_replaced_that_no_start_may_come_back_with(least: Continuity) -> None:
+    """It would only be refused, again and again."""
+    allowed = least is Continuity.NONE
+    found = next_of_lost(None, recover_at_once=True, min_continuity=least)
+    assert found is (Action.RECOVER if allowed else Action.EXPIRE)
