@@ -23,12 +23,13 @@ the installation each destroy the machines of sessions that only the other knows
 
 
 def main(argv: Sequence[str]) -> int:
-    """Status 0 where the installation is this cluster's, 1 where it needs --yes, 2 on failure."""
+    """Status 0 where the installation is this database's, 1 where it needs --yes, 2 on failure."""
     parser = argparse.ArgumentParser(
         prog=f"python -m session_service {NAME}",
-        description="Binds the installation to the PostgreSQL cluster that ROOST_DATABASE_URL "
-        "leads to, after its database was moved there on purpose. Until then a copy of the "
-        "database only reports: nothing is paused, ended or destroyed by itself.",
+        description="Binds the installation to the database that ROOST_DATABASE_URL leads to, "
+        "after it was moved there on purpose: to another PostgreSQL cluster, or to another "
+        "database of the same. Until then a copy only reports: nothing is paused, ended or "
+        "destroyed by itself.",
         epilog=WARNING,
     )
     parser.add_argument(
@@ -44,21 +45,21 @@ async def _run(config: Config, *, yes: bool) -> int:
         say = sys.stdout.write
         say(_shown(found))
         if found.original:
-            say("Nothing to do: that is this cluster.\n")
+            say("Nothing to do: that is this one.\n")
             return 0
-        say(f"This is another:     cluster {found.here}\n\n{WARNING}\n\n")
+        say(f"This is another:     database {found.here}\n\n{WARNING}\n\n")
         if not yes:
-            say(f"Nothing was changed. To bind it to this cluster: {NAME} --yes\n")
+            say(f"Nothing was changed. To bind it to this database: {NAME} --yes\n")
             return 1
         if not await installation.claim(database, found):
             return commands.failed(NAME, "somebody else was first; look again")
         say(
-            "Bound to this cluster. Replicas that run learn of it when they are started anew; "
+            "Bound to this database. Replicas that run learn of it when they are started anew; "
             "then they\nkeep, sweep and destroy again.\n"
         )
         return 0
 
 
 def _shown(found: Binding) -> str:
-    bound = f"It is bound to:      cluster {found.bound_to}"
+    bound = f"It is bound to:      database {found.bound_to} (cluster/OID)"
     return f"Installation:        {found.installation_id}\n{bound}\n"

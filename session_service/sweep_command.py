@@ -117,8 +117,8 @@ def _as_text(passes: Passes) -> str:
 
 def _lines(swept: Swept, *, acted: bool) -> Iterable[str]:
     yield (
-        f"{_name(swept.app)}: {swept.listed} containers at the provider, {swept.tracked} in the "
-        f"rows, {len(swept.orphans)} orphans, {len(swept.destroyed)} destroyed"
+        f"{_name(swept.app)}: listed {swept.listed}, in the rows {swept.tracked}, "
+        f"orphans {len(swept.orphans)}, destroyed {len(swept.destroyed)}"
     )
     seen = ", ".join(f"{verdict} {count}" for verdict, count in _followed(swept).items())
     if seen:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 import hypothesis
+import psycopg
 import pytest
 from blockbuster import blockbuster_ctx
 
@@ -78,7 +79,17 @@ def empty_database_url(databases: Databases) -> Iterator[str]:
 @pytest.fixture
 def database_url(databases: Databases, migrated_database: str) -> Iterator[str]:
     """A migrated database of this test's own. A connection left open at its end fails the test."""
-    yield from _lend(databases, databases.create(template=migrated_database))
+    url = databases.create(template=migrated_database)
+    _make_original(url)
+    yield from _lend(databases, url)
+
+
+def _make_original(url: str) -> None:
+    """A copy of the template knows itself for one, and would keep and sweep nothing."""
+    from session_service.storage.installation import HERE
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"UPDATE installation SET system_identifier = {HERE}".encode())
 
 
 def _lend(databases: Databases, url: str) -> Iterator[str]:

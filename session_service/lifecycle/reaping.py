@@ -66,7 +66,7 @@ class Reaped:
 
     orphans: list[Orphan] = field(default_factory=list)
     stopped_because: str = ""
-    """Why none was destroyed, for a reason that is not of one orphan; empty where there is none."""
+    """Why none is destroyed, for a reason that is not of one orphan; empty where there is none."""
 
     @property
     def destroyed(self) -> list[str]:
@@ -101,7 +101,7 @@ class Reaper:
             return Reaped([_orphan(app, *item, "it is only reported") for item in found])
         why = "this database is a copy: the machines are another's"
         orphans = [_orphan(app, *item, why) for item in found]
-        return Reaped(orphans, why if orphans else "")
+        return Reaped(orphans, why)
 
     async def take_back(self, app: str, unknown: Mapping[str, Listed], began: datetime) -> None:
         """Give what was taken for lost, and is there after all, back to its session."""

@@ -1,7 +1,8 @@
 """Which installation of Roost this database belongs to.
 
-Its id is in the labels of every machine. It is bound to the identity of the PostgreSQL cluster that
-made it: a copy of the database that runs elsewhere has the id, but is not the installation.
+Its id is in the labels of every machine. It is bound to the database that made it, by the identity
+of its PostgreSQL cluster and its own within that: a copy that was restored elsewhere, or beside it,
+has the id, but is not the installation. (A copy of a whole cluster's files cannot be told from it.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from session_service.storage.tables import installation
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The installation's id, and whether this is the cluster that it was made on."""
+    """The installation's id, and whether this is the database that it was made in."""
 
     installation_id: UUID
     original: bool
@@ -27,8 +28,9 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """An installation, the cluster that it is bound to, and the one that answers: by PostgreSQL's
-    system identifiers.
+    """An installation, the database that it is bound to, and the one that answers.
+
+    Databases are told apart by their cluster's system identifier and their own OID in it.
     """
 
     installation_id: UUID
@@ -37,11 +39,16 @@ class Binding:
 
     @property
     def original(self) -> bool:
-        """Whether they are the same."""
-        return self.bound_to == self.here
+        """Whether they are the same. One that names no OID is bound to the whole cluster."""
+        return self.bound_to in (self.here, self.here.partition("/")[0])
 
 
-_HERE = sa.text("(SELECT system_identifier::text FROM pg_control_system())")
+#: Which database this is, as SQL.
+HERE = (
+    "(SELECT system_identifier || '/' || oid FROM pg_control_system(), pg_database "
+    "WHERE datname = current_database())"
+)
+_HERE = sa.text(HERE)
 _READ = compiled(
     sa.select(installation.c.installation_id, installation.c.system_identifier, _HERE),
     lambda row: Binding(UUID(str(row[0])), str(row[1]), str(row[2])),
@@ -75,6 +82,6 @@ async def binding(database: Database) -> Binding:
 
 
 async def claim(database: Database, seen: Binding) -> bool:
-    """Bind the installation to this cluster; False where it is no longer bound as was seen."""
+    """Bind the installation to this database; False where it is no longer bound as was seen."""
     params = {"installation_id": seen.installation_id, "bound_to": seen.bound_to}
     return await database.fetch_one(_CLAIM, params) is not None

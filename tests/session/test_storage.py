@@ -78,10 +78,13 @@ async def test_replicas_that_start_at_once_migrate_once(empty_database_url: str)
 
 
 async def test_a_copy_of_the_database_is_not_the_installation(database: Database) -> None:
-    """Bound to the cluster's identity, so that a restored copy knows itself for one."""
-    async with database.connection() as connection:
-        await connection.execute("UPDATE installation SET system_identifier = '1'")
-    assert not (await installation.read(database)).original
+    """Bound to its cluster and its OID there, so that a restored copy knows itself for one."""
+    cluster = "SELECT system_identifier::text FROM pg_control_system()"
+    copied = {"'1'": False, f"({cluster}) || '/1'": False, f"({cluster})": True}
+    for bound, original in copied.items():
+        async with database.connection() as connection:
+            await connection.execute(f"UPDATE installation SET system_identifier = {bound}")
+        assert (await installation.read(database)).original is original
 
 
 async def test_of_many_openings_of_a_key_one_goes_through(database: Database) -> None:

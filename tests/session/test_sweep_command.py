@@ -94,9 +94,7 @@ async def test_sweep_report_tells_of_orphans_and_changes_nothing(operated: Opera
     status, out, err = await operated.command("sweep", "--report")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == (
-        "birds: 2 containers at the provider, 1 in the rows, 1 orphans, 0 destroyed"
-    )
+    assert lines[0] == "birds: listed 2, in the rows 1, orphans 1, destroyed 0"
     assert lines[1] == "To follow: FELL 1"
     assert lines[2].split()[:2] == ["CONTAINER", "SESSION"]
     assert lines[3].startswith(orphan)
@@ -118,7 +116,7 @@ async def test_sweep_act_does_what_a_pass_does_under_the_same_guards(operated: O
     assert first["orphans"][0]["spared_because"] == "seen in 1 of 2 passes running"
     status, out, _ = await operated.command("sweep", "--act", "--app", "birds")
     assert status == 0
-    assert "1 orphans, 1 destroyed" in out
+    assert "orphans 1, destroyed 1" in out
     assert out.splitlines()[-1].endswith("destroyed")
     assert orphan not in await machines(roost)
     third = (await operated.document("sweep", "--act"))["apps"][0]
@@ -180,7 +178,7 @@ async def test_a_database_without_tables_is_told_by_name(empty_database_url: str
 
 
 async def test_claim_installation_shows_asks_and_binds(operated: Operated) -> None:
-    """Nothing without --yes; with it, the row names this cluster, and sweeps act again."""
+    """Nothing without --yes; with it, the row names this database, and sweeps act again."""
     roost = operated.roost
     status, out, _ = await operated.command("claim-installation")
     assert (status, "Nothing to do" in out) == (0, True)
@@ -193,7 +191,7 @@ async def test_claim_installation_shows_asks_and_binds(operated: Operated) -> No
     assert await everything(roost) == before
     status, out, _ = await operated.command("claim-installation", "--yes")
     assert status == 0
-    assert "Bound to this cluster" in out
+    assert "Bound to this database" in out
     found = await installation.binding(roost.one.running.database)
     assert found.original
     assert not await installation.claim(

@@ -82,6 +82,16 @@ def gone(machine_id: str) -> Answer:
     return answer
 
 
+def going(machine: Machine) -> Answer:
+    """Whoever asks for the machine hears that it is being destroyed."""
+
+    def answer(asked: Asked) -> tuple[int, object] | None:
+        shown = asked.method == "GET" and asked.path.endswith(f"/{machine['id']}")
+        return (200, {**machine, "state": "destroying"}) if shown else None
+
+    return answer
+
+
 # --- guards -----------------------------------------------------------------------------------
 
 
@@ -248,10 +258,11 @@ async def test_report_mutates_nothing(roost: World) -> None:
     assert by_id(swept)[orphan].spared_because == "it is only reported"
 
 
+@pytest.mark.parametrize("where", ["in another cluster", "beside the original"])
 async def test_a_restored_copy_only_reports_and_does_not_keep(
-    emulator: Emulator, databases: Databases, database_url: str
+    emulator: Emulator, databases: Databases, database_url: str, where: str
 ) -> None:
-    """The same Fly app, the same labels, another cluster: its loops run, and touch nothing."""
+    """The same Fly app, the same labels, another database: its loops run, and touch nothing."""
     async with world(emulator, database_url) as original:
         idle = (await original.one.start("wren")).session
         woken = (await original.one.start("finch")).session
@@ -266,7 +277,8 @@ async def test_a_restored_copy_only_reports_and_does_not_keep(
             **QUICK, "sweep_passes": 1, "idle_timeout": timedelta(seconds=1),
             "keeper_interval": timedelta(seconds=0.05), "sweep_interval": timedelta(seconds=0.1),
         }  # fmt: skip
-        await _copied(copy_url)
+        if where == "in another cluster":
+            await _moved(copy_url)
         async with world(emulator, copy_url, **more) as copy:
             await an_hour_passes(copy)
             await sql(
@@ -296,12 +308,15 @@ async def test_a_restored_copy_only_reports_and_does_not_keep(
         databases.drop(copy_url)
 
 
-async def _copied(url: str) -> None:
-    """As a copy would differ: the row names the cluster that it was made on."""
+async def _moved(url: str) -> None:
+    """As a copy would differ: the row names the cluster that it was made on, and this OID."""
     import psycopg
 
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        await connection.execute("UPDATE installation SET system_identifier = '1'")
+        await connection.execute(
+            "UPDATE installation SET system_identifier ="
+            " (SELECT '1/' || oid FROM pg_database WHERE datname = current_database())"
+        )
 
 
 # --- listings that are not so -----------------------------------------------------------------
@@ -593,8 +608,11 @@ async def test_a_machine_taken_for_lost_that_reappears_is_taken_back(
     assert [c.type for c in lost.conditions] == [pb.CONDITION_TYPE_CONTAINER_LOST]
     # A listing that is right and a read that is not, or the other way round, are no proof.
     front.listing = None
-    await act(behind)
-    assert "CONTAINER_FOUND" not in await events(behind, session)
+    seen = await fly(behind, "GET", f"/{hidden}", truth=front.truth)
+    for answer in (front.answer, going(seen)):
+        front.answer = answer
+        await act(behind)
+        assert "CONTAINER_FOUND" not in await events(behind, session)
     front.answer = None
     for _ in range(2):
         swept = await act(behind)

@@ -25,7 +25,8 @@ def _installation() -> None:
     )
     op.execute(
         "INSERT INTO installation (installation_id, system_identifier) "
-        "SELECT gen_random_uuid(), system_identifier::text FROM pg_control_system()"
+        "SELECT gen_random_uuid(), system_identifier || '/' || oid "
+        "FROM pg_control_system(), pg_database WHERE datname = current_database()"
     )
 
 
