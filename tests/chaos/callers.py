@@ -55,6 +55,8 @@ class Callers:
         self._wire = wire
         self._seed = seed
         self.keys = [f"user-{number:02}" for number in range(keys)]
+        #: Some keys see a caller at a time, others several at once.
+        self._heat = [1 / (number + 1) for number in range(keys)]
         #: The sessions that answers named at a key, the newest last.
         self._known: dict[str, list[str]] = defaultdict(list)
         #: Clicks on one session come one after the other.
@@ -65,7 +67,7 @@ class Callers:
         dice = random.Random(f"{self._seed}:caller:{number}")
         name = f"c{number}"
         while not over.is_set():
-            key = dice.choice(self.keys)
+            key = dice.choices(self.keys, self._heat)[0]
             what = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
             deed: Callable[[random.Random, str, str], Awaitable[object]]
             deed = getattr(self, f"_{what}")

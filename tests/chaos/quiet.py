@@ -27,6 +27,15 @@ _CONTAINERS = """
 SELECT session_id::text, generation, container_id, state, wanted, destroy_time, create_time
 FROM containers
 """
+#: Sessions whose events are not 1, 2, 3 … up to the row's own count, or end in another state.
+_TORN = """
+SELECT s.session_id::text, s.user_id, s.state, s.event_sequence, count(e.sequence) AS events,
+       max(e.sequence) AS newest, (array_agg(e.state ORDER BY e.sequence DESC))[1] AS told
+FROM sessions s LEFT JOIN session_events e USING (session_id)
+GROUP BY s.session_id
+HAVING count(e.sequence) <> s.event_sequence OR max(e.sequence) IS DISTINCT FROM s.event_sequence
+    OR (array_agg(e.state ORDER BY e.sequence DESC))[1] IS DISTINCT FROM s.state
+"""
 LIVE = ("STARTING", "ACTIVE", "PAUSING", "PAUSED")
 GONE = ("destroyed", "destroying")
 # Any: rows and JSON of columns of every type.
@@ -36,7 +45,10 @@ Row = dict[str, Any]
 class Picture:
     """The rows and the machines as they are at one time."""
 
-    def __init__(self, sessions: list[Row], containers: list[Row], machines: list[Row]) -> None:
+    def __init__(
+        self, sessions: list[Row], containers: list[Row], machines: list[Row], torn: list[Row]
+    ) -> None:
+        self._torn = torn
         self.sessions = {row["session_id"]: row for row in sessions}
         self.containers = containers
         self.machines = [m for m in machines if m["state"] not in GONE]
@@ -50,6 +62,7 @@ class Picture:
             *self._machines_without_session(),
             *self._running_of_none(),
             *self._unwanted(),
+            *self._torn_events(),
         ]
 
     def _in_flight(self) -> list[str]:
@@ -94,6 +107,13 @@ class Picture:
             if not c["wanted"] and c["destroy_time"] is None
         ]
 
+    def _torn_events(self) -> list[str]:
+        return [
+            f"{row['session_id']} is {row['state']} with {row['event_sequence']} events told; "
+            f"kept are {row['events']} up to {row['newest']}, the last one {row['told']}"
+            for row in self._torn
+        ]
+
     def _machine_of(self, row: Row) -> str | None:
         for container in self.containers:
             same = container["session_id"] == row["session_id"]
@@ -117,11 +137,12 @@ async def look(rig: Rig) -> Picture:
     ) as connection:
         sessions = await (await connection.execute(_SESSIONS)).fetchall()
         containers = await (await connection.execute(_CONTAINERS)).fetchall()
+        torn = await (await connection.execute(_TORN)).fetchall()
     async with httpx.AsyncClient(base_url=rig.stack.fly_url, trust_env=False) as client:
         headers = {"authorization": f"Bearer {TOKEN}"}
         answer = await client.get(f"/v1/apps/{APP}/machines", headers=headers)
         answer.raise_for_status()
-    return Picture(sessions, containers, answer.json())
+    return Picture(sessions, containers, answer.json(), torn)
 
 
 async def until_quiet(rig: Rig, timeout: float) -> tuple[Picture, float]:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 #: As many at once as keep two cores busy: most of a case is waiting for leases to run out.
-AT_ONCE = 12
-LEASE, PATIENCE = 1, 20.0
+AT_ONCE = 8
+LEASE, PATIENCE = 1, 40.0
 
 CREATE = ("create", "wait_started", "read_boot_id")
 REST = ("acquire_lease", "suspend", "release_lease")
