@@ -19,6 +19,7 @@ from session_service.storage.checkpoint_rows import checkpoint_columns, make_che
 from session_service.storage.database import compiled, one
 from session_service.storage.rows import scalar
 from session_service.storage.tables import (
+    REQUEST,
     WRITING,
     checkpoint_numbers,
     checkpoints,
@@ -146,6 +147,8 @@ async def begin(
     except psycopg.errors.UniqueViolation as error:
         if error.diag.constraint_name == WRITING:
             raise AlreadyWriting from error
+        if error.diag.constraint_name != REQUEST:
+            raise
         return None
     return begun
 

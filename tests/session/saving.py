@@ -1,0 +1,113 @@
+"""What the tests of checkpoints share: a client, and counters that hand their state out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import checkpoint_service_pb2, session_pb2
+from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from tests.session.harness import TIMEOUT, key, spec
+
+if TYPE_CHECKING:
+    from tests.session.harness import Replica, World
+
+pb = checkpoint_service_pb2
+Checkpoint = pb.Checkpoint
+APPLICATION = Path(__file__).with_name("keeper_of_state.py")
+HOOK = container_pb.StateHook(http_path="/state")
+
+
+def large(size: int, seed: str = "", **env: str) -> container_pb.ContainerSpec:
+    """An application with a state of so many bytes, which no compression makes smaller."""
+    return container_pb.ContainerSpec(
+        image="roost/base",
+        command=(sys.executable, str(APPLICATION)),
+        env={"STATE_BYTES": str(size), "STATE_SEED": seed, **env},
+        state_hook=HOOK,
+    )
+
+
+def hooked(**env: str) -> container_pb.ContainerSpec:
+    """A counter that hands its state out and takes one back."""
+    return spec(state_hook=HOOK, env=env)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """A client of one replica's CheckpointService."""
+
+    stub: CheckpointServiceStub
+
+    async def create(self, session_id: str, **fields: Any) -> pb.Checkpoint:
+        """CreateCheckpoint."""
+        request = pb.CreateCheckpointRequest(session_id=session_id, **fields)
+        return (await self.stub.CreateCheckpoint(request, timeout=TIMEOUT)).checkpoint
+
+    async def get(self, checkpoint_id: str) -> pb.Checkpoint:
+        """GetCheckpoint."""
+        request = pb.GetCheckpointRequest(checkpoint_id=checkpoint_id)
+        return (await self.stub.GetCheckpoint(request, timeout=TIMEOUT)).checkpoint
+
+    async def of(self, user_id: str = "wren", **fields: Any) -> list[pb.Checkpoint]:
+        """ListCheckpoints of a key."""
+        request = pb.ListCheckpointsRequest(key=key(user_id), **fields)
+        return list((await self.stub.ListCheckpoints(request, timeout=TIMEOUT)).checkpoints)
+
+    async def restore(self, session_id: str, **fields: Any) -> pb.RestoreCheckpointResponse:
+        """RestoreCheckpoint."""
+        request = pb.RestoreCheckpointRequest(session_id=session_id, **fields)
+        return await self.stub.RestoreCheckpoint(request, timeout=TIMEOUT)
+
+    async def delete(self, checkpoint_id: str, **fields: Any) -> None:
+        """DeleteCheckpoint."""
+        request = pb.DeleteCheckpointRequest(checkpoint_id=checkpoint_id, **fields)
+        await self.stub.DeleteCheckpoint(request, timeout=TIMEOUT)
+
+    async def pin(self, checkpoint_id: str, *, pinned: bool = True) -> pb.Checkpoint:
+        """PinCheckpoint."""
+        request = pb.PinCheckpointRequest(checkpoint_id=checkpoint_id, pinned=pinned)
+        return (await self.stub.PinCheckpoint(request, timeout=TIMEOUT)).checkpoint
+
+    async def fork(self, checkpoint_id: str, user_id: str, **fields: Any) -> pb.ForkSessionResponse:
+        """ForkSession."""
+        request = pb.ForkSessionRequest(checkpoint_id=checkpoint_id, key=key(user_id), **fields)
+        return await self.stub.ForkSession(request, timeout=TIMEOUT)
+
+
+def client(replica: Replica) -> Checkpoints:
+    """A client of this replica."""
+    return Checkpoints(CheckpointServiceStub(replica.channel))
+
+
+async def counting(
+    roost: World, clicks: int, user_id: str = "wren", **env: str
+) -> session_pb2.Session:
+    """A session whose counter shows so many clicks."""
+    session = (await roost.one.start(user_id, spec=hooked(**env))).session
+    for _ in range(clicks):
+        await roost.counter(session, "/click")
+    return session
+
+
+def execute(url: str, statement: str, *values: object) -> list[Any]:
+    """What the database gives for a statement; the rows, where it gives any."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(statement, values)
+        return cursor.fetchall() if cursor.description else []
+
+
+def flip(url: str, checkpoint_id: str) -> None:
+    """Damage a checkpoint as a disk would: one bit in the middle of its first piece."""
+    execute(
+        url,
+        "UPDATE checkpoint_chunks SET bytes = set_bit(bytes, 8 * (length(bytes) / 2)::bigint + 1, "
+        "1 - get_bit(bytes, 8 * (length(bytes) / 2)::bigint + 1)) "
+        "WHERE checkpoint_id = %s AND number = 0",
+        checkpoint_id,
+    )

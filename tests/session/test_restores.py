@@ -1,0 +1,478 @@
+"""State that was saved comes back: the ladder's rung, stops that save, rollbacks, forks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from roost.session.v1 import session_pb2 as pb
+from tests.container.harness import failing
+from tests.session.harness import request_id, spec, world
+from tests.session.saving import Checkpoint, client, counting, execute, flip, large
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.fly.emulator import Emulator
+    from tests.session.harness import World
+
+ACTIVE = pb.Session.STATE_ACTIVE
+PAUSED = pb.Session.STATE_PAUSED
+
+
+@pytest.fixture
+async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas under a policy that saves and destroys at every stop."""
+    async with world(emulator, database_url, persistence="checkpoint") as running:
+        yield running
+
+
+def numbers(answer: Any) -> list[tuple[str, str, int]]:
+    """What was tried: the rung, why, and the checkpoint's number. Any: answers of several calls."""
+    return [
+        (pb.Rung.Name(each.rung).removeprefix("RUNG_"), each.reason, each.checkpoint_number)
+        for each in answer.attempts
+    ]
+
+
+# --- stops that save -----------------------------------------------------------------------------
+
+
+async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> None:
+    """CHECKPOINT: no machine is left over a stop, and the counter is what it was."""
+    session = await counting(saving, 2)
+    stopped = await saving.one.stop(session.session_id)
+    assert (stopped.state, stopped.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+    assert stopped.expected_continuity == pb.CONTINUITY_CHECKPOINT
+    assert not stopped.conditions
+    assert await saving.committed("destroy", session.session_id) == 1
+    assert await saving.committed("suspend") == 0
+    (kept,) = await client(saving.one).of()
+    assert (kept.reason, kept.state) == (Checkpoint.REASON_STOP, Checkpoint.STATE_READY)
+    again = await saving.one.stop(session.session_id)
+    assert again.etag == stopped.etag, "it rests as deep as can be"
+
+    answer = await saving.two.start()
+    assert (answer.outcome, answer.continuity, answer.continuity_verified) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+        True,
+    )
+    assert answer.session.session_id == session.session_id
+    assert answer.session.generation == 2
+    assert not answer.session.conditions, "nothing was lost"
+    assert numbers(answer) == [("RESTORE", "CHECKPOINT_RESTORED", 1)]
+    assert await saving.counter(answer.session) == "2"
+    assert (await saving.one.start()).outcome == pb.START_OUTCOME_REUSED
+
+
+async def test_a_stop_that_cannot_save_keeps_the_container(saving: World) -> None:
+    """It is suspended with all that is in it; a condition and the answer say why."""
+    session = (await saving.one.start(spec=spec())).session
+    await saving.click_twice(session)
+    stopped = await saving.one.stop(session.session_id)
+    assert (stopped.state, stopped.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
+    (condition,) = stopped.conditions
+    assert condition.type == pb.CONDITION_TYPE_CHECKPOINT_FAILED
+    assert "CHECKPOINT_UNSUPPORTED" in condition.message
+    assert await saving.committed("destroy") == 0
+    answer = await saving.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESUMED
+    assert answer.continuity == pb.CONTINUITY_MEMORY
+    assert not answer.session.conditions
+    assert await saving.counter(answer.session) == "2"
+
+
+async def test_what_rests_suspended_is_woken_to_be_saved(saving: World) -> None:
+    """A pause that froze it, then a stop: it is saved with its memory, and goes."""
+    session = await counting(saving, 2)
+    await saving.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_SUSPENDED)
+    stopped = await saving.one.stop(session.session_id)
+    assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    answer = await saving.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await saving.counter(answer.session) == "2"
+
+
+async def test_checkpoint_on_stop_saves_and_still_suspends(roost: World) -> None:
+    """HIBERNATE with checkpoint_on_stop: memory at the next start, state where that is lost."""
+    from google.protobuf.field_mask_pb2 import FieldMask
+
+    from roost.session.v1 import policy_service_pb2 as policy_pb
+    from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+
+    await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(
+        policy_pb.UpdateProjectPolicyRequest(
+            project_id="nest",
+            policy=pb.Policy(checkpoint_on_stop=True),
+            update_mask=FieldMask(paths=["checkpoint_on_stop"]),
+        ),
+        timeout=9,
+    )
+    session = await counting(roost, 2)
+    stopped = await roost.one.stop(session.session_id)
+    assert stopped.pause_depth == pb.PAUSE_DEPTH_SUSPENDED
+    assert stopped.expected_continuity == pb.CONTINUITY_MEMORY
+    (kept,) = await client(roost.one).of()
+    assert kept.reason == Checkpoint.REASON_STOP
+    await roost.destroy_behind_our_back(session)
+    answer = await roost.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert [c.type for c in answer.session.conditions] == [pb.CONDITION_TYPE_CONTAINER_LOST]
+    assert await roost.counter(answer.session) == "2"
+
+
+async def test_an_ended_session_that_was_saved_comes_back(saving: World) -> None:
+    """Undelete within the grace, without a container to keep; not after a purge."""
+    session = await counting(saving, 2)
+    await saving.one.stop(session.session_id)
+    ended = await saving.one.end(session.session_id)
+    assert ended.state == pb.Session.STATE_ENDED
+    back = await saving.two.undelete(session.session_id)
+    assert (back.state, back.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+    answer = await saving.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await saving.counter(answer.session) == "2"
+    await saving.one.stop(session.session_id)
+    await saving.one.end(session.session_id, now=True)
+    failure = await failing(saving.one.undelete(session.session_id))
+    assert failure.reason == "SESSION_STATE_CONFLICT"
+    assert await client(saving.one).of(), "what was saved is still there, to be forked"
+
+
+# --- the rung ------------------------------------------------------------------------------------
+
+
+async def test_a_container_that_was_lost_is_restored(roost: World) -> None:
+    """HIBERNATE: a machine destroyed behind our back, with a checkpoint from before."""
+    session = await counting(roost, 2)
+    await client(roost.one).create(session.session_id)
+    await roost.counter(session, "/click")
+    await roost.one.stop(session.session_id)
+    await roost.destroy_behind_our_back(session)
+    answer = await roost.one.start(min_continuity=pb.CONTINUITY_CHECKPOINT)
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert numbers(answer)[-1] == ("RESTORE", "CHECKPOINT_RESTORED", 1)
+    assert await roost.counter(answer.session) == "2"
+
+
+async def test_a_damaged_checkpoint_gives_way_to_the_next_older(
+    saving: World, database_url: str
+) -> None:
+    """It is named in the attempts and FAILED from then on; the one before is restored."""
+    session = await counting(saving, 1)
+    saved = client(saving.one)
+    for clicks in (2, 3):
+        await saved.create(session.session_id)
+        assert await saving.counter(session, "/click") == str(clicks)
+    await saving.one.stop(session.session_id)
+    kept = await saved.of()
+    assert [each.number for each in kept] == [3, 2, 1]
+    for each in kept[:2]:
+        flip(database_url, each.checkpoint_id)
+    answer = await saving.one.start()
+    assert numbers(answer) == [
+        ("RESTORE", "CHECKPOINT_CORRUPT", 3),
+        ("RESTORE", "CHECKPOINT_CORRUPT", 2),
+        ("RESTORE", "CHECKPOINT_RESTORED", 1),
+    ]
+    assert await saving.counter(answer.session) == "1"
+    shown = {each.number: each.state for each in await saved.of()}
+    assert shown == {
+        3: Checkpoint.STATE_FAILED,
+        2: Checkpoint.STATE_FAILED,
+        1: Checkpoint.STATE_READY,
+    }
+    (decision,) = [d for d in await saving.one.decisions(session.session_id) if d.attempts][:1]
+    assert numbers(decision) == numbers(answer)
+
+
+async def test_with_none_left_min_continuity_decides(saving: World, database_url: str) -> None:
+    """CONTINUITY_UNAVAILABLE, and nothing created; without it a new container, said as such."""
+    session = await counting(saving, 2)
+    await saving.one.stop(session.session_id)
+    (kept,) = await client(saving.one).of()
+    flip(database_url, kept.checkpoint_id)
+    failure = await failing(saving.one.start(min_continuity=pb.CONTINUITY_CHECKPOINT))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    assert await saving.committed("create", session.session_id) == 1
+    shown = await saving.one.get(session.session_id)
+    assert (shown.state, shown.expected_continuity) == (PAUSED, pb.CONTINUITY_NONE)
+    answer = await saving.one.start()
+    assert (answer.outcome, answer.continuity) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE)
+    assert answer.session.session_id == session.session_id
+    assert await saving.counter(answer.session) == "0"
+
+
+async def test_a_preview_says_what_a_start_would_restore(saving: World) -> None:
+    """RESTORED is expected, and nothing is done."""
+    from roost.session.v1 import session_service_pb2 as rpc_pb
+    from tests.session.harness import key
+
+    session = await counting(saving, 2)
+    await saving.one.stop(session.session_id)
+    await saving.calls()
+    request = rpc_pb.PreviewStartRequest(start=rpc_pb.StartSessionRequest(key=key()))
+    preview = await saving.one.stub.PreviewStart(request, timeout=9)
+    assert preview.outcome == pb.START_OUTCOME_RESTORED
+    assert list(preview.rungs) == [pb.RUNG_RESTORE, pb.RUNG_CREATE]
+    assert preview.expected_continuity == pb.CONTINUITY_CHECKPOINT
+    assert await saving.calls() == []
+
+
+async def test_memory_is_refused_of_what_was_only_saved(saving: World) -> None:
+    """min_continuity above CHECKPOINT: refused before anything is created."""
+    session = await counting(saving, 2)
+    await saving.one.stop(session.session_id)
+    failure = await failing(saving.one.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    assert await saving.committed("create", session.session_id) == 1
+
+
+async def test_a_restore_that_fails_is_not_handed_out(saving: World) -> None:
+    """The new container is up, its application takes nothing yet: UNAVAILABLE, the session rests on
+    its checkpoint, and the next start puts the state into the same container.
+    """
+    session = (await saving.one.start(spec=large(1000, REFUSE="1"))).session
+    before = await saving.counter(session)
+    await saving.one.stop(session.session_id)
+    failure = await failing(saving.one.start())
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    shown = await saving.one.get(session.session_id)
+    assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+    assert shown.expected_continuity == pb.CONTINUITY_CHECKPOINT
+    answer = await saving.two.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await saving.counter(answer.session) == before
+    assert await saving.committed("create", session.session_id) == 2
+
+
+async def test_what_was_never_restored_is_not_saved(saving: World) -> None:
+    """A stop after a restore that failed: the container had nothing of the user's in it."""
+    session = (await saving.one.start(spec=large(1000, REFUSE="1"))).session
+    before = await saving.counter(session)
+    await saving.one.stop(session.session_id)
+    await failing(saving.one.start())
+    stopped = await saving.one.stop(session.session_id)
+    assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    assert [each.number for each in await client(saving.one).of()] == [1]
+    await failing(saving.one.start())
+    answer = await saving.one.start()
+    assert await saving.counter(answer.session) == before
+
+
+# --- rollbacks -----------------------------------------------------------------------------------
+
+
+async def test_a_rollback_can_be_undone_byte_for_byte(roost: World) -> None:
+    """Back to 2 of 5, and back again; the session is the same one, and its container."""
+    session = await counting(roost, 0)
+    saved = client(roost.one)
+    for _ in range(5):
+        await roost.counter(session, "/click")
+        await saved.create(session.session_id)
+    await roost.counter(session, "/click")
+    back = await saved.restore(session.session_id, number=2)
+    assert (back.outcome, back.continuity, back.continuity_verified) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+        True,
+    )
+    assert back.session.session_id == session.session_id
+    assert back.session.container.container_id == session.container.container_id
+    assert await roost.counter(session) == "2"
+    before = back.rollback_checkpoint
+    assert (before.number, before.reason) == (6, Checkpoint.REASON_ROLLBACK)
+    undone = await client(roost.two).restore(session.session_id, checkpoint_id=before.checkpoint_id)
+    assert await roost.counter(undone.session) == "6"
+    again = await saved.create(session.session_id)
+    assert again.sha256 == before.sha256, "byte for byte"
+    assert again.parent_checkpoint_id == before.checkpoint_id
+
+
+async def test_a_rollback_counts_once(roost: World) -> None:
+    """The same request id at two replicas, at once and later: one rollback, one checkpoint."""
+    session = await counting(roost, 1)
+    saved = client(roost.one)
+    await saved.create(session.session_id)
+    await roost.counter(session, "/click")
+    once = request_id()
+    calls = [
+        client(roost.replicas[turn % 2]).restore(session.session_id, number=1, request_id=once)
+        for turn in range(4)
+    ]
+    answers = await asyncio.gather(*calls)
+    assert len({answer.decision_id for answer in answers}) == 1
+    assert {answer.rollback_checkpoint.number for answer in answers} == {2}
+    assert len(await saved.of()) == 2
+
+
+async def test_after_a_rollback_a_loss_brings_back_what_was_rolled_back_to(roost: World) -> None:
+    """Not the newest by number: that is what the user wanted to leave."""
+    session = await counting(roost, 1)
+    saved = client(roost.one)
+    await saved.create(session.session_id)
+    await roost.counter(session, "/click")
+    await saved.restore(session.session_id, number=1)
+    assert await roost.counter(session) == "1"
+    await roost.one.stop(session.session_id)
+    await roost.destroy_behind_our_back(session)
+    answer = await roost.one.start()
+    assert numbers(answer)[-1] == ("RESTORE", "CHECKPOINT_RESTORED", 1)
+    assert await roost.counter(answer.session) == "1"
+
+
+async def test_a_session_at_rest_is_rolled_back_too(saving: World) -> None:
+    """Suspended: it is brought up, saved, and put back. Saved and gone: nothing is to be saved."""
+    session = await counting(saving, 1)
+    saved = client(saving.one)
+    await saved.create(session.session_id)
+    await saving.counter(session, "/click")
+    await saving.one.pause(session.session_id)
+    back = await saved.restore(session.session_id, number=1)
+    assert back.rollback_checkpoint.number == 2
+    assert await saving.counter(back.session) == "1"
+    await saving.one.stop(session.session_id)
+    forth = await saved.restore(session.session_id, number=2)
+    assert not forth.HasField("rollback_checkpoint")
+    assert await saving.counter(forth.session) == "2"
+    assert forth.session.generation == 2
+
+
+async def test_a_rollback_that_cannot_save_restores_nothing(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Rule 11: a checkpoint first. The session runs on as it was."""
+    async with world(emulator, database_url, 1, checkpoint_database_limit=5000) as roost:
+        small = (await roost.one.start(spec=large(1000))).session
+        origin = await client(roost.one).create(small.session_id)
+        grown = (await roost.one.start("robin", spec=large(9000))).session
+        # The small one's checkpoint, as if the large one had been small when it was taken.
+        execute(database_url, "UPDATE checkpoints SET user_id = 'robin', number = 100")
+        before = await roost.counter(grown)
+        failure = await failing(
+            client(roost.one).restore(grown.session_id, checkpoint_id=origin.checkpoint_id)
+        )
+        assert failure.reason == "CHECKPOINT_TOO_LARGE"
+        shown = await roost.one.get(grown.session_id)
+        assert shown.state == ACTIVE
+        assert await roost.counter(grown) == before
+        assert (await roost.one.start("robin")).outcome == pb.START_OUTCOME_REUSED
+
+
+async def test_a_rollback_in_doubt_is_handed_to_nobody_until_it_is_done(roost: World) -> None:
+    """The application was not reached: UNAVAILABLE, and whoever starts next has it finished."""
+    session = (await roost.one.start(spec=large(1000, REFUSE="1"))).session
+    saved = client(roost.one)
+    origin = await saved.create(session.session_id)
+    failure = await failing(saved.restore(session.session_id, number=1))
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    shown = await roost.one.get(session.session_id)
+    assert shown.state == pb.Session.STATE_STARTING
+    answer = await roost.two.start()
+    assert answer.outcome == pb.START_OUTCOME_REUSED
+    assert await roost.counter(answer.session) == origin.sha256.hex()
+    kept = [(each.number, each.reason) for each in await saved.of()]
+    assert kept == [(2, Checkpoint.REASON_ROLLBACK), (1, Checkpoint.REASON_REQUESTED)]
+
+
+async def test_a_rollback_to_nowhere_is_refused(roost: World) -> None:
+    """No such number; one of another key; an ended session."""
+    session = await counting(roost, 1)
+    other = await counting(roost, 1, "robin")
+    saved = client(roost.one)
+    failure = await failing(saved.restore(session.session_id, number=9))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "CHECKPOINT_MISSING")
+    foreign = await saved.create(other.session_id)
+    failure = await failing(saved.restore(session.session_id, checkpoint_id=foreign.checkpoint_id))
+    assert failure.reason == "CHECKPOINT_MISSING"
+    await roost.one.end(other.session_id)
+    failure = await failing(saved.restore(other.session_id, number=1))
+    assert failure.reason == "SESSION_STATE_CONFLICT"
+
+
+# --- forks ---------------------------------------------------------------------------------------
+
+
+async def test_a_fork_goes_its_own_way(roost: World) -> None:
+    """The same state at another key; clicks of one are not the other's."""
+    session = await counting(roost, 2)
+    saved = client(roost.one)
+    origin = await saved.create(session.session_id)
+    once = request_id()
+    fork = await saved.fork(origin.checkpoint_id, "robin", request_id=once)
+    assert (fork.outcome, fork.continuity) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+    )
+    assert fork.session.session_id != session.session_id
+    assert await roost.counter(fork.session, "/click") == "3"
+    assert await roost.counter(session) == "2"
+    again = await client(roost.two).fork(origin.checkpoint_id, "robin", request_id=once)
+    assert again.session.session_id == fork.session.session_id
+    failure = await failing(saved.fork(origin.checkpoint_id, "robin"))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.ALREADY_EXISTS,
+        "LIVE_SESSION_EXISTS",
+    )
+    own = await saved.create(fork.session.session_id)
+    assert (own.number, own.parent_checkpoint_id) == (1, origin.checkpoint_id)
+
+
+async def test_what_a_fork_or_a_session_at_rest_needs_is_not_deleted(saving: World) -> None:
+    """CHECKPOINT_IN_USE until the fork has one of its own; never by the count of those kept."""
+    session = await counting(saving, 1)
+    saved = client(saving.one)
+    origin = await saved.create(session.session_id)
+    fork = await saved.fork(origin.checkpoint_id, "robin")
+    failure = await failing(saved.delete(origin.checkpoint_id))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CHECKPOINT_IN_USE",
+    )
+    for _ in range(6):
+        await saved.create(session.session_id)
+    assert origin.number in [each.number for each in await saved.of()]
+    await saved.create(fork.session.session_id)
+    await saved.delete(origin.checkpoint_id)
+    await saving.one.stop(session.session_id)
+    newest = (await saved.of())[0]
+    failure = await failing(saved.delete(newest.checkpoint_id))
+    assert failure.reason == "CHECKPOINT_IN_USE"
+    await saving.one.end(session.session_id, now=True)
+    await saved.delete(newest.checkpoint_id)
+
+
+async def test_a_fork_of_what_is_damaged_leaves_nothing_behind(
+    roost: World, database_url: str
+) -> None:
+    """DATA_LOSS, and the key is free."""
+    session = await counting(roost, 2)
+    saved = client(roost.one)
+    origin = await saved.create(session.session_id)
+    flip(database_url, origin.checkpoint_id)
+    failure = await failing(saved.fork(origin.checkpoint_id, "robin"))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.DATA_LOSS, "CHECKPOINT_CORRUPT")
+    assert (await roost.one.start("robin")).outcome == pb.START_OUTCOME_CREATED
+    assert await roost.committed("create") == 2
+
+
+async def test_a_fork_that_lost_its_container_is_what_it_was_forked_from(roost: World) -> None:
+    """Also when its origin ended meanwhile, for good."""
+    session = await counting(roost, 2)
+    saved = client(roost.one)
+    origin = await saved.create(session.session_id)
+    fork = (await saved.fork(origin.checkpoint_id, "robin")).session
+    await roost.counter(fork, "/click")
+    await roost.one.end(session.session_id, now=True)
+    await roost.one.stop(fork.session_id)
+    await roost.destroy_behind_our_back(fork)
+    answer = await roost.two.start("robin")
+    assert (answer.outcome, answer.session.session_id) == (
+        pb.START_OUTCOME_RESTORED,
+        fork.session_id,
+    )
+    assert await roost.counter(answer.session) == "2"
