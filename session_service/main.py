@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from session_service.background import Background
+    from session_service.lifecycle.policies import Policies
     from session_service.lifecycle.takeover import Work
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Running:
     work: Work
     database: Database
     background: Background
+    policies: Policies
 
 
 @asynccontextmanager
@@ -131,7 +133,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         checking = asyncio.create_task(watch.run(), name="health")
         stack.push_async_callback(_cancel, checking)
         target = f"{config.listen.rpartition(':')[0]}:{port}"
-        yield Running(target, wired.work, database, wired.background)
+        yield Running(target, wired.work, database, wired.background, wired.policies)
 
 
 async def prepare(config: Config) -> None:

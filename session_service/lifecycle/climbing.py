@@ -116,11 +116,11 @@ class Climber:
                     await self._reread(climb)
                 if wish.recreate is not None:
                     await self._recreator.take_away(climb, wish.recreate, self._write)
+                    landing = await self._recreator.until_free(climb, self._climb)
+                    landing = kept(landing, wish.recreate)
                 else:
                     climb.checkpoints = await self._restorer.choices(climb.session)
-                landing = await self._climb(climb)
-            if wish.recreate is not None:
-                landing = kept(landing, wish.recreate)
+                    landing = await self._climb(climb)
             await self.lander.land(climb, landing)
         except LessSurvived as less:
             await self.lander.refuse_running(climb, less)

@@ -282,7 +282,7 @@ _TOLD = [
     compiled(
         sa.update(table)
         .where(table.c.spread_until <= sa.func.now())
-        .values(spread_until=None)
+        .values(spread_until=sa.null())
         .returning(table.c.tenant),
         scalar(str),
     )

@@ -1,0 +1,216 @@
+"""The policy in force: never more than anybody allows, and each value says who decided it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from session_service.domain import effective, fingerprint
+from session_service.domain import policy as policies
+from session_service.domain.effective import NOTHING, Setting, Source, Tier, follow, less
+from session_service.domain.policy import NAMES, OnFingerprintChange, Persistence, Policy, Stop
+from session_service.domain.session import Continuity
+from session_service.domain.tiers import FREE, PAID, TIERS, tier_of
+
+spans = st.integers(0, 10**7).map(lambda tenths: timedelta(seconds=tenths / 10))
+VALUES: dict[str, st.SearchStrategy[Any]] = {  # Any: fields of every type
+    "persistence": st.sampled_from(Persistence),
+    "idle_timeout": spans,
+    "deepen_after": spans,
+    "expire_after": spans,
+    "grace_period": spans,
+    "max_lifetime": spans,
+    "min_continuity": st.sampled_from(Continuity),
+    "recover_at_once": st.booleans(),
+    "checkpoint_on_stop": st.booleans(),
+    "keep_checkpoints": st.integers(0, 1000),
+    "on_fingerprint_change": st.sampled_from(OnFingerprintChange),
+}
+OPTIONAL = ("max_lifetime", "min_continuity")
+whole = st.builds(
+    Policy,
+    **{name: st.none() | values if name in OPTIONAL else values for name, values in VALUES.items()},
+)
+some = st.builds(Setting, **{name: st.none() | values for name, values in VALUES.items()})
+tiers = st.sampled_from(list(TIERS.values())) | st.builds(Tier, st.just("made up"), some)
+
+
+def test_every_field_is_in_every_table() -> None:
+    """A field that is added is dumped, capped, set and drawn."""
+    assert set(NAMES) == set(VALUES) == set(policies.FORMS) == set(effective.SIZES)
+    assert {field.name for field in fields(Setting)} == set(NAMES)
+
+
+@given(whole, tiers, some, some)
+def test_nothing_is_ever_more_than_anybody_allows(
+    default: Policy, tier: Tier, project: Setting, request: Setting
+) -> None:
+    """Not more than the tier caps, nor than the project (or else the default) has."""
+    policy = effective.effective(default, tier, project, request).policy
+    for name in NAMES:
+        value = getattr(policy, name)
+        own = getattr(project, name)
+        base = getattr(default, name) if own is None else own
+        assert not less(name, base, value)
+        cap = getattr(tier.caps, name)
+        assert cap is None or not less(name, cap, value)
+        asked = getattr(request, name)
+        assert asked is None or not less(name, asked, value)
+
+
+@given(whole, tiers, some, some)
+def test_each_value_says_who_decided_it(
+    default: Policy, tier: Tier, project: Setting, request: Setting
+) -> None:
+    """The source is one that has this very value, and the last that made it less."""
+    made = effective.effective(default, tier, project, request)
+    has = {
+        Source.DEFAULT: default,
+        Source.TIER: tier.caps,
+        Source.PROJECT: project,
+        Source.REQUEST: request,
+    }
+    for name in NAMES:
+        source = made.sources.get(name, Source.DEFAULT)
+        assert getattr(has[source], name) == getattr(made.policy, name)
+        if source is Source.DEFAULT:
+            assert getattr(project, name) is None
+        if source is Source.REQUEST:
+            without = effective.effective(default, tier, project, NOTHING).policy
+            assert less(name, getattr(made.policy, name), getattr(without, name))
+
+
+@given(whole, tiers, some, some)
+def test_what_is_in_force_is_held_to_nothing_more_by_being_made_again(
+    default: Policy, tier: Tier, project: Setting, request: Setting
+) -> None:
+    """Idempotent: put in as the default, under the same caps, it comes out as it is."""
+    made = effective.effective(default, tier, project, request).policy
+    assert effective.effective(made, tier, NOTHING, request).policy == made
+
+
+@given(whole, tiers, some, some)
+def test_it_comes_back_from_its_row_as_it_went_in(
+    default: Policy, tier: Tier, project: Setting, request: Setting
+) -> None:
+    """With sources, what was asked, and both words; and as a plain policy for whoever wants one."""
+    made = effective.effective(default, tier, project, request)
+    made = replace(
+        made, sources={**made.sources, "spec": Source.PROJECT}, base="b", version="v", stale=True
+    )
+    raw = effective.dump(made)
+    assert effective.load(raw) == made
+    assert policies.load(raw) == made.policy
+
+
+def test_rows_of_earlier_and_of_later_versions_can_be_read() -> None:
+    """What an earlier one did not know is the default; what a later one added is passed over."""
+    early = {
+        "persistence": "REUSE",
+        "idle_timeout": 60.0,
+        "deepen_after": 60.0,
+        "grace_period": 60.0,
+        "min_continuity": None,
+    }
+    read = effective.load(json.dumps(early))
+    assert read.policy == Policy(
+        Persistence.REUSE,
+        idle_timeout=timedelta(minutes=1),
+        deepen_after=timedelta(minutes=1),
+        grace_period=timedelta(minutes=1),
+    )
+    assert (read.sources, read.base, read.stale) == ({}, "", False)
+    late = {**json.loads(effective.dump(read)), "of_tomorrow": 1}
+    assert effective.load(json.dumps(late)) == read
+    assert policies.load("{}") == policies.DEFAULT
+
+
+@given(whole, tiers, some, some, some)
+def test_a_change_never_ends_what_the_new_policy_would_keep(
+    default: Policy, tier: Tier, before: Setting, after: Setting, request: Setting
+) -> None:
+    """Spans follow at once; a persistence that keeps less waits for the next start or stop."""
+    row = effective.effective(default, tier, before, request)
+    target = effective.effective(default, tier, after, request)
+    followed = follow(row, target)
+    for name in effective.AT_ONCE:
+        assert getattr(followed.policy, name) == getattr(target.policy, name)
+    kept = followed.policy.persistence
+    assert not less("persistence", kept, row.policy.persistence)
+    assert not less("persistence", kept, target.policy.persistence)
+    assert followed.stale == (followed.policy != target.policy)
+    assert follow(followed, target) == followed
+
+
+@pytest.mark.parametrize(
+    ("persistence", "expected"),
+    [
+        (Persistence.EPHEMERAL, Stop.END),
+        (Persistence.REUSE, Stop.END),
+        (Persistence.HIBERNATE, Stop.PAUSE),
+        (Persistence.ASK, Stop.PAUSE),
+        (Persistence.CHECKPOINT, Stop.CHECKPOINT),
+    ],
+)
+def test_what_stop_means(persistence: Persistence, expected: Stop) -> None:
+    assert policies.what_stop_means(Policy(persistence)) is expected
+
+
+def test_free_caps_to_ephemeral_paid_to_nothing_and_an_unknown_tier_as_free() -> None:
+    """Whoever rolls a version back must not give everything to a tier that it does not know."""
+    asked = Setting(persistence=Persistence.CHECKPOINT, idle_timeout=timedelta(days=9))
+    free = effective.effective(policies.DEFAULT, FREE, asked, NOTHING)
+    assert free.policy.persistence is Persistence.EPHEMERAL
+    assert free.sources["idle_timeout"] is Source.TIER
+    paid = effective.effective(policies.DEFAULT, PAID, asked, NOTHING)
+    assert paid.policy.persistence is Persistence.CHECKPOINT
+    assert paid.policy.idle_timeout == timedelta(days=9)
+    assert tier_of("of tomorrow") is FREE
+
+
+def test_a_request_asks_for_less_of_a_persistence_only() -> None:
+    """EPHEMERAL is less than HIBERNATE; ASK keeps the same as that, so the project's stands."""
+
+    def in_force(project: Persistence, request: Persistence) -> Persistence:
+        made = effective.effective(
+            policies.DEFAULT, PAID, Setting(persistence=project), Setting(persistence=request)
+        )
+        return made.policy.persistence
+
+    assert in_force(Persistence.HIBERNATE, Persistence.EPHEMERAL) is Persistence.EPHEMERAL
+    assert in_force(Persistence.EPHEMERAL, Persistence.HIBERNATE) is Persistence.EPHEMERAL
+    assert in_force(Persistence.ASK, Persistence.HIBERNATE) is Persistence.ASK
+    assert in_force(Persistence.CHECKPOINT, Persistence.HIBERNATE) is Persistence.HIBERNATE
+
+
+def test_fingerprints_of_before_stay_what_they_were() -> None:
+    """A part that was added later counts only where it is set."""
+    spec = {"image": "i", "env": {"A": "secret"}, "region": "", "command": ["x"]}
+    assert fingerprint.fingerprint(spec) == (
+        # As rows have it that were written before secrets had a generation.
+        "f7402f9d739cbfc85c7703b401d7dab6bc1bac8162e8c507f19cb2fd072b6a80"
+    )
+    unset = {**spec, "secret_generation": "", "command": ["y"]}
+    assert fingerprint.fingerprint(unset) == fingerprint.fingerprint(spec)
+    rotated = {**spec, "secret_generation": "2"}
+    assert fingerprint.fingerprint(rotated) != fingerprint.fingerprint(spec)
+
+
+@given(
+    st.dictionaries(st.sampled_from(fingerprint.PARTS), st.sampled_from(["a", "b", ""])),
+    st.dictionaries(st.sampled_from(fingerprint.PARTS), st.sampled_from(["a", "b", ""])),
+)
+def test_parts_differ_just_where_the_fingerprints_do(
+    one: dict[str, str], other: dict[str, str]
+) -> None:
+    """And are named, without their values."""
+    parts = fingerprint.differing(one, other)
+    same = fingerprint.fingerprint(one) == fingerprint.fingerprint(other)
+    assert same == (parts == ())
+    assert set(parts) <= set(fingerprint.PARTS)
