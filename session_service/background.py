@@ -92,7 +92,12 @@ async def run(
     await stack.enter_async_context(tidying)
 
     async def sweep() -> None:
-        await background.sweeper.shot(config.app, config.sweep_interval, act=config.sweep == "act")
+        await background.sweeper.shot(
+            config.app,
+            config.sweep_interval,
+            act=config.sweep == "act",
+            look=config.sweep != "off",
+        )
         if installation.original:
             await background.discarder.shot()
 

@@ -90,9 +90,11 @@ class Sweeper:
         self._reaper = Reaper(database, containers, follower, installation, caution, lag)
         self._lag = lag
 
-    async def shot(self, default_app: str, every: timedelta, *, act: bool) -> list[Swept]:
+    async def shot(
+        self, default_app: str, every: timedelta, *, act: bool, look: bool = True
+    ) -> list[Swept]:
         """Every app whose turn it is, once in `every` by all replicas together; `act` says whether
-        orphans are destroyed.
+        orphans are destroyed, `look` whether they are looked for at all.
 
         Raises StorageUnavailable; an app whose provider does not answer is passed over.
         """
@@ -102,7 +104,7 @@ class Sweeper:
             if turn is None:
                 continue
             try:
-                swept.append(await self.sweep(app, turn.number, turn.now, act=act))
+                swept.append(await self.sweep(app, turn.number, turn.now, act=act, look=look))
             except (RoostError, ContainerAbsent) as error:
                 _log.warning(
                     "%s was not swept: %s", app or "the default app", error,
@@ -124,9 +126,12 @@ class Sweeper:
         turn = await surveying.take_turn_now(self._database, app)
         return await self.sweep(app, turn.number, turn.now, act=True)
 
-    async def sweep(self, app: str, number: int | None, began: datetime, *, act: bool) -> Swept:
+    async def sweep(
+        self, app: str, number: int | None, began: datetime, *, act: bool, look: bool = True
+    ) -> Swept:
         """One pass. `number` is that of the pass, None to change nothing at all; `began` is the
-        database's time from before it; `act` says whether orphans are counted and destroyed.
+        database's time from before it; `act` says whether orphans are counted and destroyed, `look`
+        whether they are looked for at all.
 
         A copy of the installation's database changes nothing, whatever is asked.
         """
@@ -140,7 +145,7 @@ class Sweeper:
             await self._reaper.take_back(app, unknown, began)
         if number is not None and act:
             swept.reaped = await self._reaper.reap(app, number, unknown, began)
-        else:
+        elif look:
             swept.reaped = await self._reaper.report(app, unknown, began)
         self._log(swept)
         return swept

@@ -319,6 +319,21 @@ async def _moved(url: str) -> None:
         )
 
 
+async def test_a_sweeper_that_only_reports_or_is_off_follows_all_the_same(roost: World) -> None:
+    """As a configuration may ask: orphans are told of, or not looked for; neither is destroyed."""
+    sweeper = roost.one.running.background.sweeper
+    orphan = await stray(roost)
+    for look in (True, False):
+        session = (await roost.one.start()).session
+        await roost.suspend_behind_our_back(session)
+        for followed in (1, 0):
+            await an_hour_passes(roost)
+            (swept,) = await sweeper.shot(APP, timedelta(0), act=False, look=look)
+            assert swept.followed[Verdict.FELL] == followed
+            assert list(by_id(swept)) == ([orphan] if look else [])
+    assert await roost.committed("destroy") == 0
+
+
 # --- listings that are not so -----------------------------------------------------------------
 
 
