@@ -56,6 +56,7 @@ class Lander:
     async def land(self, climb: Climb, landing: Landing) -> None:
         """Commit the outcome; a session that was replaced begins to end in the same commit."""
         session = climb.session
+        unheard = session.cause is Cause.LOST
         change = Change(
             session.session_id,
             session.epoch,
@@ -67,8 +68,8 @@ class Lander:
                 "verified_at": None if landing.boot_id is None else NOW,
                 "start_count": Plus(),
                 # What the keeper began has no caller to hear what was lost: the next start tells.
-                "loss_untold": session.cause is Cause.LOST,
-                "untold_continuity": int(landing.continuity),
+                "loss_untold": unheard,
+                "untold_continuity": int(landing.continuity) if unheard else None,
                 "conditions": outcomes.marked(climb.found, climb.now),
                 **_descends(landing),
             },

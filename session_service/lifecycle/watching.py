@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
 #: Events read at once: a watcher that is slow holds no more in memory.
 BATCH = 100
-#: A notice can be missed: so long, in s, until a watcher looks all the same.
-POLL = 15.0
+#: A notice can be missed: so long, in s, until a watcher looks all the same, or somewhat sooner, so
+#: that those of a replica do not all look at once. Who listens again after a break wakes everybody.
+POLL = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,15 @@ class Watching:
             seen = after
             while not self._notices.stopping:
                 notice.clear()
-                record = await require(self._database, tenant, session_id)
                 found = await events.after(self._database, session_id, seen, BATCH)
+                # In this order, so that no event is told with a session from before it.
+                record = await require(self._database, tenant, session_id)
                 if not found and record.session.event_sequence > seen:
-                    # Gone, and not one that was committed between the two reads: read again.
-                    found = await events.after(self._database, session_id, seen, BATCH)
-                    if not found:
-                        seen = record.session.event_sequence
-                        yield Happened(None, record, past_is_gone=True)
+                    # Committed between the two reads, which the next round finds, or gone.
+                    if await events.after(self._database, session_id, seen, 1):
+                        continue
+                    seen = record.session.event_sequence
+                    yield Happened(None, record, past_is_gone=True)
                 for event in found:
                     yield Happened(event, record, past_is_gone=event.sequence > seen + 1)
                     seen = event.sequence
@@ -80,5 +83,5 @@ class Watching:
 
 async def _until(notice: asyncio.Event) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(POLL):
+        async with asyncio.timeout(POLL * random.uniform(0.5, 1.0)):
             await notice.wait()

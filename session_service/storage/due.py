@@ -10,6 +10,7 @@ from session_service.storage.database import compiled
 from session_service.storage.rows import make_record, scalar, session_columns
 from session_service.storage.sessions import record_query
 from session_service.storage.tables import containers, sessions
+from session_service.storage.transitions import CHANNEL
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -45,7 +46,7 @@ _DEFER = compiled(
     .returning(sessions.c.epoch),
     scalar(int),
 )
-_FORGET = compiled(
+_FORGOTTEN = (
     sa.delete(sessions)
     .where(
         sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
@@ -57,8 +58,13 @@ _FORGET = compiled(
             containers.c.destroy_time.is_(None),
         ),
     )
-    .returning(sessions.c.epoch),
-    scalar(int),
+    .returning(sessions.c.session_id)
+    .cte("forgotten")
+)
+# Whoever watches it hears that there is nothing more to come.
+_FORGET = compiled(
+    sa.select(sa.func.pg_notify(CHANNEL, sa.cast(_FORGOTTEN.c.session_id, sa.Text))),
+    lambda row: True,
 )
 _BACKLOG = compiled(
     sa.select(sa.func.count()).select_from(

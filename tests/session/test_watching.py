@@ -1,0 +1,382 @@
+"""WatchSession: every event once, in order, from any number on; and what is gone is said to be."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import pytest
+
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from session_service import janitor
+from session_service.lifecycle.reading import require
+from session_service.lifecycle.watching import Watching
+from session_service.storage import events, transitions
+from session_service.storage.notifications import Notices
+from session_service.storage.transitions import Change
+from tests.container.harness import failing, read_failure
+from tests.eventually import eventually
+from tests.session.ageing import hold, id_of, kept, release, sql, told, touch
+from tests.session.harness import Replica, World, replica, session_config, world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from local.fly.emulator import Emulator
+
+#: For all that a stream should give, in s.
+PATIENCE = 20
+
+
+@pytest.fixture
+async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas."""
+    async with world(emulator, database_url) as running:
+        yield running
+
+
+@asynccontextmanager
+async def watched(where: Replica, session: pb.Session, after: int = 0) -> AsyncGenerator[Watch]:
+    """A stream of what happens to the session."""
+    request = rpc_pb.WatchSessionRequest(session_id=session.session_id, after_sequence=after)
+    call = where.stub.WatchSession(request, timeout=PATIENCE)
+    try:
+        yield Watch(call)
+    finally:
+        call.cancel()
+
+
+class Watch:
+    """A stream's messages, one by one. Any: grpc's call has no public type to name here."""
+
+    def __init__(self, call: Any) -> None:
+        self._messages = call.__aiter__()
+        self.call = call
+
+    async def next(self) -> rpc_pb.WatchSessionResponse:
+        """The next message."""
+        message: rpc_pb.WatchSessionResponse = await self._messages.__anext__()
+        return message
+
+    async def until(self, sequence: int) -> list[rpc_pb.WatchSessionResponse]:
+        """Messages up to the one with this number."""
+        found = [await self.next()]
+        while found[-1].sequence < sequence:
+            found.append(await self.next())
+        return found
+
+
+async def newest(roost: World, session: pb.Session) -> int:
+    """The number of the session's newest event."""
+    rows = await sql(
+        roost.one,
+        "SELECT event_sequence FROM sessions WHERE session_id = %s",
+        session.session_id,
+    )
+    return int(rows[0][0])
+
+
+async def busy(roost: World, session: pb.Session, rounds: int) -> None:
+    """Let something happen to the session, at both replicas."""
+    for number in range(rounds):
+        await hold(roost.replicas[number % 2], session.session_id, f"hold-{number % 5}")
+        await release(roost.replicas[number % 2], session.session_id, f"hold-{number % 5}")
+
+
+def notices() -> list[Notices]:
+    """What the replicas in this process listen with."""
+    return [each for each in gc.get_objects() if type(each) is Notices]
+
+
+# --- every event once ----------------------------------------------------------------------------
+
+
+async def test_from_any_number_on_the_rest_comes_once_and_in_order(roost: World) -> None:
+    session = (await roost.one.start()).session
+    await busy(roost, session, 5)
+    await roost.two.pause(session.session_id)
+    last = await newest(roost, session)
+    for after in range(last):
+        async with watched(roost.replicas[after % 2], session, after) as watch:
+            found = await watch.until(last)
+        assert [message.sequence for message in found] == list(range(after + 1, last + 1))
+        assert not any(message.past_is_gone for message in found)
+    assert [e.sequence for e in await told(roost, session)] == list(range(1, last + 1))
+
+
+async def test_what_happens_meanwhile_comes_once_and_in_order_too(roost: World) -> None:
+    session = (await roost.one.start()).session
+    async with watched(roost.two, session) as watch:
+        work = asyncio.create_task(busy(roost, session, 60))
+        found = await watch.until(2 + 120)
+        await work
+    assert [message.sequence for message in found] == list(range(1, 123))
+
+
+async def test_a_pause_is_told_as_it_happens_with_the_session_as_it_is(roost: World) -> None:
+    session = (await roost.one.start()).session
+    async with watched(roost.two, session, await newest(roost, session)) as watch:
+        await roost.one.pause(session.session_id)
+        pausing, paused = await watch.next(), await watch.next()
+    assert (pausing.type, paused.type) == ("PAUSING", "PAUSED")
+    assert paused.session.state == pb.Session.STATE_PAUSED
+    assert paused.state == pb.Session.STATE_PAUSED
+
+
+async def test_no_event_is_told_with_a_session_from_before_it(
+    roost: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something happens between any two of the watcher's reads."""
+    session = (await roost.one.start()).session
+    left = 20
+
+    def eventful(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def reading(*values: Any) -> Any:
+            nonlocal left
+            answer = await read(*values)
+            if left:
+                left -= 1
+                await hold(roost.one, session.session_id, f"hold-{left}")
+            return answer
+
+        return reading
+
+    last = await newest(roost, session) + left
+    listening = Notices(database_url)
+    watch = Watching(roost.two.running.database, listening).watch("default", id_of(session), 0)
+    monkeypatch.setattr(events, "after", eventful(events.after))
+    monkeypatch.setattr("session_service.lifecycle.watching.require", eventful(require))
+    seen = 0
+    async with asyncio.timeout(PATIENCE), listening.listening():
+        async for happened in watch:
+            assert happened.event is not None
+            assert happened.event.sequence == seen + 1
+            assert not happened.past_is_gone
+            assert happened.record.session.event_sequence >= happened.event.sequence
+            seen = happened.event.sequence
+            if seen == last:
+                break
+    await watch.aclose()
+
+
+async def test_an_event_is_committed_with_its_change_or_not_at_all(roost: World) -> None:
+    session = (await roost.one.start()).session
+    before = await newest(roost, session)
+    database = roost.one.running.database
+    ((epoch,),) = await sql(roost.one, "SELECT epoch FROM sessions")
+    change = Change(id_of(session), epoch, {"activity": "never"}, event="HOLD_PUT")
+    with pytest.raises(LookupError):
+        async with database.transaction() as connection:
+            assert await transitions.apply(connection, change) is not None
+            raise LookupError
+    assert await newest(roost, session) == before
+    assert len(await told(roost, session)) == before
+    ((activity,),) = await sql(roost.one, "SELECT activity FROM sessions")
+    assert activity == ""
+
+
+async def test_many_at_once_leave_no_gap(roost: World) -> None:
+    session = (await roost.one.start()).session
+    puts = [hold(roost.replicas[n % 2], session.session_id, f"hold-{n}") for n in range(30)]
+    await asyncio.gather(*puts)
+    last = await newest(roost, session)
+    assert [e.sequence for e in await told(roost, session)] == list(range(1, last + 1))
+
+
+# --- what is gone --------------------------------------------------------------------------------
+
+
+async def test_a_gap_is_told_in_the_first_message_after_it(roost: World) -> None:
+    session = (await roost.one.start()).session
+    await busy(roost, session, 3)
+    last = await newest(roost, session)
+    await sql(roost.one, "DELETE FROM session_events WHERE sequence <= 4")
+    async with watched(roost.two, session, 2) as watch:
+        found = await watch.until(last)
+    assert [message.sequence for message in found] == list(range(5, last + 1))
+    assert [message.past_is_gone for message in found] == [True] + [False] * (last - 5)
+    # Nothing is missing for who had seen as much.
+    async with watched(roost.one, session, 4) as watch:
+        assert not (await watch.next()).past_is_gone
+
+
+async def test_where_all_is_gone_the_newest_number_and_the_session_are_told(roost: World) -> None:
+    session = (await roost.one.start()).session
+    await busy(roost, session, 3)
+    last = await newest(roost, session)
+    tidied = await janitor.tidy(roost.one.running.database, timedelta(0), timedelta(days=90))
+    assert tidied.events == last
+    async with watched(roost.two, session) as watch:
+        gone = await watch.next()
+        assert (gone.sequence, gone.type, gone.past_is_gone) == (last, "", True)
+        assert gone.session.state == pb.Session.STATE_ACTIVE
+        # And what comes after it comes as ever.
+        await hold(roost.one, session.session_id)
+        after = await watch.next()
+    assert (after.sequence, after.type, after.past_is_gone) == (last + 1, "HOLD_PUT", False)
+
+
+async def test_what_has_not_happened_yet_cannot_have_been_seen(roost: World) -> None:
+    session = (await roost.one.start()).session
+    last = await newest(roost, session)
+    async with watched(roost.one, session, last + 1) as watch:
+        refusal = await failing(watch.next())
+    assert (refusal.reason, refusal.fields) == ("INVALID_FIELD", ("after_sequence",))
+    async with watched(roost.one, session, -1) as watch:
+        assert (await failing(watch.next())).reason == "INVALID_FIELD"
+
+
+@pytest.mark.parametrize("case", ["unknown", "another tenant's"])
+async def test_what_is_not_the_callers_is_not_found(roost: World, case: str) -> None:
+    session = (await roost.one.start()).session
+    if case == "unknown":
+        session.session_id = "00000000-0000-4000-8000-000000000000"
+    else:
+        await sql(roost.one, "UPDATE sessions SET tenant = 'another'")
+    async with watched(roost.one, session) as watch:
+        assert (await failing(watch.next())).reason == "SESSION_NOT_FOUND"
+
+
+# --- ends ----------------------------------------------------------------------------------------
+
+
+async def test_it_ends_once_the_sessions_rows_are_deleted(roost: World) -> None:
+    """Ended, destroyed and kept for long enough: the keeper deletes them, and who watches hears."""
+    session = (await roost.one.start()).session
+    await roost.one.end(session.session_id, now=True)
+    async with watched(roost.two, session, await newest(roost, session)) as watch:
+        waiting = asyncio.create_task(failing(watch.next()))
+        await sql(
+            roost.one, "UPDATE sessions SET end_time = now() - interval '31 days', due_at = now()"
+        )
+        await kept(roost.one)
+        async with asyncio.timeout(PATIENCE):
+            assert (await waiting).reason == "SESSION_NOT_FOUND"
+
+
+async def test_it_ends_with_the_replica_and_goes_on_at_another(
+    roost: World, database_url: str
+) -> None:
+    session = (await roost.one.start()).session
+    elsewhere = session_config(database_url, "127.0.0.1:9", roost.emulator.proxy_url)
+    async with AsyncExitStack() as stack:
+        async with replica(elsewhere) as leaving:
+            # A channel of its own, which is open for longer than the replica serves.
+            channel = grpc.aio.insecure_channel(leaving.running.target)
+            await stack.enter_async_context(channel)
+            request = rpc_pb.WatchSessionRequest(session_id=session.session_id)
+            call = SessionServiceStub(channel).WatchSession(request, timeout=PATIENCE)
+            watch = Watch(call)
+            seen = (await watch.until(await newest(roost, session)))[-1].sequence
+            rest = asyncio.create_task(_failure(watch))
+        failure = await rest
+    assert failure.code() is grpc.StatusCode.UNAVAILABLE
+    assert read_failure(failure).reason == "SERVICE_STOPPING"
+    await hold(roost.one, session.session_id)
+    async with watched(roost.two, session, seen) as watch:
+        assert (await watch.next()).sequence == seen + 1
+
+
+async def _failure(watch: Watch) -> grpc.aio.AioRpcError:
+    """The error that ends the stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await watch.next()
+    return raised.value
+
+
+async def test_who_goes_away_leaves_nothing_behind(roost: World) -> None:
+    session = (await roost.one.start()).session
+    calls = []
+    for _ in range(20):
+        request = rpc_pb.WatchSessionRequest(session_id=session.session_id)
+        call = roost.two.stub.WatchSession(request, timeout=PATIENCE)
+        await Watch(call).next()
+        calls.append(call)
+    assert sum(len(each) for listening in notices() for each in listening._watchers.values()) == 20
+    for call in calls:
+        call.cancel()
+
+    def nobody() -> bool:
+        return not any(listening._watchers for listening in notices())
+
+    assert await eventually(nobody)
+
+
+# --- many, and slow ------------------------------------------------------------------------------
+
+
+async def test_two_hundred_watchers_of_a_session_all_hear_of_a_change(roost: World) -> None:
+    session = (await roost.one.start()).session
+    last = await newest(roost, session)
+
+    async def hear(where: Replica) -> str:
+        async with watched(where, session, last - 1) as watch:
+            await watch.next()
+            return (await watch.next()).type
+
+    tasks = [asyncio.create_task(hear(roost.replicas[n % 2])) for n in range(200)]
+
+    def all_there() -> bool:
+        there = sum(len(e) for listening in notices() for e in listening._watchers.values())
+        return there == 200
+
+    assert await eventually(all_there, timeout=PATIENCE)
+    await hold(roost.one, session.session_id)
+    assert await asyncio.gather(*tasks) == ["HOLD_PUT"] * 200
+
+
+async def test_who_reads_slowly_holds_no_more_than_a_windows_worth(
+    roost: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 MB of events wait in the database for a reader that takes one of them."""
+    session = (await roost.one.start()).session
+    last = await newest(roost, session)
+    await sql(
+        roost.one,
+        "INSERT INTO session_events (session_id, sequence, type, state, generation, details)"
+        " SELECT %s, n, 'HOLD_PUT', 'ACTIVE', 1, jsonb_build_object('name', repeat('x', 2000))"
+        " FROM generate_series(%s::bigint, %s) AS n",
+        session.session_id,
+        last + 1,
+        last + 10_000,
+    )
+    await sql(roost.one, "UPDATE sessions SET event_sequence = %s", last + 10_000)
+    read = 0
+    reads = asyncio.Event()
+
+    async def counting(*values: Any) -> Any:
+        nonlocal read
+        found = await after(*values)
+        read += len(found)
+        reads.set()
+        return found
+
+    after = events.after
+    monkeypatch.setattr(events, "after", counting)
+    async with watched(roost.two, session) as watch:
+        await watch.next()
+        # Until the server has stopped to read on: nothing is read for a while.
+        while True:
+            reads.clear()
+            try:
+                async with asyncio.timeout(1):
+                    await reads.wait()
+            except TimeoutError:
+                break
+        assert read < 5_000, f"{read} events were read for one that was taken"
+        rest = await watch.until(last + 10_000)
+        assert rest[-1].sequence == last + 10_000
+
+
+async def test_a_touch_is_no_event(roost: World) -> None:
+    """Activity comes too often to be one."""
+    session = (await roost.one.start()).session
+    before = await newest(roost, session)
+    await touch(roost.two, session)
+    assert await newest(roost, session) == before
