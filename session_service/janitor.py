@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.storage import agent_expiry, ages, decisions, events
+from session_service.storage import agent_expiry, ages, choices, decisions, events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,22 +39,29 @@ class Tidied:
 
     events: int
     decisions: int
+    choices: int
+    tokens: int
 
 
 async def tidy(database: Database, events_kept: timedelta, decisions_kept: timedelta) -> Tidied:
-    """Delete events and decisions whose time is over, in batches. Safe in any number of replicas.
+    """Delete events, decisions, the choices that they carried out, and tokens whose time is over,
+    in batches. Safe in any number of replicas.
 
     Raises StorageUnavailable.
     """
     tidied = Tidied(
         await _batches(lambda: events.trim(database, events_kept, BATCH)),
         await _batches(lambda: decisions.trim(database, decisions_kept, BATCH)),
+        await _batches(lambda: choices.trim(database, decisions_kept, BATCH)),
+        await _batches(lambda: choices.trim_tokens(database, BATCH)),
     )
-    if tidied != Tidied(0, 0):
+    if tidied != Tidied(0, 0, 0, 0):
         _log.info(
-            "deleted %d events, %d decisions",
+            "deleted %d events, %d decisions, %d choices, %d tokens",
             tidied.events,
             tidied.decisions,
+            tidied.choices,
+            tidied.tokens,
             extra={"action": "tidy"},
         )
     return tidied

@@ -98,7 +98,7 @@ class Choosing:
         if offered.decision_id is not None:
             raise errors.ChoiceTokenUsed(
                 "this answer was given already; start without a token to go on from there",
-                {"decision_id": str(offered.decision_id), "choice": offered.choice},
+                {"chosen_decision_id": str(offered.decision_id), "choice": offered.choice},
             )
         if offered.expired:
             raise errors.ChoiceTokenExpired(
@@ -118,7 +118,7 @@ class Choosing:
         if latest is not None and latest.create_time >= offered.create_time:
             why += f": another answer was given meanwhile, {latest.choice}"
             metadata["chosen"] = latest.choice
-            metadata["decision_id"] = str(latest.decision_id)
+            metadata["chosen_decision_id"] = str(latest.decision_id)
         live = await sessions.live_at(self._database, key)
         if live is not None:
             metadata["session_id"] = str(live.session.session_id)

@@ -1,0 +1,497 @@
+"""ASK: the user is offered what there is, an answer counts once, and the other tab is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import status_pb2
+
+from roost.session.v1 import policy_service_pb2 as policy_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service import janitor
+from session_service.storage import choices
+from tests.container.harness import failing
+from tests.eventually import eventually
+from tests.session.harness import TIMEOUT, World, key, request_id, world
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+
+    from local.fly.emulator import Emulator
+
+ASK = pb.Policy.PERSISTENCE_ASK
+CONTINUE, FRESH = rpc_pb.CHOICE_CONTINUE, rpc_pb.CHOICE_FRESH
+
+
+@pytest.fixture
+async def asking(roost: World) -> AsyncIterator[World]:
+    """A Roost whose project's policy is to ask."""
+    request = policy_pb.UpdateProjectPolicyRequest(
+        project_id="nest", policy=pb.Policy(persistence=ASK)
+    )
+    await policies(roost).UpdateProjectPolicy(request, timeout=TIMEOUT)
+    yield roost
+
+
+def policies(roost: World) -> PolicyServiceStub:
+    """A client of the first replica's policies."""
+    return PolicyServiceStub(roost.one.channel)
+
+
+def detail(error: grpc.aio.AioRpcError) -> rpc_pb.ChoiceRequired:
+    """What a user who has to choose is offered."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            assert isinstance(value, bytes)
+            for packed in status_pb2.Status.FromString(value).details:
+                found = rpc_pb.ChoiceRequired()
+                if packed.Unpack(found):
+                    return found
+    raise AssertionError(f"no ChoiceRequired in {error}")
+
+
+async def offered(call: Awaitable[object]) -> dict[int, rpc_pb.Candidate]:
+    """The candidates of a start that is answered CHOICE_REQUIRED, by what choosing them means."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION, caught.value
+    found = detail(caught.value)
+    assert found.expire_time.ToDatetime(UTC) > datetime.now(UTC)
+    return {each.choice: each for each in found.candidates}
+
+
+async def rows(roost: World, query: str) -> list[tuple[Any, ...]]:
+    """What a query gives. Any: columns of every type."""
+    async with roost.one.running.database.connection() as connection:
+        return await (await connection.execute(query)).fetchall()
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+async def test_a_key_with_no_past_is_not_asked_about(asking: World) -> None:
+    """There is nothing to choose: it is created, and no choice is written down."""
+    assert (await asking.one.start()).outcome == pb.START_OUTCOME_CREATED
+    assert await rows(asking, "SELECT * FROM choices") == []
+
+
+async def test_a_session_at_rest_is_offered_beside_a_fresh_one(asking: World) -> None:
+    """What, how old, with what, how long it will take by what it took; and a token each."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    await asking.one.start(mode=pb.START_MODE_CONTINUE)
+    await asking.one.stop(session.session_id)
+    before = await asking.one.get(session.session_id)
+    failure = await failing(asking.two.start())
+    assert failure.reason == "CHOICE_REQUIRED"
+    found = await offered(asking.two.start())
+    assert list(found) == [CONTINUE, FRESH]
+    going_on, anew = found[CONTINUE], found[FRESH]
+    assert (going_on.session_id, going_on.rung) == (session.session_id, pb.RUNG_RESUME)
+    assert going_on.expected_continuity == pb.CONTINUITY_MEMORY
+    assert going_on.age.ToTimedelta() > timedelta(0)
+    assert (anew.session_id, anew.rung) == ("", pb.RUNG_CREATE)
+    assert anew.expected_continuity == pb.CONTINUITY_NONE
+    took = {d.outcome: d.milliseconds for d in await asking.one.decisions(session.session_id)}
+    assert abs(anew.expected_wait_milliseconds - took[pb.START_OUTCOME_CREATED]) <= 1
+    assert abs(going_on.expected_wait_milliseconds - took[pb.START_OUTCOME_RESUMED]) <= 1
+    assert len({going_on.choice_token, anew.choice_token}) == 2
+    assert min(len(each.choice_token) for each in found.values()) >= 22, "128 bits at least"
+    assert await asking.one.get(session.session_id) == before, "asking changes nothing"
+
+
+async def test_how_long_nothing_ever_took_is_not_told(asking: World) -> None:
+    """No restart was ever measured: unset, not nought."""
+    session = (await asking.one.start()).session
+    await asking.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
+    found = await offered(asking.one.start())
+    assert found[CONTINUE].rung == pb.RUNG_RESTART
+    assert not found[CONTINUE].HasField("expected_wait_milliseconds")
+    assert found[FRESH].HasField("expected_wait_milliseconds")
+
+
+async def test_a_running_session_is_asked_about_too_and_a_named_mode_answers(
+    asking: World,
+) -> None:
+    """Also where it was seen a moment ago; who only comes back says CONTINUE and is not asked."""
+    session = (await asking.one.start()).session
+    found = await offered(asking.two.start())
+    assert found[CONTINUE].rung == pb.RUNG_LIVE
+    again = await asking.two.start(mode=pb.START_MODE_CONTINUE)
+    assert (again.outcome, again.session.session_id) == (
+        pb.START_OUTCOME_REUSED,
+        session.session_id,
+    )
+    assert (await asking.one.resume(session.session_id)).outcome == pb.START_OUTCOME_REUSED
+    assert await rows(asking, "SELECT * FROM choices") == []
+
+
+async def test_being_asked_frees_the_request_id_for_the_answer(asking: World) -> None:
+    """The same id asks anew, and then answers; each time is explained by a decision."""
+    await asking.one.start()
+    once = request_id()
+    first = await offered(asking.one.start(request_id=once))
+    second = await offered(asking.two.start(request_id=once))
+    assert first[CONTINUE].choice_token != second[CONTINUE].choice_token
+    answer = await asking.two.start(request_id=once, choice_token=first[CONTINUE].choice_token)
+    decisions = await asking.one.decisions(answer.session.session_id)
+    assert [d.error_reason for d in decisions].count("CHOICE_REQUIRED") == 2
+
+
+# --- answering ---------------------------------------------------------------------------------
+
+
+async def test_an_answer_does_what_was_chosen_once(asking: World) -> None:
+    """CONTINUE brings the counter back; the token counts once, and a replay answers the same."""
+    session = (await asking.one.start()).session
+    await asking.click_twice(session)
+    await asking.one.stop(session.session_id)
+    token = (await offered(asking.one.start()))[CONTINUE].choice_token
+    once = request_id()
+    answer = await asking.one.start(request_id=once, choice_token=token)
+    assert (answer.outcome, answer.continuity) == (
+        pb.START_OUTCOME_RESUMED,
+        pb.CONTINUITY_MEMORY,
+    )
+    assert await asking.counter(answer.session) == "2"
+    again = await asking.two.start(request_id=once, choice_token=token)
+    assert (again.decision_id, again.outcome) == (answer.decision_id, answer.outcome)
+    failure = await failing(asking.two.start(choice_token=token))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CHOICE_TOKEN_USED",
+    )
+    assert failure.metadata["choice"] == "CONTINUE"
+    assert failure.metadata["chosen_decision_id"] == answer.decision_id
+    made = await rows(asking, "SELECT choice, asked, remember, decision_id::text FROM choices")
+    assert made == [("CONTINUE", True, False, answer.decision_id)]
+
+
+async def test_a_fresh_answer_replaces_what_was_there(asking: World) -> None:
+    """And it can still be brought back."""
+    session = (await asking.one.start()).session
+    await asking.click_twice(session)
+    token = (await offered(asking.two.start()))[FRESH].choice_token
+    fresh = await asking.two.start(choice_token=token)
+    assert fresh.outcome == pb.START_OUTCOME_CREATED
+    assert fresh.session.predecessor_session_id == session.session_id
+    assert await asking.counter(fresh.session) == "0"
+
+
+async def test_one_token_used_by_many_at_once_counts_once(asking: World) -> None:
+    """Ten calls at two replicas: one is answered, nine are told that it was used."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    token = (await offered(asking.one.start()))[FRESH].choice_token
+    calls = [asking.replicas[n % 2].start(choice_token=token) for n in range(10)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    won = [each for each in answers if not isinstance(each, BaseException)]
+    assert len(won) == 1
+    assert await asking.committed("create") == 2
+    assert len(await rows(asking, "SELECT * FROM choices")) == 1
+
+
+@pytest.mark.parametrize("first", [CONTINUE, FRESH])
+async def test_two_tabs_that_answer_differently_one_wins_and_the_other_is_told_which(
+    asking: World, first: int
+) -> None:
+    """CHOICE_STALE, with what was chosen instead, and by which decision."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    one, two = await offered(asking.one.start()), await offered(asking.two.start())
+    other = FRESH if first == CONTINUE else CONTINUE
+    won = await asking.one.start(choice_token=one[first].choice_token)
+    failure = await failing(asking.two.start(choice_token=two[other].choice_token))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "CHOICE_STALE",
+    )
+    assert failure.metadata["chosen"] == rpc_pb.Choice.Name(first).removeprefix("CHOICE_")  # type: ignore[arg-type]
+    assert failure.metadata["chosen_decision_id"] == won.decision_id
+    assert failure.metadata["session_id"] == won.session.session_id
+    assert (await asking.two.get(won.session.session_id)).state == pb.Session.STATE_ACTIVE
+
+
+async def test_two_tabs_that_race_never_have_it_both_ways(asking: World) -> None:
+    """CONTINUE and FRESH at the very same time, again and again: one wins each time."""
+    for round_ in range(4):
+        user = f"racer{round_}"
+        session = (await asking.one.start(user)).session
+        await asking.one.stop(session.session_id)
+        one, two = await offered(asking.one.start(user)), await offered(asking.two.start(user))
+        answers = await asyncio.gather(
+            asking.one.start(user, choice_token=one[CONTINUE].choice_token),
+            asking.two.start(user, choice_token=two[FRESH].choice_token),
+            return_exceptions=True,
+        )
+        lost = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+        assert len(lost) == 1, answers
+        live = await asking.until_live(user)
+        chosen = await rows(asking, f"SELECT choice FROM choices WHERE user_id = '{user}'")
+        continued = live.session_id == session.session_id
+        assert chosen == [("CONTINUE" if continued else "FRESH",)]
+
+
+async def test_two_tabs_that_both_continue_both_get_it(asking: World) -> None:
+    """What each was promised is there for both."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    one, two = await offered(asking.one.start()), await offered(asking.two.start())
+    answers = await asyncio.gather(
+        asking.one.start(choice_token=one[CONTINUE].choice_token),
+        asking.two.start(choice_token=two[CONTINUE].choice_token),
+    )
+    assert {each.session.session_id for each in answers} == {session.session_id}
+    assert await asking.committed("create") == 1
+
+
+async def test_what_is_less_than_was_offered_is_stale(asking: World) -> None:
+    """It was offered with its memory, and was stopped deeper meanwhile."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    token = (await offered(asking.one.start()))[CONTINUE].choice_token
+    await asking.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
+    failure = await failing(asking.one.start(choice_token=token))
+    assert failure.reason == "CHOICE_STALE"
+    assert "less of the session" in failure.message
+
+
+async def test_what_has_ended_is_stale(asking: World) -> None:
+    """Ended between the question and the answer; nothing is created in its place."""
+    session = (await asking.one.start()).session
+    found = await offered(asking.one.start())
+    await asking.one.end(session.session_id)
+    for choice in (CONTINUE, FRESH):
+        failure = await failing(asking.one.start(choice_token=found[choice].choice_token))
+        assert failure.reason == "CHOICE_STALE"
+        assert "ended" in failure.message
+    assert await asking.committed("create") == 1
+
+
+async def test_a_token_is_of_its_user_key_and_tenant_alone(asking: World) -> None:
+    """Another user's, another slot's and a made up one are all the same: CHOICE_TOKEN_INVALID."""
+    await asking.one.start()
+    await asking.one.start("crane")
+    token = (await offered(asking.one.start()))[CONTINUE].choice_token
+    elsewhere = rpc_pb.StartSessionRequest(key=key(slot="other"), choice_token=token)
+    for call in (
+        asking.one.start("crane", choice_token=token),
+        asking.one.stub.StartSession(elsewhere, timeout=TIMEOUT),
+        asking.one.start(choice_token="x" * 43),
+    ):
+        failure = await failing(call)
+        assert (failure.code, failure.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "CHOICE_TOKEN_INVALID",
+        )
+    assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_REUSED
+
+
+async def test_a_token_runs_out(emulator: Emulator, database_url: str) -> None:
+    """CHOICE_TOKEN_EXPIRED for a day, and then as if it had never been."""
+    short = timedelta(seconds=0.1)
+    async with world(
+        emulator, database_url, replicas=1, persistence="ask", choice_expiry=short
+    ) as roost:
+        await roost.one.start()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await roost.one.start()
+        token = detail(caught.value).candidates[0].choice_token
+
+        async def expired() -> bool:
+            found = await rows(roost, "SELECT bool_and(expire_time <= now()) FROM choice_tokens")
+            return bool(found[0][0])
+
+        assert await eventually(expired)
+        failure = await failing(roost.one.start(choice_token=token))
+        assert (failure.code, failure.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "CHOICE_TOKEN_EXPIRED",
+        )
+        async with roost.one.running.database.connection() as connection:
+            await connection.execute(
+                "UPDATE choice_tokens SET expire_time = now() - interval '2 days'"
+            )
+        kept = timedelta(days=1)
+        await janitor.tidy(roost.one.running.database, kept, kept)
+        assert (await failing(roost.one.start(choice_token=token))).reason == (
+            "CHOICE_TOKEN_INVALID"
+        )
+
+
+async def test_tokens_are_in_the_answer_and_nowhere_else(
+    asking: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in a log at DEBUG, not in a decision, not in the database, but for their SHA-256."""
+    caplog.set_level("DEBUG")
+    session = (await asking.one.start()).session
+    found = await offered(asking.one.start())
+    tokens = [each.choice_token for each in found.values()]
+    await asking.one.start(choice_token=tokens[0])
+    await failing(asking.one.start(choice_token=tokens[0]))
+    written = (
+        caplog.text + str(capsys.readouterr()) + str(await asking.one.decisions(session.session_id))
+    )
+    for table in ("choice_tokens", "choices", "decisions", "sessions", "session_events"):
+        written += str(await rows(asking, f"SELECT row_to_json(t)::text FROM {table} t"))
+    for token in tokens:
+        assert token not in written
+        assert hashlib.sha256(token.encode()).hexdigest() in written
+
+
+async def test_an_answer_whose_start_failed_for_now_can_be_given_again(asking: World) -> None:
+    """A failure that can be retried frees the token as it frees the request id; it counts once."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    token = (await offered(asking.one.start()))[FRESH].choice_token
+    once = request_id()
+    await asking.admin.set_fault("server_error", action="create", times=None)
+    failure = await failing(asking.one.start(request_id=once, choice_token=token))
+    assert failure.retry_seconds is not None
+    await asking.admin.clear_faults()
+    answer = await asking.two.start(request_id=once, choice_token=token)
+    assert answer.outcome == pb.START_OUTCOME_CREATED
+    assert len(await rows(asking, "SELECT * FROM choices")) == 1
+
+
+async def test_a_token_with_a_mode_names_the_field(asking: World) -> None:
+    """It says what to do by itself."""
+    failure = await failing(asking.one.start(choice_token="x", mode=pb.START_MODE_FRESH))
+    assert failure.fields == ("mode",)
+
+
+# --- remembering -------------------------------------------------------------------------------
+
+
+async def preferred(roost: World) -> policy_pb.UserPreference:
+    """What wren prefers."""
+    request = policy_pb.GetUserPreferenceRequest(project_id="nest", user_id="wren")
+    answer = await policies(roost).GetUserPreference(request, timeout=TIMEOUT)
+    return answer.user_preference
+
+
+async def prefer(roost: World, preference: policy_pb.Preference.ValueType) -> None:
+    """Set what wren prefers."""
+    request = policy_pb.SetUserPreferenceRequest(
+        project_id="nest", user_id="wren", preference=preference
+    )
+    answer = await policies(roost).SetUserPreference(request, timeout=TIMEOUT)
+    assert answer.user_preference.preference == preference
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept", "outcome"),
+    [
+        (CONTINUE, policy_pb.PREFERENCE_AUTO_RESUME, pb.START_OUTCOME_REUSED),
+        (FRESH, policy_pb.PREFERENCE_ALWAYS_FRESH, pb.START_OUTCOME_CREATED),
+    ],
+)
+async def test_an_answer_that_is_remembered_decides_the_next_time(
+    asking: World, choice: int, kept: int, outcome: int
+) -> None:
+    """Once asked and then never again, by project and user; each start leaves its choice."""
+    await asking.one.start()
+    assert (await preferred(asking)).preference == policy_pb.PREFERENCE_UNSPECIFIED
+    token = (await offered(asking.one.start()))[choice].choice_token
+    await asking.one.start(choice_token=token, remember=True)
+    found = await preferred(asking)
+    assert found.preference == kept
+    assert found.HasField("update_time")
+    assert (await asking.two.start()).outcome == outcome
+    made = await rows(asking, "SELECT asked, remember FROM choices ORDER BY decision_id")
+    assert made == [(True, True), (False, False)]
+    await asking.one.start("crane")
+    assert await offered(asking.one.start("crane")), "another user is still asked"
+
+
+async def test_a_preference_can_be_set_and_taken_back(asking: World) -> None:
+    """SetUserPreference, and PREFERENCE_ASK to be asked again; nothing else is accepted."""
+    await asking.one.start()
+    await prefer(asking, policy_pb.PREFERENCE_ALWAYS_FRESH)
+    assert (await asking.one.start()).outcome == pb.START_OUTCOME_CREATED
+    await prefer(asking, policy_pb.PREFERENCE_ASK)
+    assert await offered(asking.one.start())
+    for value in (0, 9):
+        request = policy_pb.SetUserPreferenceRequest(
+            project_id="nest",
+            user_id="wren",
+            preference=value,  # type: ignore[arg-type]
+        )
+        failure = await failing(policies(asking).SetUserPreference(request, timeout=TIMEOUT))
+        assert failure.fields == ("preference",)
+
+
+async def test_a_preference_means_nothing_where_nobody_would_be_asked(roost: World) -> None:
+    """HIBERNATE resumes, whatever is kept of another time."""
+    session = (await roost.one.start()).session
+    await prefer(roost, policy_pb.PREFERENCE_ALWAYS_FRESH)
+    assert (await roost.one.start()).session.session_id == session.session_id
+
+
+async def test_choices_are_counted_asked_apart_from_remembered(asking: World) -> None:
+    """The figure new vs. continue: of those who were asked."""
+    await asking.one.start()
+    for choice in (CONTINUE, CONTINUE, FRESH):
+        token = (await offered(asking.one.start()))[choice].choice_token
+        await asking.one.start(choice_token=token)
+    await prefer(asking, policy_pb.PREFERENCE_AUTO_RESUME)
+    await asking.one.start()
+    now = datetime.now(UTC)
+    span = (now - timedelta(hours=1), now + timedelta(hours=1))
+    database = asking.one.running.database
+    assert await choices.tally(database, "default", "nest", *span) == choices.Tally(2, 1, 1, 0)
+    assert await choices.tally(database, "default", None, *span) == choices.Tally(2, 1, 1, 0)
+    assert await choices.tally(database, "default", "other", *span) == choices.Tally(0, 0, 0, 0)
+
+
+# --- preview -----------------------------------------------------------------------------------
+
+
+async def everything(roost: World) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table that has to do with sessions, with its version."""
+    tables = (
+        *("sessions", "containers", "decisions", "session_events", "choice_tokens", "choices"),
+        *("policies", "tiers", "user_preferences"),
+    )
+    return {
+        table: await rows(roost, f"SELECT xmin::text, ctid::text, t::text FROM {table} t")
+        for table in tables
+    }
+
+
+async def test_a_preview_shows_the_choice_and_writes_nothing(asking: World) -> None:
+    """Candidates with age, continuity and wait; no tokens; not a row of any table is another."""
+    session = (await asking.one.start()).session
+    await asking.one.stop(session.session_id)
+    token = (await offered(asking.one.start()))[CONTINUE].choice_token
+    before = await everything(asking)
+    start = rpc_pb.StartSessionRequest(key=key())
+    seen = await asking.one.stub.PreviewStart(
+        rpc_pb.PreviewStartRequest(start=start), timeout=TIMEOUT
+    )
+    assert seen.error_reason == "CHOICE_REQUIRED"
+    assert [each.choice for each in seen.candidates] == [CONTINUE, FRESH]
+    assert seen.candidates[0].expected_continuity == pb.CONTINUITY_MEMORY
+    assert seen.candidates[0].age.ToTimedelta() > timedelta(0)
+    assert seen.candidates[1].HasField("expected_wait_milliseconds")
+    assert {each.choice_token for each in seen.candidates} == {""}
+    start.choice_token = token
+    answered = await asking.two.stub.PreviewStart(
+        rpc_pb.PreviewStartRequest(start=start), timeout=TIMEOUT
+    )
+    assert (answered.outcome, answered.error_reason) == (pb.START_OUTCOME_RESUMED, "")
+    start.choice_token = "x" * 43
+    wrong = await asking.two.stub.PreviewStart(
+        rpc_pb.PreviewStartRequest(start=start), timeout=TIMEOUT
+    )
+    assert wrong.error_reason == "CHOICE_TOKEN_INVALID"
+    assert await everything(asking) == before
+    assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_RESUMED
