@@ -65,14 +65,19 @@ class Case:
         """The replica that lives."""
         return self.world.one
 
-    async def dies(self, call: Callable[[SessionServiceStub], Awaitable[object]]) -> None:
-        """Make the call at the armed replica, and see that one die by its own hand."""
+    async def dies(
+        self, call: Callable[[Any], Awaitable[object]], kind: type[Any] = SessionServiceStub
+    ) -> None:
+        """Make the call at the armed replica, and see that one die by its own hand.
+
+        Any: a stub of the service of this kind.
+        """
         port = free_port()
         environment = {**self.environment, "ROOST_SESSION_LISTEN": f"127.0.0.1:{port}"}
         pid = await self.zygote.fork(environment, self.log)
         await asyncio.wait_for(serving(f"127.0.0.1:{port}"), 20)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
-            asked = asyncio.ensure_future(call(SessionServiceStub(channel)))
+            asked = asyncio.ensure_future(call(kind(channel)))
             status = await asyncio.wait_for(self.zygote.ended(pid), 15)
             assert status == -signal.SIGKILL, self.log.read_text()
             (answer,) = await asyncio.gather(asked, return_exceptions=True)

@@ -1,0 +1,288 @@
+"""Checkpoints cut off in the middle: never READY, never restored, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from roost.session.v1 import checkpoint_service_pb2 as checkpoint_pb
+from roost.session.v1 import policy_service_pb2 as policy_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service.vault.retention import Retention
+from tests.chaos import test_points as deaths
+from tests.container.harness import failing
+from tests.eventually import eventually
+from tests.session.harness import key, request_id
+from tests.session.saving import Checkpoint, client, counting, execute, large
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from tests.chaos.test_points import Case
+    from tests.database import Databases
+    from tests.session.harness import Replica, World
+
+KB = 1024
+
+
+async def _save_at_stop(replica: Replica) -> None:
+    """Let the project's stops save and destroy."""
+    request = policy_pb.UpdateProjectPolicyRequest(
+        project_id="nest",
+        policy=pb.Policy(persistence=pb.Policy.PERSISTENCE_CHECKPOINT),
+        update_mask=FieldMask(paths=["persistence"]),
+    )
+    await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=9)
+
+
+# --- a replica killed at every point -------------------------------------------------------------
+
+
+async def _repeated(case: Case, method: str, request: Any) -> Any:
+    """The request at the other replica until it is answered. Any: of several methods."""
+    stub = CheckpointServiceStub(case.other.channel)
+
+    async def once() -> Any:
+        return await getattr(stub, method)(request, timeout=deaths.PATIENCE)
+
+    return await eventually(once, timeout=deaths.PATIENCE, interval=0.1)
+
+
+async def _stop(case: Case) -> None:
+    await _save_at_stop(case.other)
+    session = await counting(case.world, 2)
+    request = rpc_pb.StopSessionRequest(session_id=session.session_id, request_id=request_id())
+    await case.dies(lambda stub: stub.StopSession(request, timeout=deaths.PATIENCE))
+    answer = await case.repeated("StopSession", request)
+    assert answer.session.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT, answer
+    assert not answer.session.conditions
+    assert await case.machines(session.session_id) == ["destroyed"]
+    back = await case.other.start()
+    assert back.outcome == pb.START_OUTCOME_RESTORED
+    assert await case.world.counter(back.session) == "2"
+
+
+async def _restore(case: Case) -> None:
+    await _save_at_stop(case.other)
+    session = await counting(case.world, 2)
+    await case.other.stop(session.session_id)
+    request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
+    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert (answer.outcome, answer.continuity) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+    )
+    assert await case.world.counter(answer.session) == "2"
+    assert sorted(await case.machines(session.session_id)) == ["destroyed", "started"]
+
+
+async def _create(case: Case) -> None:
+    session = await counting(case.world, 2)
+    request = checkpoint_pb.CreateCheckpointRequest(
+        session_id=session.session_id, request_id=request_id()
+    )
+    await case.dies(
+        lambda stub: stub.CreateCheckpoint(request, timeout=deaths.PATIENCE), CheckpointServiceStub
+    )
+    taken = await _repeated(case, "CreateCheckpoint", request)
+    assert taken.checkpoint.state == Checkpoint.STATE_READY
+    again = await _repeated(case, "CreateCheckpoint", request)
+    assert again == taken
+    shown = [each.state for each in await client(case.other).of()]
+    assert shown.count(Checkpoint.STATE_READY) == 1, shown
+    assert set(shown) <= {Checkpoint.STATE_READY, Checkpoint.STATE_FAILED}
+    assert (await case.other.get(session.session_id)).state == pb.Session.STATE_ACTIVE
+
+
+async def _roll_back(case: Case) -> None:
+    session = await counting(case.world, 1)
+    saved = client(case.other)
+    await saved.create(session.session_id)
+    await case.world.counter(session, "/click")
+    request = checkpoint_pb.RestoreCheckpointRequest(
+        session_id=session.session_id, number=1, request_id=request_id()
+    )
+    await case.dies(
+        lambda stub: stub.RestoreCheckpoint(request, timeout=deaths.PATIENCE),
+        CheckpointServiceStub,
+    )
+    back = await _repeated(case, "RestoreCheckpoint", request)
+    assert back.outcome == pb.START_OUTCOME_RESTORED
+    assert await case.world.counter(back.session) == "1"
+    before = back.rollback_checkpoint
+    assert (before.state, before.reason) == (Checkpoint.STATE_READY, Checkpoint.REASON_ROLLBACK)
+    kept = [each for each in await saved.of() if each.state == Checkpoint.STATE_READY]
+    # Saved once more where the owner died before it could say that it was saved.
+    assert len(kept) in (2, 3)
+    assert kept[0].checkpoint_id == before.checkpoint_id
+    assert {each.sha256 for each in kept[:-1]} == {before.sha256}
+    undone = await saved.restore(session.session_id, checkpoint_id=before.checkpoint_id)
+    assert await case.world.counter(undone.session) == "2"
+    assert await case.machines(session.session_id) == ["started"]
+
+
+PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
+    _stop: (
+        *("intent.after", "capture.during", "capture.after", "chunk.before", "chunk.after"),
+        *("ready.before", "ready.during", "ready.after", "note.during", "note.after"),
+        *("acquire_lease.after", "destroy.during", "destroy.after", "outcome.before"),
+    ),
+    _restore: (
+        *("intent.after", "note.before", "note.after", "create.during", "wait_started.after"),
+        *("restore.before", "restore.during", "restore.after", "outcome.before", "outcome.after"),
+    ),
+    _create: ("capture.during", "chunk.after", "ready.before", "ready.during", "ready.after"),
+    _roll_back: (
+        *("intent.after", "resume.after", "capture.during", "chunk.after", "ready.during"),
+        *("ready.after", "note.before", "note.after", "restore.before", "restore.during"),
+        *("restore.after", "outcome.before"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("transition", PLACES, ids=lambda each: each.__name__.strip("_"))
+async def test_a_death_at_every_point_of(
+    transition: Callable[[Case], Awaitable[None]],
+    databases: Databases,
+    migrated_database: str,
+    tmp_path: Path,
+) -> None:
+    """The right state, once, wherever the replica died; no other was ever READY."""
+    turns = asyncio.Semaphore(deaths.AT_ONCE)
+    failures: list[str] = []
+
+    async def one(name: str) -> None:
+        case = deaths._case(name, ground, databases, migrated_database, tmp_path)
+        async with turns, case as dying:
+            try:
+                await transition(dying)
+            except Exception as error:  # noqa: BLE001  # told with the point's name
+                failures.append(f"{name}: {error!r}"[:600])
+
+    async with deaths._ground(tmp_path) as ground:
+        await asyncio.gather(*map(one, PLACES[transition]))
+    assert not failures, "\n".join(failures)
+
+
+# --- the rest of the world breaking in the middle ------------------------------------------------
+
+
+async def _begun(roost: World, session_id: str, url: str) -> asyncio.Task[Any]:
+    """A checkpoint whose bytes are on their way: some are stored already."""
+    task = asyncio.create_task(failing(client(roost.one).create(session_id)))
+
+    async def stored() -> bool:
+        return bool(execute(url, "SELECT 1 FROM checkpoint_chunks LIMIT 1"))
+
+    assert await eventually(stored, timeout=10)
+    return task
+
+
+async def _nothing_of_it(roost: World, url: str) -> None:
+    """FAILED, without bytes, and not what the session goes back to."""
+    (shown,) = await client(roost.two).of()
+    assert shown.state == Checkpoint.STATE_FAILED
+    assert execute(url, "SELECT count(*) FROM checkpoint_chunks") == [(0,)]
+    assert execute(url, "SELECT checkpoint_id FROM sessions") == [(None,)]
+
+
+async def test_a_container_that_goes_in_the_middle_leaves_no_checkpoint(
+    roost: World, database_url: str
+) -> None:
+    """What came of its state by then is thrown away."""
+    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    task = await _begun(roost, session.session_id, database_url)
+    await roost.admin.set_fault("machine_vanished", machine=session.container.container_id)
+    failure = await task
+    assert failure.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
+    await _nothing_of_it(roost, database_url)
+
+
+async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
+    roost: World, database_url: str
+) -> None:
+    """Again and again while it is written; the session is not touched, then it goes through."""
+    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    task = await _begun(roost, session.session_id, database_url)
+    while not task.done():
+        execute(
+            database_url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        await asyncio.sleep(0.02)
+    failure = await task
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+
+    async def over() -> bool:
+        taken = await client(roost.two).create(session.session_id)
+        return taken.state == Checkpoint.STATE_READY
+
+    assert await eventually(over, timeout=20)
+    assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
+    states = {each.number: each.state for each in await client(roost.one).of()}
+    assert list(states.values()).count(Checkpoint.STATE_READY) == 1
+
+
+async def test_a_stop_does_not_wait_for_a_checkpoint_that_is_being_written(
+    roost: World, database_url: str
+) -> None:
+    """The pause freezes what was handing its state out; that checkpoint is FAILED."""
+    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    task = await _begun(roost, session.session_id, database_url)
+    await _save_at_stop(roost.two)
+    stopped = await roost.two.stop(session.session_id)
+    assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    failure = await task
+    assert failure.reason in ("SESSION_STATE_CONFLICT", "PROVIDER_UNAVAILABLE")
+    shown = {each.number: (each.state, each.reason) for each in await client(roost.one).of()}
+    assert shown == {
+        1: (Checkpoint.STATE_FAILED, Checkpoint.REASON_REQUESTED),
+        2: (Checkpoint.STATE_READY, Checkpoint.REASON_STOP),
+    }
+
+
+async def test_the_caller_going_away_does_not_undo_a_checkpoint(roost: World) -> None:
+    """It is READY all the same, and the request id is answered with it."""
+    session = (await roost.one.start(spec=large(1500 * KB, SLOW_MS="20"))).session
+    once = request_id()
+    call = client(roost.one).stub.CreateCheckpoint(
+        checkpoint_pb.CreateCheckpointRequest(session_id=session.session_id, request_id=once),
+        timeout=20,
+    )
+
+    async def writing() -> bool:
+        return bool(await client(roost.two).of())
+
+    await eventually(writing)
+    call.cancel()
+    taken = await client(roost.two).create(session.session_id, request_id=once)
+    assert (taken.number, taken.state) == (1, Checkpoint.STATE_READY)
+
+
+async def test_what_an_owner_left_who_is_gone_is_tidied_up(roost: World, database_url: str) -> None:
+    """WRITING with a lease that ran out: FAILED by the janitor's pass, its bytes gone."""
+    session = await counting(roost, 1)
+    await client(roost.one).create(session.session_id)
+    execute(
+        database_url,
+        "UPDATE checkpoints SET state = 'WRITING', ready_time = NULL, "
+        "lease_until = now() - interval '1 s'",
+    )
+    execute(database_url, "UPDATE sessions SET checkpoint_id = NULL")
+    retention = Retention(roost.two.running.database, None)
+    assert await retention.shot() == 1
+    await _nothing_of_it(roost, database_url)
+    assert await retention.shot() == 0
