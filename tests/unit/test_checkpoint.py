@@ -1,0 +1,248 @@
+"""Which checkpoint a session goes back to, which may go, and what a start makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from itertools import product
+from uuid import UUID
+
+import pytest
+
+from session_service.domain import ladder
+from session_service.domain import policy as policies
+from session_service.domain import wish as wishes
+from session_service.domain.checkpoint import (
+    Checkpoint,
+    CheckpointState,
+    Kind,
+    Place,
+    Reason,
+    beyond,
+    in_order,
+    kind_for,
+    supports,
+)
+from session_service.domain.decision import dump_attempts, load_attempts
+from session_service.domain.ladder import Evidence, Presence, decide
+from session_service.domain.session import (
+    Attempt,
+    AttemptResult,
+    ContainerState,
+    Continuity,
+    Mode,
+    PauseDepth,
+    Record,
+    Rung,
+)
+from session_service.domain.states import State, Transition
+from session_service.domain.wish import Recreate, Wish
+from tests.unit.test_ladder import NOW, POLICY, container, record, session
+
+READY, FAILED = CheckpointState.READY, CheckpointState.FAILED
+
+
+def checkpoint(number: int, parent: int = 0, **changes: object) -> Checkpoint:
+    """A READY checkpoint whose id is its number."""
+    made = Checkpoint(
+        UUID(int=number), "t", "p", "u", "default", number, UUID(int=1000), 1,
+        UUID(int=parent) if parent else None, Kind.APPLICATION, READY, Reason.REQUESTED, "",
+        pinned=False, app="app", spec="{}", fingerprint="f", size_bytes=1, stored_bytes=9,
+        sha256=b"", place=Place.DATABASE, object=None, upload=None, failure=None, decision_id=None,
+        lease_until=None, create_time=NOW + timedelta(seconds=number), ready_time=NOW,
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]  # any of its fields
+
+
+def order(head: int, *checkpoints: Checkpoint) -> list[int]:
+    """The numbers in the order in which they are tried."""
+    return [item.number for item in in_order(UUID(int=head), checkpoints)]
+
+
+def test_the_line_of_the_state_comes_first_and_then_the_newest() -> None:
+    """After a rollback from 4 to 2 what was left behind is tried last."""
+    made = [checkpoint(number, number - 1) for number in range(1, 5)]
+    assert order(4, *made) == [4, 3, 2, 1]
+    assert order(2, *made) == [2, 1, 4, 3]
+    assert order(5, *made, checkpoint(5, 2)) == [5, 2, 1, 4, 3]
+
+
+def test_what_is_not_ready_is_never_tried() -> None:
+    """Nor one that nobody knows; a line that is broken goes on with the newest."""
+    made = [checkpoint(1), checkpoint(2, 1, state=FAILED), checkpoint(3, 2)]
+    assert order(3, *made) == [3, 1]
+    assert order(2, *made) == [3, 1]
+    assert order(99, *made) == [3, 1]
+    assert in_order(None, []) == ()
+
+
+def test_a_line_that_goes_in_a_circle_ends() -> None:
+    """No database keeps us from it: each is tried once."""
+    assert order(1, checkpoint(1, 2), checkpoint(2, 1)) == [1, 2]
+
+
+def test_the_newest_stay_and_pinned_or_needed_ones_too() -> None:
+    """Pinned ones are not counted; at least one stays, whatever was set."""
+    made = [checkpoint(number, pinned=number == 1) for number in range(1, 8)]
+    needed = frozenset({UUID(int=2)})
+    assert [item.number for item in beyond(made, 3, needed)] == [4, 3]
+    assert [item.number for item in beyond(made, 0, frozenset())] == [6, 5, 4, 3, 2]
+    assert beyond(made, 99, frozenset()) == ()
+
+
+def test_how_state_is_saved_is_told_by_the_spec() -> None:
+    """The application's own way first."""
+    hook, mount = {"state_hook": {"http_path": "/s"}}, {"mounts": [{"volume_id": "v"}]}
+    assert kind_for({**hook, **mount}) is Kind.APPLICATION
+    assert kind_for(mount) is Kind.VOLUME
+    assert kind_for({}) is None
+    assert supports(mount, Kind.VOLUME)
+    assert not supports(mount, Kind.APPLICATION)
+
+
+# --- the ladder ----------------------------------------------------------------------------------
+
+SAVED = (checkpoint(1),)
+WITHOUT = container(destroy_time=NOW)
+
+
+def resting(**changes: object) -> Record:
+    """A session that was saved, and rests without a container."""
+    values: dict[str, object] = {
+        "state": State.PAUSED,
+        "pause_depth": PauseDepth.CHECKPOINT,
+        "checkpoint_id": UUID(int=1),
+    }
+    return record(WITHOUT, **{**values, **changes})
+
+
+def climb(
+    where: Record, checkpoints: tuple[Checkpoint, ...], least: Continuity | None = None
+) -> ladder.Decision:
+    """What a plain start would do."""
+    return decide(Wish(min_continuity=least), POLICY, where, checkpoints=checkpoints)
+
+
+def test_a_session_without_a_container_is_restored_before_it_is_created() -> None:
+    """From what is READY; without any there is nothing but to create."""
+    plan = climb(resting(), SAVED)
+    assert isinstance(plan, ladder.Climb)
+    assert (plan.rule, plan.rungs) == ("RESTORE_FIRST", (Rung.RESTORE, Rung.CREATE))
+    for nothing in ((), (checkpoint(1, state=FAILED),)):
+        plan = climb(resting(), nothing)
+        assert isinstance(plan, ladder.Climb)
+        assert plan.rungs == (Rung.CREATE,)
+
+
+def test_a_container_comes_before_a_checkpoint() -> None:
+    """Memory, then files, then what was saved."""
+    suspended = record(None, state=State.PAUSED, pause_depth=PauseDepth.SUSPENDED)
+    plan = climb(suspended, SAVED)
+    assert isinstance(plan, ladder.Climb)
+    assert plan.rungs == (Rung.RESUME, Rung.RESTORE, Rung.CREATE)
+
+
+def test_one_that_may_be_destroyed_any_moment_is_no_container() -> None:
+    """Its state is saved and it is not wanted any more: it is not brought back."""
+    plan = climb(record(container(wanted=False), state=State.PAUSED), SAVED)
+    assert isinstance(plan, ladder.Climb)
+    assert plan.rungs[0] is Rung.RESTORE
+
+
+@pytest.mark.parametrize(
+    ("least", "rungs"),
+    [
+        (None, (Rung.RESTORE, Rung.CREATE)),
+        (Continuity.NONE, (Rung.RESTORE, Rung.CREATE)),
+        (Continuity.CHECKPOINT, (Rung.RESTORE,)),
+        (Continuity.FILESYSTEM, ()),
+        (Continuity.MEMORY, ()),
+    ],
+)
+def test_min_continuity_leaves_the_rungs_that_can_give_it(
+    least: Continuity | None, rungs: tuple[Rung, ...]
+) -> None:
+    """Refused where none can."""
+    plan = climb(resting(), SAVED, least)
+    if rungs:
+        assert isinstance(plan, ladder.Climb)
+        assert plan.rungs == rungs
+    else:
+        assert isinstance(plan, ladder.Refuse)
+        assert plan.refusal is ladder.Refusal.CONTINUITY_UNAVAILABLE
+
+
+def test_what_is_expected_is_said_without_looking_at_checkpoints() -> None:
+    """The session's row knows that it has one."""
+    assert ladder.expected_continuity(resting().session, WITHOUT) is Continuity.CHECKPOINT
+    assert ladder.expected_continuity(session(), WITHOUT) is Continuity.NONE
+
+
+def test_a_rollback_is_a_climb_to_one_checkpoint_and_joins_nobody() -> None:
+    """Of a session that runs or rests; of one in flight it waits its turn."""
+    wish = Wish(Mode.CONTINUE, checkpoint_id=UUID(int=1))
+    for where in (record(), resting()):
+        plan = decide(wish, POLICY, where, checkpoints=SAVED)
+        assert isinstance(plan, ladder.Climb)
+        assert plan.rungs == (Rung.RESTORE,)
+    flight = record(
+        None,
+        state=State.STARTING,
+        transition=Transition.START,
+        lease_until=NOW + timedelta(seconds=5),
+        deadline=NOW + timedelta(seconds=50),
+        decision_id=UUID(int=5),
+        wish=wishes.dump(Wish()),
+    )
+    assert isinstance(decide(wish, POLICY, flight), ladder.TakeTurn)
+    assert isinstance(decide(wish, POLICY, record(state=State.ENDED)), ladder.Refuse)
+
+
+def test_the_ladder_is_total_with_checkpoints_too() -> None:
+    """Every state, every kind of evidence, each way of asking: a plan, never an exception."""
+    evidences = [
+        None,
+        Evidence(Presence.ABSENT),
+        Evidence(Presence.UNKNOWN, preview_answered=False),
+        Evidence(Presence.PRESENT, ContainerState.STARTED, memory_intact=True),
+        Evidence(Presence.PRESENT, ContainerState.SUSPENDED),
+    ]
+    lists: list[tuple[Checkpoint, ...]] = [(), SAVED, (checkpoint(1, state=FAILED),)]
+    wanted = [None, *Continuity]
+    states = [State.ACTIVE, State.PAUSED, State.ENDED]
+    containers = [container(), WITHOUT, container(wanted=False), container(start_time=None)]
+    policy = policies.Policy()
+    for state, where, evidence, checkpoints, least, depth in product(
+        states, containers, evidences, lists, wanted, [None, *PauseDepth]
+    ):
+        seen = record(where, state=state, pause_depth=depth, verified_at=None)
+        plan = decide(Wish(min_continuity=least), policy, seen, evidence, checkpoints=checkpoints)
+        assert plan.rule
+        if isinstance(plan, ladder.Climb):
+            assert (Rung.RESTORE in plan.rungs) <= ladder.restorable(checkpoints)
+            assert all(least is None or ladder.BEST_OF[rung] >= least for rung in plan.rungs)
+
+
+# --- forms in rows -------------------------------------------------------------------------------
+
+
+def test_a_wish_is_read_back_as_it_was_written() -> None:
+    """With and without each of its parts; and what earlier versions wrote."""
+    one, two = UUID(int=1), UUID(int=2)
+    for recreate, checkpoint_id, saved_id in product(
+        [None, Recreate(3, "{}", "REQUEST")], [None, one], [None, two]
+    ):
+        wish = Wish(Mode.FRESH, "h", Continuity.MEMORY, recreate, checkpoint_id, saved_id)
+        expected = wish if checkpoint_id else replace(wish, saved_id=None)
+        assert wishes.load(wishes.dump(wish)) == expected
+    assert wishes.load('["CONTINUE", null, 4]') == Wish(min_continuity=Continuity.MEMORY)
+
+
+def test_an_attempts_checkpoint_is_kept_where_there_was_one() -> None:
+    """And the rows of earlier versions are read as before."""
+    tried = (
+        Attempt(Rung.RESTORE, AttemptResult.FAILED, "CHECKPOINT_CORRUPT", 3, 7),
+        Attempt(Rung.CREATE, AttemptResult.SUCCEEDED, "CREATED", 5),
+    )
+    assert load_attempts(dump_attempts(tried)) == tried
+    assert load_attempts('[["CREATE", "SUCCEEDED", "CREATED", 5]]') == tried[1:]
