@@ -113,7 +113,8 @@ def shown_step(record: Record, habits: Habits) -> Step:
     session = record.session
     step = next_step(record, habits)
     if step.action is Action.WARN:
-        step = Step(Action.PAUSE, idle_time(session), step.because)
+        because = "it goes idle then, unless somebody is there or holds it"
+        step = Step(Action.PAUSE, idle_time(session), because)
     if step.time is None or session.due_at is None or session.due_at <= step.time:
         return step
     # It was tried and did not work out: when the keeper looks next is when it is tried again.
