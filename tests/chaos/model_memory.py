@@ -82,10 +82,12 @@ def _untold(
     lost_at = boots.between(session, before.began, click.ended) or before.ended
     if _answers_lost(session, calls, lost_at, click.began):
         return
-    for call in _openings(session, calls, lost_at, click.began):
-        if call.ok and (call.continuity < MEMORY or call.outcome == "CREATED"):
-            return
-        if call.ok and not call.replay and call.verified and call.verify_time > lost_at:
+    openings = _openings(session, calls, lost_at, click.began)
+    tellers = [call for call in openings if call.continuity < MEMORY or call.outcome == "CREATED"]
+    for call in openings:
+        # Calls that overlap have no order: what one tells, the other need not.
+        told = any(teller.since <= call.ended for teller in tellers)
+        if not told and not call.replay and call.verified and call.verify_time > lost_at:
             text = f"{before.value} clicks were lost, and MEMORY was claimed (then {click.value})"
             yield "LOST_MEMORY_CLAIMED", text, call
             return

@@ -122,6 +122,18 @@ def test_lost_memory_that_was_told_once_is_told(story: Story) -> None:
     assert story.broken() == set()
 
 
+def test_a_loss_that_is_being_told_need_not_be_told_twice(story: Story) -> None:
+    story.start(outcome="CREATED")
+    story.click(1)
+    story.click(2)
+    # The slow answer tells it; the quick one, of a call meanwhile, builds on its outcome.
+    story.start(outcome="RESTARTED", continuity=3, lasts=5)
+    story.start()
+    story.now += 5
+    story.click(1)
+    assert story.broken() == set()
+
+
 def test_a_crash_within_the_freshness_window_is_told_after_it(story: Story) -> None:
     story.start(outcome="CREATED")
     story.click(1)
