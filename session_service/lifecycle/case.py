@@ -67,10 +67,11 @@ class Case:
         """How the spec that is wanted differs from what the session's container was made of."""
         if self.record is None:
             return None
-        wanted = self.wanted(self.record.session)
-        if wanted is None:
+        session = self.record.session
+        wanted = self.wanted(session)
+        if wanted is None or fingerprint.fingerprint(wanted) == session.fingerprint:
             return None
-        return fingerprint.change(specs.load(self.record.session.spec), wanted)
+        return fingerprint.change(specs.load(session.spec), wanted)
 
     def wanted(self, session: Session) -> Spec | None:
         """The spec that is wanted of this session: the start's, or where the session was made of
