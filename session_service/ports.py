@@ -219,6 +219,8 @@ class Volume:
     name: str
     region: str
     size_gb: int
+    ready: bool
+    """Whether a container can mount it."""
 
 
 class Volumes(Protocol):

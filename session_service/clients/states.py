@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Fly's words for a snapshot that is whole (fly/FACTS of the provider: waiting, running, created).
 SNAPSHOT_DONE = frozenset({"created"})
+#: And for volumes: one that still hydrates can be mounted, one that is restored cannot.
+VOLUME_READY = frozenset({"created", "hydrating"})
+VOLUME_GOING = frozenset({"scheduling_destroy", "pending_destroy", "destroying", "destroyed"})
 SNAPSHOT_LOST = frozenset({"failed", "error", "deleted"})
 
 
@@ -137,7 +140,7 @@ class GrpcVolumes:
             self._stub.ListVolumes(pb.ListVolumesRequest(app=app), timeout=_left(timeout))
         )
         for each in listed.volumes:
-            if each.name == name:
+            if each.name == name and each.provider_state not in VOLUME_GOING:
                 return _volume(each)
         request = pb.CreateVolumeRequest(
             app=app,
@@ -178,4 +181,5 @@ def _snapshot(each: pb.VolumeSnapshot) -> Snapshot:
 
 
 def _volume(each: pb.Volume) -> Volume:
-    return Volume(each.volume_id, each.name, each.region, each.size_gb)
+    ready = each.provider_state in VOLUME_READY
+    return Volume(each.volume_id, each.name, each.region, each.size_gb, ready)

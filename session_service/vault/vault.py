@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import uuid_utils.compat as uuids
@@ -12,6 +13,7 @@ from session_service import errors
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Place, kind_for, supports
+from session_service.ports import Volume
 from session_service.storage import checkpoint_lists, checkpoints
 from session_service.storage.checkpoints import AlreadyWriting, NewCheckpoint
 from session_service.vault.packing import Damaged
@@ -170,13 +172,25 @@ class Vault:
             )
 
     async def volume_from(self, checkpoint: Checkpoint, session: Session, *, timeout: float) -> str:
-        """The id of a new volume with what was in the snapshot, for the session's generation."""
+        """The id of a new volume with what was in the snapshot, for the session's generation.
+
+        Raises ProviderRefused where there is no such snapshot any more.
+        """
         mounted = str(specs.load(checkpoint.spec)["mounts"][0]["volume_id"])
-        like = await self._volumes.get(checkpoint.app, mounted, timeout=timeout)
+        until = monotonic() + timeout
+        try:
+            like = await self._volumes.get(checkpoint.app, mounted, timeout=timeout)
+        except errors.ProviderRefused:
+            # It is gone; its snapshots are not, and know its size.
+            like = Volume(mounted, "", "", 0, ready=False)
         name = f"r{session.session_id.hex}"[: VOLUME_NAME_LIMIT - 8] + f"_{session.generation}"
         made = await self._volumes.create_from(
-            checkpoint.app, name, like, checkpoint.object or "", timeout=timeout
+            checkpoint.app, name, like, checkpoint.object or "", timeout=until - monotonic()
         )
+        while not made.ready:
+            await asyncio.sleep(PAUSE)
+            left = until - monotonic()
+            made = await self._volumes.get(checkpoint.app, made.volume_id, timeout=left)
         return made.volume_id
 
 

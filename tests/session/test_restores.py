@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
+from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
-from tests.container.harness import failing
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.container.harness import APP, TOKEN, failing
+from tests.eventually import eventually
 from tests.session.harness import request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, large
 
@@ -476,3 +480,108 @@ async def test_a_fork_that_lost_its_container_is_what_it_was_forked_from(roost: 
         fork.session_id,
     )
     assert await roost.counter(answer.session) == "2"
+
+
+# --- volumes, and idleness -----------------------------------------------------------------------
+
+
+async def _volume(roost: World) -> str:
+    """A new volume's id."""
+    answer = await roost.http.post(
+        f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
+        json={"name": "data", "size_gb": 1},
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    answer.raise_for_status()
+    return str(answer.json()["id"])
+
+
+async def test_a_volume_is_snapshotted_and_comes_back_as_a_new_one(saving: World) -> None:
+    """Stop, start, roll back: files at the mount's path, each time on a volume of its own."""
+    mount = container_pb.Mount(volume_id=await _volume(saving), path="/data")
+    made = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
+    session = (await saving.one.start(spec=made)).session
+    await saving.click_twice(session)
+    stopped = await saving.one.stop(session.session_id)
+    assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    saved = client(saving.one)
+    (kept,) = await saved.of()
+    assert (kept.kind, kept.state) == (Checkpoint.KIND_VOLUME, Checkpoint.STATE_READY)
+    assert not kept.sha256
+    answer = await saving.two.start()
+    assert (answer.outcome, answer.continuity) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+    )
+    assert await saving.counter(answer.session, "/click") == "3"
+    back = await saved.restore(session.session_id, number=1)
+    assert back.session.generation == 3
+    assert await saving.counter(back.session) == "2"
+    before = back.rollback_checkpoint
+    assert (before.kind, before.reason) == (Checkpoint.KIND_VOLUME, Checkpoint.REASON_ROLLBACK)
+    undone = await saved.restore(session.session_id, checkpoint_id=before.checkpoint_id)
+    assert await saving.counter(undone.session) == "3"
+    assert await saving.committed("volume_create") == 4
+
+
+async def test_a_snapshot_that_the_provider_lost_gives_way_to_the_next_older(
+    saving: World, database_url: str
+) -> None:
+    """Providers keep snapshots for some days only."""
+    mount = container_pb.Mount(volume_id=await _volume(saving), path="/data")
+    made = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
+    session = (await saving.one.start(spec=made)).session
+    await saving.click_twice(session)
+    await client(saving.one).create(session.session_id)
+    await saving.one.stop(session.session_id)
+    execute(database_url, "UPDATE checkpoints SET object = 'vs_gone' WHERE number = 2")
+    answer = await saving.one.start()
+    assert numbers(answer) == [
+        ("RESTORE", "SNAPSHOT_GONE", 2),
+        ("RESTORE", "CHECKPOINT_RESTORED", 1),
+    ]
+    assert await saving.counter(answer.session) == "2"
+
+
+async def test_an_idle_session_is_saved_and_goes(emulator: Emulator, database_url: str) -> None:
+    """CHECKPOINT: idleness is a stop that nobody asked for, and says so."""
+    brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
+    async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
+        session = await counting(roost, 2)
+
+        async def gone() -> bool:
+            await roost.one.running.background.keeper.settle()
+            shown = await roost.one.get(session.session_id)
+            return shown.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+
+        assert await eventually(gone)
+        (kept,) = await client(roost.one).of()
+        assert kept.reason == Checkpoint.REASON_IDLE
+        answer = await roost.one.start()
+        assert answer.outcome == pb.START_OUTCOME_RESTORED
+        assert await roost.counter(answer.session) == "2"
+
+
+async def test_who_comes_while_an_idle_session_is_saved_finds_it_running(
+    emulator: Emulator, database_url: str
+) -> None:
+    """A touch in the middle of it: the container stays, and so does the checkpoint."""
+    brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
+    async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
+        slow = large(2_000_000, SLOW_MS="60")
+        session = (await roost.one.start(spec=slow)).session
+
+        async def writing() -> bool:
+            await roost.one.running.background.keeper.shot()
+            return bool(await client(roost.one).of())
+
+        assert await eventually(writing)
+        request = rpc_pb.TouchSessionRequest(session_id=session.session_id)
+
+        async def over() -> bool:
+            await roost.one.stub.TouchSession(request, timeout=9)
+            return (await roost.one.get(session.session_id)).state == ACTIVE
+
+        assert await eventually(over, timeout=20)
+        assert await roost.committed("destroy") == 0
+        assert (await client(roost.one).of())[0].state == Checkpoint.STATE_READY
