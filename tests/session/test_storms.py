@@ -12,7 +12,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -28,13 +28,15 @@ from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import TOKEN, config_for, failing, make_app, read_failure
 from tests.eventually import eventually
 from tests.session.harness import Replica, key, replica, request_id, session_config, world
-from tests.session.test_hard_cases import SILENT
+from tests.session.test_hard_cases import SILENT, rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from local.fly.emulator import Emulator
+
+T = TypeVar("T")
 
 SIZE = int(os.environ.get("ROOST_STORM_SIZE", "60"))
 #: One call, in s: as long as a transition may take.
@@ -59,8 +61,9 @@ class Sea:
 
         async def one(where: pb.SessionKey) -> None:
             async with places:
-                begun = await start(self.builder, where)
-                built[name(where)] = await self.builder.stop(begun.session.session_id)
+                begun = await until_started(self.builder, where, Counter())
+                session_id = begun.session.session_id
+                built[name(where)] = await repeated(lambda: self.builder.stop(session_id))
 
         await asyncio.gather(*(one(where) for where in keys))
         assert {session.state for session in built.values()} == {pb.Session.STATE_PAUSED}
@@ -99,16 +102,22 @@ async def start(
 async def until_started(
     replica_: Replica, where: pb.SessionKey, refusals: Counter[str]
 ) -> rpc_pb.StartSessionResponse:
-    """Repeat the same call as its refusals say, as any caller should."""
+    """Start, repeating the same call as its refusals say."""
     once = request_id()
+    return await repeated(lambda: start(replica_, where, once), refusals)
+
+
+async def repeated(call: Callable[[], Awaitable[T]], refusals: Counter[str] | None = None) -> T:
+    """Repeat a call as its refusals say, as any caller should; count them."""
     while True:
         try:
-            return await start(replica_, where, once)
+            return await call()
         except grpc.aio.AioRpcError as error:
             failure = read_failure(error)
             assert failure.code in AGAIN, failure
             assert failure.retry_seconds, failure
-            refusals[failure.reason] += 1
+            if refusals is not None:
+                refusals[failure.reason] += 1
             await asyncio.sleep(failure.retry_seconds)
 
 
@@ -139,7 +148,7 @@ async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[
             "default_image": "roost/base",
             "url_template": "",
             "start_budget": timedelta(seconds=PATIENCE),
-            "lease": timedelta(seconds=5),
+            "lease": timedelta(seconds=10),
         }
 
         def config(target: str, **fields: Any) -> Any:
@@ -158,7 +167,7 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
     tmp_path: Path, database_url: str
 ) -> None:
     """No 429 anywhere, one outcome each, and who comes last of all waits his share alone."""
-    places = max(4, SIZE // 16)
+    places = max(4, SIZE // 64)
     async with sea(tmp_path, database_url, concurrent_starts=places) as waters:
         storm = [key("storm", str(n)) for n in range(SIZE)]
         others = [key(f"wren{n}") for n in range(5)]
@@ -173,8 +182,13 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
             return answer
 
         calls = [asyncio.create_task(wake(n, where)) for n, where in enumerate(storm)]
-        while len(woken) < 4:
-            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=0.01)
+
+        async def all_wait() -> bool:
+            """Whether the whole storm stands in the queue: what is measured is that alone."""
+            found = await rows(database_url, "SELECT 1 FROM sessions WHERE state = 'PAUSED'")
+            return len(found) == len(others)
+
+        await eventually(all_wait, timeout=PATIENCE)
         late, ahead = time.monotonic() - begun, len(woken)
         calls += [asyncio.create_task(wake(n, where)) for n, where in enumerate(others)]
         answers = await asyncio.gather(*calls)
@@ -203,7 +217,8 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
         )
         # On each replica those at work, then a turn each for storm and others, then those at work.
         fair = 2 * (places + len(others) + 1 + places)
-        assert behind <= min(fair, SIZE * 0.75)
+        # And what was woken while the late ones were still being written down.
+        assert behind <= fair + SIZE // 10 < SIZE * 0.75
 
 
 @pytest.mark.timeout(120)
