@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from session_service.domain import ladder
+from session_service.domain import spec as specs
+from session_service.domain.checkpoint import in_order, supports
 from session_service.domain.policy import Persistence
 from session_service.domain.session import Continuity, Mode, Outcome, Rung
 from session_service.domain.states import State, Transition
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
+    from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.policy import Policy
     from session_service.domain.session import Key, Record
 
@@ -80,16 +83,23 @@ class Candidate:
     age: timedelta | None = None
     """How long ago it was last in use."""
     checkpoint_id: UUID | None = None
+    number: int = 0
+    """The checkpoint's number."""
     wait: int | None = None
     """How long starts with this outcome took lately, in ms; None where there were none."""
     token: str = field(default="", repr=False)
     """Chooses it. A secret: in the answer and nowhere else."""
 
 
-def candidates(record: Record, waits: Mapping[Outcome, int]) -> tuple[Candidate, ...]:
-    """What could be done about the live session of `record`, best first.
+#: So many checkpoints are offered, those first that a start would try first.
+MOST_CHECKPOINTS = 5
 
-    Whoever can restore checkpoints puts them between: choice RESTORE, rung RESTORE.
+
+def candidates(
+    record: Record, waits: Mapping[Outcome, int], checkpoints: Iterable[Checkpoint] = ()
+) -> tuple[Candidate, ...]:
+    """What could be done about the live session of `record`, best first. `checkpoints` are those of
+    its key; of them, what its spec has a way for.
     """
     session = record.session
     running = session.state is State.ACTIVE
@@ -104,9 +114,35 @@ def candidates(record: Record, waits: Mapping[Outcome, int]) -> tuple[Candidate,
         record.now - session.last_active_time,
     )
     anew = Candidate(Choice.FRESH, Rung.CREATE, Continuity.NONE)
-    return tuple(
-        replace(candidate, wait=waits.get(OUTCOME_OF[candidate.rung]))
-        for candidate in (going_on, anew)
+    found = (going_on, *_restorable(record, rung, checkpoints), anew)
+    return tuple(replace(each, wait=waits.get(OUTCOME_OF[each.rung])) for each in found)
+
+
+def _restorable(
+    record: Record, rung: Rung, checkpoints: Iterable[Checkpoint]
+) -> Iterable[Candidate]:
+    """The checkpoints that can be gone back to; not the one that going on would restore anyway."""
+    session = record.session
+    spec = specs.load(session.spec)
+    line = [
+        each
+        for each in in_order(session.checkpoint_id, checkpoints)
+        if supports(spec, each.kind)
+        and not (rung is Rung.RESTORE and each.checkpoint_id == session.checkpoint_id)
+    ]
+    return (
+        Candidate(
+            Choice.RESTORE,
+            Rung.RESTORE,
+            Continuity.CHECKPOINT,
+            session.session_id,
+            each.generation,
+            each.create_time,
+            record.now - each.create_time,
+            each.checkpoint_id,
+            each.number,
+        )
+        for each in line[:MOST_CHECKPOINTS]
     )
 
 

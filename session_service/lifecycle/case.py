@@ -120,7 +120,11 @@ class Case:
     def with_answer(self, offered: Offered, token_hash: bytes) -> Case:
         """The same, carrying the user's answer out and nothing else."""
         start = self.start
-        wish = replace(start.wish, mode=choice.MODE_OF[offered.choice])
+        wish = replace(
+            start.wish,
+            mode=choice.MODE_OF[offered.choice],
+            checkpoint_id=offered.checkpoint_id,
+        )
         made = Made(
             start.key,
             offered.choice,

@@ -11,7 +11,7 @@ from session_service import errors
 from session_service.domain import choice
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.explaining import altered, decided
-from session_service.storage import choices, sessions
+from session_service.storage import checkpoint_lists, choices, sessions
 from session_service.storage.choices import NewToken
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class Choosing:
 
     async def candidates(self, record: Record) -> tuple[Candidate, ...]:
         """What could be done about a live session, and how long each is expected to take."""
-        return choice.candidates(record, await choices.waits(self._database))
+        saved = await checkpoint_lists.kept(self._database, record.session.key)
+        return choice.candidates(record, await choices.waits(self._database), saved)
 
     async def ask(self, case: Case, plan: ladder.Ask, record: Record) -> errors.ChoiceRequired:
         """Offer what there is to choose from. The error to answer with has the only copy of the

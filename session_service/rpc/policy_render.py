@@ -120,6 +120,7 @@ def candidates(found: Iterable[Candidate]) -> list[service_pb.Candidate]:
             age=None if each.age is None else duration(each.age),
             expected_wait_milliseconds=each.wait,
             choice_token=each.token,
+            checkpoint_number=each.number,
         )
         for each in found
     ]

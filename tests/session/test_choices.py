@@ -21,6 +21,7 @@ from session_service.storage import choices
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, World, key, request_id, world
+from tests.session.saving import client, counting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
 
 ASK = pb.Policy.PERSISTENCE_ASK
-CONTINUE, FRESH = rpc_pb.CHOICE_CONTINUE, rpc_pb.CHOICE_FRESH
+CONTINUE, RESTORE, FRESH = (
+    rpc_pb.CHOICE_CONTINUE,
+    rpc_pb.CHOICE_RESTORE,
+    rpc_pb.CHOICE_FRESH,
+)
 
 
 @pytest.fixture
@@ -366,6 +371,52 @@ async def test_a_token_with_a_mode_names_the_field(asking: World) -> None:
     """It says what to do by itself."""
     failure = await failing(asking.one.start(choice_token="x", mode=pb.START_MODE_FRESH))
     assert failure.fields == ("mode",)
+
+
+async def test_a_checkpoint_can_be_chosen(asking: World) -> None:
+    """Offered between the two by its number; chosen, the counter is what it was then, and what was
+    left is saved first. Asked again, the session goes on from there.
+    """
+    session = await counting(asking, 2)
+    saved = await client(asking.one).create(session.session_id)
+    await asking.counter(session, "/click")
+    found = await offered(asking.two.start())
+    assert list(found) == [CONTINUE, RESTORE, FRESH]
+    restore = found[RESTORE]
+    assert (restore.checkpoint_id, restore.checkpoint_number) == (saved.checkpoint_id, 1)
+    assert (restore.rung, restore.expected_continuity) == (
+        pb.RUNG_RESTORE,
+        pb.CONTINUITY_CHECKPOINT,
+    )
+    assert restore.age.ToTimedelta() > timedelta(0)
+    back = await asking.two.start(choice_token=restore.choice_token)
+    assert (back.outcome, back.continuity) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+    )
+    assert back.session.session_id == session.session_id
+    assert await asking.counter(back.session) == "2"
+    made = await rows(asking, "SELECT choice, checkpoint_id::text FROM choices")
+    assert made == [("RESTORE", saved.checkpoint_id)]
+    numbers = [
+        each.checkpoint_number
+        for each in (await offered(asking.one.start())).values()
+        if each.choice == RESTORE
+    ]
+    assert numbers, "what was left can still be gone back to"
+
+
+async def test_a_checkpoint_is_not_gone_back_to_over_somebody_who_came_meanwhile(
+    asking: World,
+) -> None:
+    """The other tab went on with the session: what it does is not thrown away."""
+    session = await counting(asking, 2)
+    await client(asking.one).create(session.session_id)
+    token = (await offered(asking.two.start()))[RESTORE].choice_token
+    await asking.one.start(mode=pb.START_MODE_CONTINUE)
+    failure = await failing(asking.two.start(choice_token=token))
+    assert failure.reason == "CHOICE_STALE"
+    assert "came back" in failure.message
 
 
 # --- remembering -------------------------------------------------------------------------------

@@ -287,6 +287,7 @@ class Candidate(message.Message):
     AGE_FIELD_NUMBER: builtins.int
     EXPECTED_WAIT_MILLISECONDS_FIELD_NUMBER: builtins.int
     CHOICE_TOKEN_FIELD_NUMBER: builtins.int
+    CHECKPOINT_NUMBER_FIELD_NUMBER: builtins.int
     rung: session_pb2.Rung.ValueType
     """The rung that would bring it back."""
     session_id: builtins.str
@@ -305,6 +306,8 @@ class Candidate(message.Message):
     """
     choice_token: builtins.str
     """Chooses it, once: StartSession's `choice_token`. Only in CHOICE_REQUIRED."""
+    checkpoint_number: builtins.int
+    """The checkpoint's number, for the rung RESTORE."""
     @builtins.property
     def last_active_time(self) -> timestamp_pb2.Timestamp:
         """When it was last in use."""
@@ -326,10 +329,11 @@ class Candidate(message.Message):
         age: duration_pb2.Duration | None = ...,
         expected_wait_milliseconds: builtins.int | None = ...,
         choice_token: builtins.str = ...,
+        checkpoint_number: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds", "age", b"age", "expected_wait_milliseconds", b"expected_wait_milliseconds", "last_active_time", b"last_active_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds", "age", b"age", "checkpoint_id", b"checkpoint_id", "choice", b"choice", "choice_token", b"choice_token", "expected_continuity", b"expected_continuity", "expected_wait_milliseconds", b"expected_wait_milliseconds", "generation", b"generation", "last_active_time", b"last_active_time", "rung", b"rung", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds", "age", b"age", "checkpoint_id", b"checkpoint_id", "checkpoint_number", b"checkpoint_number", "choice", b"choice", "choice_token", b"choice_token", "expected_continuity", b"expected_continuity", "expected_wait_milliseconds", b"expected_wait_milliseconds", "generation", b"generation", "last_active_time", b"last_active_time", "rung", b"rung", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_wait_milliseconds: _TypeAlias = typing.Literal["expected_wait_milliseconds"]  # noqa: Y015
     _WhichOneofArgType__expected_wait_milliseconds: _TypeAlias = typing.Literal["_expected_wait_milliseconds", b"_expected_wait_milliseconds"]  # noqa: Y015
