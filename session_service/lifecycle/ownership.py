@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 #: Between tries to renew a lease while the database does not answer, in s.
 RENEW_PAUSE = 0.1
+#: How often work that was stopped is told so, once a second.
+STOP_TRIES = 5
 
 
 class OwnershipLost(Exception):
@@ -76,6 +78,7 @@ class Ownership:
         self._replica_id = replica_id
         self._pace = pace
         self._tasks: set[asyncio.Task[None]] = set()
+        self._renewing: set[asyncio.Future[bool]] = set()
 
     @property
     def terms(self) -> Terms:
@@ -167,9 +170,12 @@ class Ownership:
             await transitions.write(self._database, change)
 
     async def _stop(self, job: asyncio.Future[None]) -> None:
-        if not job.done():
+        # Again and again, since one can be dropped: see `loops.running`.
+        for _ in range(STOP_TRIES):
+            if job.done():
+                return
             job.cancel()
-            await asyncio.wait({job}, timeout=5)
+            await asyncio.wait({job}, timeout=1)
 
     async def _beat(self, held: Held, began: float) -> None:
         """Renew until the lease is lost: refused, or not confirmed for as long as it lasts."""
@@ -178,13 +184,8 @@ class Ownership:
         while True:
             await asyncio.sleep(min(every, confirmed + lease.total_seconds() - monotonic()))
             asked = monotonic()
-            try:
-                # Bounded, so that a database that hangs cannot make us think the lease still ours.
-                async with asyncio.timeout(lease.total_seconds() - (asked - confirmed)):
-                    renewed = await transitions.renew(
-                        self._database, held.session_id, held.epoch, lease
-                    )
-            except (StorageUnavailable, TimeoutError):
+            renewed = await self._renew(held, lease, lease.total_seconds() - (asked - confirmed))
+            if renewed is None:
                 if monotonic() - confirmed < lease.total_seconds():
                     await asyncio.sleep(RENEW_PAUSE)
                     continue
@@ -196,3 +197,31 @@ class Ownership:
                 )
                 return
             confirmed = asked
+
+    async def _renew(self, held: Held, lease: timedelta, seconds: float) -> bool | None:
+        """Whether the lease was renewed; None where there was no answer within `seconds`.
+
+        The statement is left behind then, not waited for: to call it off takes a database that
+        hangs as long as to answer it, and meanwhile somebody else may own the transition.
+        """
+        renewing = asyncio.ensure_future(
+            transitions.renew(self._database, held.session_id, held.epoch, lease)
+        )
+        self._renewing.add(renewing)
+        renewing.add_done_callback(self._answered)
+        try:
+            await asyncio.wait({renewing}, timeout=max(0.0, seconds))
+        finally:
+            renewing.cancel()
+        if not renewing.done():
+            return None
+        try:
+            return renewing.result()
+        except StorageUnavailable:
+            return None
+
+    def _answered(self, renewing: asyncio.Future[bool]) -> None:
+        self._renewing.discard(renewing)
+        if not renewing.cancelled():
+            # Looked at, so that nobody reports as lost what was left behind.
+            renewing.exception()
