@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-import psycopg
 import sqlalchemy.exc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -42,7 +41,7 @@ from session_service.rpc.interceptors import ErrorAnswer
 from session_service.rpc.render import Renderer
 from session_service.rpc.session_servicer import SessionServicer
 from session_service.storage.database import Database
-from session_service.storage.migrate import upgrade
+from session_service.storage.migrate import SchemaMismatch, check, upgrade
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -137,17 +136,16 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
 
 
 async def prepare(config: Config) -> None:
-    """Bring the database up to date, waiting for one that is on its way up.
+    """Bring the database up to date, or see that it is, waiting for one that is on its way up.
 
-    Raises StorageUnavailable.
+    Raises StorageUnavailable, and SchemaMismatch.
     """
-    if not config.migrate:
-        return
+    work = upgrade if config.migrate else check
     loop = asyncio.get_running_loop()
     until = loop.time() + DATABASE_PATIENCE
     while True:
         try:
-            await asyncio.to_thread(upgrade, config.database_url)
+            await asyncio.to_thread(work, config.database_url)
         except sqlalchemy.exc.OperationalError as error:
             if loop.time() > until:
                 raise StorageUnavailable("the database does not answer") from error
@@ -236,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (StorageUnavailable, sqlalchemy.exc.OperationalError):
         return _failed("ROOST_DATABASE_URL: no database answers there", 1)
-    except psycopg.errors.UndefinedTable:
-        return _failed("the database has no tables: run `python -m session_service migrate`", 1)
+    except SchemaMismatch as error:
+        return _failed(str(error), 1)
     except KeyboardInterrupt:
         return 130
     return 0

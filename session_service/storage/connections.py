@@ -118,14 +118,15 @@ class BoundedConnection(psycopg.AsyncConnection[tuple[Any, ...]]):
         return False
 
 
+def network(url: str) -> dict[str, Any]:
+    """What bounds a connection beside the address, which goes first. Any: numbers and text."""
+    given = conninfo_to_dict(url)
+    return {name: value for name, value in _NETWORK.items() if name not in given}
+
+
 def parameters(url: str) -> dict[str, Any]:
     """What to connect with beside the address. Any: numbers and text, as the driver takes them."""
-    given = conninfo_to_dict(url)
-    return {
-        **{name: value for name, value in _NETWORK.items() if name not in given},
-        "autocommit": True,
-        "prepare_threshold": 0,
-    }
+    return {**network(url), "autocommit": True, "prepare_threshold": 0}
 
 
 async def configure(connection: BoundedConnection) -> None:

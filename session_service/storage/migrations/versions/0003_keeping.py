@@ -95,12 +95,14 @@ def upgrade() -> None:
     _sessions()
     _events()
     _sweeps()
+    # argued: containers_present: before the first release, no installation has rows yet
     op.create_index(
         "containers_present",
         "containers",
         ["app", "container_id"],
         postgresql_where=sa.text("destroy_time IS NULL"),
     )
+    # argued: decisions_time: before the first release, no installation has rows yet
     op.create_index("decisions_time", "decisions", ["create_time"], postgresql_using="brin")
 
 

@@ -102,6 +102,7 @@ def _choices() -> None:
 def upgrade() -> None:
     _policies()
     _choices()
+    # argued: decisions_outcome: before the first release, no installation has rows yet
     op.create_index(
         "decisions_outcome",
         "decisions",

@@ -107,6 +107,7 @@ def _chunks() -> None:
 
 def upgrade() -> None:
     op.add_column("sessions", sa.Column("checkpoint_id", _UUID))
+    # argued: sessions_checkpoint: before the first release, no installation has rows yet
     op.create_index(
         "sessions_checkpoint",
         "sessions",

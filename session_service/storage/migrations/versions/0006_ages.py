@@ -15,6 +15,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    # argued: sessions_live_created: before the first release, no installation has rows yet
     op.create_index(
         "sessions_live_created",
         "sessions",
