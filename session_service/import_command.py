@@ -246,6 +246,8 @@ async def _run(arguments: argparse.Namespace, config: Config, source: Source | N
             await stack.enter_async_context(channel)
             sighting = Sighting(GrpcContainers(channel), config.lag_window)
         connection = await stack.enter_async_context(database.connection())
+        # Whole tables are compared in one statement, and somebody sits before it.
+        connection.limit = None
         await importing.run(connection, source, sighting, wish)
         return await report.write(
             connection,

@@ -10,6 +10,7 @@ from session_service.domain.agent import AgentSession, AgentState
 from session_service.storage import agent_listing, agent_moves, agent_reading, agent_sessions
 from session_service.storage.agent_listing import After
 from session_service.storage.agent_reading import Position
+from session_service.storage.connections import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -119,7 +120,7 @@ class Import:
             return
         session_id = batch[0].session_id
         there = await self._there(session_id, batch)
-        async with self._database.transaction() as connection:
+        async with self._database.transaction(PATIENT) as connection:
             session = await agent_sessions.lock(connection, self._tenant, session_id)
             if session is None:
                 missing = refusals.missing(session_id)

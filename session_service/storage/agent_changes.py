@@ -14,10 +14,8 @@ import logging
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-import psycopg
-
 from session_service import loops
-from session_service.storage import agent_watching
+from session_service.storage import agent_watching, connections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -109,13 +107,9 @@ class Changes:
             )
 
     async def _listen(self) -> None:
-        connection = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=5
-        )
-        async with connection:
-            await connection.execute(f"LISTEN {CHANNEL}")
-            async for notice in connection.notifies():
-                for tenant, session_id in json.loads(notice.payload):
+        async with connections.listening(self._url, CHANNEL) as payloads:
+            async for payload in payloads:
+                for tenant, session_id in json.loads(payload):
                     self._wake((tenant, session_id))
 
     async def _poll(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Database, Statement, one
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ async def _batches(
     """Repeat a statement, each time a transaction of its own, until it finds less than a batch."""
     count = 0
     while True:
-        async with database.connection() as connection:
+        async with database.connection(PATIENT) as connection:
             found = await one(connection, statement, {**params, "size": size}) or 0
         count += found
         if found < size:

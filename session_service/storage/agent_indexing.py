@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Connection, Statement, one
 
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ async def index(database: Database, language: str) -> int:
 
     Nothing where another replica is at it. Changing the language indexes everything anew.
     """
-    async with database.connection() as connection:
+    async with database.connection(PATIENT) as connection:
         to = await one(connection, _LAST, {"language": language})
         if to is None or not await _settled(connection):
             return 0
     count = 0
     while True:
-        async with database.transaction() as connection:
+        async with database.transaction(PATIENT) as connection:
             added = await _index_batch(connection, language, to)
         count += added
         if not added:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from session_service.storage.agent_appends import turn_parameters
 from session_service.storage.agent_tables import llm_branches, llm_sessions, llm_turns
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Connection, Database, compiled, one
 
 if TYPE_CHECKING:
@@ -190,5 +191,5 @@ def _row(session: AgentSession, sums: Sums, wanted: ImportedTurn) -> dict[str, o
 
 async def analyze(database: Database) -> None:
     """Tell the planner of what came in: a table without statistics is sorted on disk."""
-    async with database.connection() as connection:
+    async with database.connection(PATIENT) as connection:
         await connection.execute("ANALYZE llm_sessions, llm_branches, llm_turns")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from session_service.storage import due
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import compiled
 from session_service.storage.rows import scalar
 from session_service.storage.sessions import LIVE
@@ -69,7 +70,7 @@ _ORPHANS = compiled(
 
 async def look(database: Database) -> Ages:
     """How old and how far behind things are now. Raises StorageUnavailable."""
-    oldest, overaged = await database.fetch_one(_LIVE_AGES, {"most": MOST}) or (None, 0)
+    oldest, overaged = await database.fetch_one(_LIVE_AGES, {"most": MOST}, PATIENT) or (None, 0)
     backlog = await due.backlog(database, MOST)
-    seen = await database.fetch_one(_ORPHANS, {"most": MOST}) or 0
+    seen = await database.fetch_one(_ORPHANS, {"most": MOST}, PATIENT) or 0
     return Ages(oldest, overaged, backlog, seen)

@@ -11,6 +11,7 @@ from session_service.domain.choice import Choice, Offered, Preference
 from session_service.domain.session import Continuity, Key, Outcome
 from session_service.storage import decisions as decision_rows
 from session_service.storage import policies
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Connection, Database, Statement, compiled, one
 from session_service.storage.rows import scalar
 from session_service.storage.tables import choice_tokens, choices, decisions
@@ -359,9 +360,9 @@ _TRIM_CHOICES = _trim(
 
 async def trim_tokens(database: Database, most: int) -> int:
     """Delete up to `most` tokens that expired more than a day ago; how many."""
-    return await database.fetch_one(_TRIM_TOKENS, {"most": most}) or 0
+    return await database.fetch_one(_TRIM_TOKENS, {"most": most}, PATIENT) or 0
 
 
 async def trim(database: Database, age: timedelta, most: int) -> int:
     """Delete up to `most` choices older than this; how many."""
-    return await database.fetch_one(_TRIM_CHOICES, {"age": age, "most": most}) or 0
+    return await database.fetch_one(_TRIM_CHOICES, {"age": age, "most": most}, PATIENT) or 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from session_service import points
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import compiled
 from session_service.storage.rows import scalar
 from session_service.storage.tables import checkpoint_chunks, checkpoints
@@ -67,4 +68,4 @@ async def get(database: Database, checkpoint_id: UUID, number: int) -> bytes | N
 
 async def delete(database: Database, checkpoint_id: UUID) -> int:
     """Delete all pieces of a checkpoint; how many there were."""
-    return await database.fetch_one(_DELETE, {"checkpoint_id": checkpoint_id}) or 0
+    return await database.fetch_one(_DELETE, {"checkpoint_id": checkpoint_id}, PATIENT) or 0

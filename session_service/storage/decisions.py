@@ -9,6 +9,7 @@ import psycopg
 import sqlalchemy as sa
 
 from session_service.domain.decision import Decision, Request
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Also, Connection, Database, compiled, one
 from session_service.storage.rows import decision_columns, make_decision, scalar
 from session_service.storage.tables import decisions
@@ -262,7 +263,7 @@ async def of_request(database: Database, request: Request) -> Decision | None:
 
 async def trim(database: Database, age: timedelta, most: int) -> int:
     """Delete up to `most` decisions older than this; how many."""
-    return await database.fetch_one(_TRIM, {"age": age, "most": most}) or 0
+    return await database.fetch_one(_TRIM, {"age": age, "most": most}, PATIENT) or 0
 
 
 async def page(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from session_service.domain.states import State
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import compiled
 from session_service.storage.rows import scalar
 from session_service.storage.tables import session_events as events
@@ -80,4 +81,4 @@ async def after(database: Database, session_id: UUID, sequence: int, most: int) 
 
 async def trim(database: Database, age: timedelta, most: int) -> int:
     """Delete up to `most` events older than this; how many."""
-    return await database.fetch_one(_TRIM, {"age": age, "most": most}) or 0
+    return await database.fetch_one(_TRIM, {"age": age, "most": most}, PATIENT) or 0

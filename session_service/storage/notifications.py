@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from session_service.storage import connections
 from session_service.storage.transitions import CHANNEL
 
 if TYPE_CHECKING:
@@ -75,15 +76,11 @@ class Notices:
             await asyncio.sleep(RECONNECT)
 
     async def _listen_once(self) -> None:
-        connection = await psycopg.AsyncConnection.connect(
-            self._url, autocommit=True, connect_timeout=5
-        )
-        async with connection:
-            await connection.execute(f"LISTEN {CHANNEL}")
+        async with connections.listening(self._url, CHANNEL) as payloads:
             # What was committed while nobody listened: let everybody look once.
             self._wake_all()
-            async for notice in connection.notifies():
-                for event in self._watchers.get(notice.payload, ()):
+            async for session_id in payloads:
+                for event in self._watchers.get(session_id, ()):
                     event.set()
 
     def _wake_all(self) -> None:
