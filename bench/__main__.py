@@ -8,7 +8,12 @@ import importlib
 import sys
 
 #: Name → the module whose `run()` measures and prints.
-BENCHMARKS = {"starts": "bench.starts", "agents": "bench.agents", "keeper": "bench.keeper"}
+BENCHMARKS = {
+    "starts": "bench.starts",
+    "agents": "bench.agents",
+    "stats": "bench.stats",
+    "keeper": "bench.keeper",
+}
 #: Those that take long: by name only.
 LONG = {"soak": "bench.soak"}
 

@@ -30,7 +30,6 @@ RoostError
 ├── CheckpointUnsupported     the spec says no way to the state
 ├── CheckpointTooLarge        more than may be kept
 ├── StateHookFailed           the application refused or failed
-├── NotBuiltYet
 └── Retryable                 the same call may go through later
 ├── ProviderCapacity
 ├── ProviderRateLimited
@@ -263,12 +262,6 @@ class StateHookFailed(RoostError):
     """The application did not hand its state out, or did not take it; the message has its words."""
 
     reason = "STATE_HOOK_FAILED"
-
-
-class NotBuiltYet(RoostError):
-    """The contract has it, this version does not."""
-
-    reason = "NOT_BUILT_YET"
 
 
 class Retryable(RoostError):

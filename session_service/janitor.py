@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.storage import agent_expiry, ages, choices, decisions, events
+from session_service.storage import agent_expiry, ages, choices, decisions, ends, events
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,11 +41,14 @@ class Tidied:
     decisions: int
     choices: int
     tokens: int
+    ends: int
 
 
 async def tidy(database: Database, events_kept: timedelta, decisions_kept: timedelta) -> Tidied:
     """Delete events, decisions, the choices that they carried out, and tokens whose time is over,
     in batches. Safe in any number of replicas.
+
+    Ends are kept as long as decisions: figures are counted from both.
 
     Raises StorageUnavailable.
     """
@@ -54,14 +57,16 @@ async def tidy(database: Database, events_kept: timedelta, decisions_kept: timed
         await _batches(lambda: decisions.trim(database, decisions_kept, BATCH)),
         await _batches(lambda: choices.trim(database, decisions_kept, BATCH)),
         await _batches(lambda: choices.trim_tokens(database, BATCH)),
+        await _batches(lambda: ends.trim(database, decisions_kept, BATCH)),
     )
-    if tidied != Tidied(0, 0, 0, 0):
+    if tidied != Tidied(0, 0, 0, 0, 0):
         _log.info(
-            "deleted %d events, %d decisions, %d choices, %d tokens",
+            "deleted %d events, %d decisions, %d choices, %d tokens, %d ends",
             tidied.events,
             tidied.decisions,
             tidied.choices,
             tidied.tokens,
+            tidied.ends,
             extra={"action": "tidy"},
         )
     return tidied

@@ -21,6 +21,7 @@ from session_service.clients.containers import GrpcContainers
 from session_service.clients.preview import Preview
 from session_service.clients.states import GrpcStates, GrpcVolumes
 from session_service.domain.policy import OnFingerprintChange, Persistence, Policy
+from session_service.figures.stats import Stats
 from session_service.lifecycle.choosing import Choosing
 from session_service.lifecycle.climbing import Climber
 from session_service.lifecycle.evidence import Looker
@@ -189,6 +190,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
         lookups=Lookups(database, background.habits(config)),
         holding=Holding(database),
         watching=Watching(database, outside.notices),
+        stats=Stats(database),
     )
     behind = background.build(
         config, database, containers, outside.activities, looker, work, installed

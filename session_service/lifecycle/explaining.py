@@ -61,6 +61,7 @@ def decided(
         session_id=None if record is None else record.session.session_id,
         mode=start.wish.mode,
         inputs=_inputs(record, evidence),
+        project_id=start.key.project_id,
     )
 
 

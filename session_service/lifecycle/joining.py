@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from session_service import errors
@@ -32,6 +32,8 @@ class Answer:
     record: Record
     changed: tuple[str, ...] = ()
     """The parts of the spec that was wanted which the container was not created from."""
+    replayed: bool = False
+    """Whether an earlier call with its request id was answered so."""
 
 
 def raise_recorded(decision: Decision) -> None:
@@ -106,8 +108,9 @@ class Joining:
                 "this request_id came before with another body; use a new one for a new request"
             )
         finished = await self.finished(decision)
+        await decisions.count_replay(self._database, finished.decision_id)
         raise_recorded(finished)
-        return await self.answer(finished)
+        return replace(await self.answer(finished), replayed=True)
 
     async def answer(self, decision: Decision) -> Answer:
         """The finished decision with the session as it is now. Raises SessionNotFound."""

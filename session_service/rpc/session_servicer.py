@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
 from session_service.domain.session import DEFAULT_TENANT
-from session_service.errors import NotBuiltYet
-from session_service.rpc import convert, idle, listings, render
+from session_service.rpc import convert, idle, listings, render, stats_fields
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from session_service.figures.stats import Stats
     from session_service.lifecycle.holding import Holding
     from session_service.lifecycle.previewing import Previewing
     from session_service.lifecycle.rests import Rests
@@ -41,6 +41,7 @@ class UseCases:
     lookups: Lookups
     holding: Holding
     watching: Watching
+    stats: Stats
 
 
 class SessionServicer(SessionServiceServicer):
@@ -186,9 +187,6 @@ class SessionServicer(SessionServiceServicer):
     async def GetSessionStats(
         self, request: pb.GetSessionStatsRequest, context: Context
     ) -> pb.GetSessionStatsResponse:
-        """Not built yet."""
-        _not_built("GetSessionStats")
-
-
-def _not_built(method: str) -> NoReturn:
-    raise NotBuiltYet(f"{method} is in the contract, but this version does not have it yet")
+        """Count what sessions did in a time span."""
+        span = stats_fields.parse(request, TENANT)
+        return stats_fields.render(await self._cases.stats.figures(span))

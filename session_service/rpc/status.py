@@ -49,7 +49,6 @@ TABLE: dict[type[errors.RoostError], grpc.StatusCode] = {
     errors.ChoiceTokenExpired: _Code.FAILED_PRECONDITION,
     errors.ChoiceTokenUsed: _Code.FAILED_PRECONDITION,
     errors.ChoiceStale: _Code.FAILED_PRECONDITION,
-    errors.NotBuiltYet: _Code.UNIMPLEMENTED,
     errors.ProviderCapacity: _Code.RESOURCE_EXHAUSTED,
     errors.ProviderRateLimited: _Code.RESOURCE_EXHAUSTED,
     errors.QuotaExceeded: _Code.RESOURCE_EXHAUSTED,

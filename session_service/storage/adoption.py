@@ -134,7 +134,14 @@ WITH batch AS (
         CASE part WHEN 'ENDED' THEN 'REQUESTED' WHEN 'SUPERSEDED' THEN 'SUPERSEDED' END, 1
     FROM batch
     ON CONFLICT DO NOTHING
-    RETURNING session_id, state
+    RETURNING session_id, state, project_id, create_time, end_time, end_reason
+), ended AS (
+    -- Of one that was superseded nobody knows when it was over.
+    INSERT INTO session_ends (session_id, tenant, project_id, end_time, lifetime, reason)
+    SELECT session_id, %(tenant)s, project_id, end_time,
+        CASE WHEN end_reason <> 'SUPERSEDED' THEN end_time - create_time END, end_reason
+    FROM session WHERE state = 'ENDED'
+    ON CONFLICT DO NOTHING
 ), event AS (
     INSERT INTO session_events (session_id, sequence, type, state, generation)
     SELECT session_id, 1, state, state, 1 FROM session
@@ -153,13 +160,13 @@ WITH batch AS (
     WHERE holds OR NOT over
 ), decision AS (
     INSERT INTO decisions (
-        decision_id, tenant, session_id, method, rule, explanation, inputs, finish_time
+        decision_id, tenant, session_id, method, rule, explanation, inputs, finish_time, project_id
     )
     SELECT a.decision_id, %(tenant)s, a.session_id, 'ImportPreviewSessions',
         'ADOPTED_' || {_RESULT}, 'adopted from row ' || a.old_id || ' of ' || %(source)s,
         jsonb_strip_nulls(jsonb_build_object('source', %(source)s::text, 'row', a.old_id,
             'status', a.word, 'container_id', a.machine)),
-        now()
+        now(), a.project_id
     FROM batch a JOIN session USING (session_id)
 )
 UPDATE adoption a

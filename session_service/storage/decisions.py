@@ -12,7 +12,7 @@ from session_service.domain.decision import Decision, Request
 from session_service.storage.connections import PATIENT
 from session_service.storage.database import Also, Connection, Database, compiled, one
 from session_service.storage.rows import decision_columns, make_decision, scalar
-from session_service.storage.tables import decisions
+from session_service.storage.tables import decisions, sessions
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -61,6 +61,8 @@ class NewDecision:
     error: str | None = None
     inputs: str = "{}"
     finished: bool = False
+    project_id: str | None = None
+    """Whose project it is about, where no session of its own says so."""
 
     def about(self, session_id: UUID) -> NewDecision:
         """The same, about this session."""
@@ -86,6 +88,7 @@ class NewDecision:
             "d_request_id": self.request.request_id,
             "d_request_hash": self.request.request_hash,
             "d_inputs": self.inputs,
+            "d_project_id": self.project_id,
         }
 
 
@@ -94,6 +97,12 @@ def inserted_values(*, finished: bool) -> dict[str, sa.ColumnElement[Any]]:
     values: dict[str, sa.ColumnElement[Any]] = {
         name: sa.bindparam(f"d_{name}", type_=decisions.c[name].type) for name in INSERTED
     }
+    values["project_id"] = sa.func.coalesce(
+        sa.bindparam("d_project_id", type_=decisions.c.project_id.type),
+        sa.select(sessions.c.project_id)
+        .where(sessions.c.session_id == values["session_id"])
+        .scalar_subquery(),
+    )
     if finished:
         values["finish_time"] = sa.func.now()
     return values
@@ -136,6 +145,15 @@ _FREE = compiled(
     .values(request_id=sa.null())
     .returning(decisions.c.decision_id),
     scalar(str),
+)
+_REPLAYED = compiled(
+    sa.update(decisions)
+    .where(
+        decisions.c.decision_id == sa.bindparam("decision_id", type_=decisions.c.decision_id.type)
+    )
+    .values(replay_count=decisions.c.replay_count + 1)
+    .returning(decisions.c.replay_count),
+    scalar(int),
 )
 _OLD = (
     sa.select(decisions.c.decision_id)
@@ -259,6 +277,11 @@ async def of_request(database: Database, request: Request) -> Decision | None:
     if found is None or await database.fetch_one(_FREE, {"decision_id": found.decision_id}):
         return None
     return found
+
+
+async def count_replay(database: Database, decision_id: UUID) -> None:
+    """Note that a call was answered with this decision once more."""
+    await database.fetch_one(_REPLAYED, {"decision_id": decision_id})
 
 
 async def trim(database: Database, age: timedelta, most: int) -> int:

@@ -81,6 +81,7 @@ def reuse_statement(
     )
     values = inserted_values(finished=True)
     values["session_id"] = touched.c.session_id
+    values["project_id"] = touched.c.project_id
     source = sa.select(*values.values()).select_from(touched)
     appended = sa.insert(decisions).from_select(list(values), source).cte("appended")
     return record_query(touched).add_cte(appended)

@@ -214,6 +214,14 @@ decisions = sa.Table(
     sa.Column("inputs", JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
     sa.Column("finish_time", _TIME),
+    # None where it is about no project, and in rows older than the column whose session was gone.
+    sa.Column("project_id", sa.Text),
+    sa.Column("replay_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    # What is counted from an index alone must be on pages that were vacuumed since.
+    postgresql_with={
+        "autovacuum_vacuum_insert_scale_factor": "0.01",
+        "autovacuum_vacuum_insert_threshold": "10000",
+    },
 )
 sa.Index(
     REQUEST,
@@ -232,6 +240,41 @@ sa.Index(
     decisions.c.decision_id,
     postgresql_where=sa.text("outcome <> 'REUSED' AND NOT joined"),
 )
+#: A project's figures: reuses, which are most, are counted from it without a look at their rows.
+sa.Index(
+    "decisions_project",
+    decisions.c.tenant,
+    decisions.c.project_id,
+    decisions.c.joined,
+    decisions.c.outcome,
+    decisions.c.create_time,
+)
+sa.Index(
+    "decisions_replayed",
+    decisions.c.tenant,
+    decisions.c.project_id,
+    decisions.c.create_time,
+    postgresql_where=sa.text("replay_count > 0"),
+)
+
+#: One row per session that is over, which outlives it; `lifetime` is NULL where it never stood.
+session_ends = sa.Table(
+    "session_ends",
+    metadata,
+    sa.Column("session_id", _UUID, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("end_time", _TIME, nullable=False),
+    sa.Column("lifetime", sa.Interval),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+sa.Index(
+    "session_ends_project",
+    session_ends.c.tenant,
+    session_ends.c.project_id,
+    session_ends.c.end_time,
+)
+sa.Index("session_ends_time", session_ends.c.end_time, postgresql_using="brin")
 
 
 def _key() -> list[sa.Column[str]]:

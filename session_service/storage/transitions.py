@@ -15,6 +15,7 @@ import psycopg
 import sqlalchemy as sa
 
 from session_service import points
+from session_service.domain.states import State
 from session_service.storage import decisions as decision_rows
 from session_service.storage.assignments import (
     NOW,
@@ -26,6 +27,7 @@ from session_service.storage.assignments import (
     shape,
 )
 from session_service.storage.database import Also, Connection, Database, Statement, compiled, one
+from session_service.storage.ends import end_insert, end_removal
 from session_service.storage.quotas import Quota, held_to
 from session_service.storage.rows import make_session, session_columns
 from session_service.storage.tables import (
@@ -114,10 +116,24 @@ class Change:
         """Whether it leaves an event."""
         return self.event is not None or "state" in self.session
 
+    @property
+    def end(self) -> bool | None:
+        """Whether it ends the session, or takes its end back; None for neither."""
+        if self.session.get("state") is State.ENDED:
+            return True
+        return False if self.session.get("end_time", NOW) is None else None
+
 
 @lru_cache(maxsize=256)
 def _statement(
-    session: Shape, container: Shape, decision: Shape, *, advance: bool, told: bool, idle: bool
+    session: Shape,
+    container: Shape,
+    decision: Shape,
+    *,
+    advance: bool,
+    told: bool,
+    idle: bool,
+    end: bool | None,
 ) -> Statement[Session]:
     """The one statement of a change of this shape: fenced update, what hangs on it, the notice."""
     assigned = expressions(sessions, session, "s_")
@@ -147,6 +163,8 @@ def _statement(
         query = query.add_cte(_container_update(fenced, container))
     if decision:
         query = query.add_cte(_decision_update(fenced, decision))
+    if end is not None:
+        query = query.add_cte(end_insert(fenced) if end else end_removal(fenced))
     return compiled(query, make_session)
 
 
@@ -211,6 +229,7 @@ async def apply(connection: Connection, change: Change) -> Session | None:
         advance=change.advance,
         told=change.told,
         idle=change.idle_for is not None,
+        end=change.end,
     )
     params: dict[str, object] = {
         "session_id": change.session_id,

@@ -121,13 +121,6 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(roost
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
 
 
-async def test_what_is_not_built_says_so(roost: World) -> None:
-    """UNIMPLEMENTED with a reason, never a made-up answer."""
-    stub = roost.one.stub
-    failure = await failing(stub.GetSessionStats(rpc_pb.GetSessionStatsRequest(), timeout=9))
-    assert (failure.code, failure.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_BUILT_YET")
-
-
 @pytest.mark.parametrize(
     ("request_", "field"),
     [

@@ -1183,14 +1183,16 @@ class GetSessionStatsRequest(message.Message):
     FROM_TIME_FIELD_NUMBER: builtins.int
     TO_TIME_FIELD_NUMBER: builtins.int
     project_id: builtins.str
-    """Of this project only."""
+    """Of this project only; of all where not set. Calls from before an upgrade that began to write
+    down whose project they are about, and whose session was gone by then, count among all only.
+    """
     @builtins.property
     def from_time(self) -> timestamp_pb2.Timestamp:
         """From this time on."""
 
     @builtins.property
     def to_time(self) -> timestamp_pb2.Timestamp:
-        """Before this time."""
+        """Before this time, which is after `from_time`, by 366 days at most."""
 
     def __init__(
         self,
@@ -1207,9 +1209,49 @@ class GetSessionStatsRequest(message.Message):
 
 @typing.final
 class GetSessionStatsResponse(message.Message):
-    """What sessions did in a time span."""
+    """What sessions did in a time span. A call counts when it came, an end when it was complete."""
 
     DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class RefusalCountsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class EndCountsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     START_COUNT_FIELD_NUMBER: builtins.int
     REUSE_RATE_FIELD_NUMBER: builtins.int
@@ -1219,25 +1261,78 @@ class GetSessionStatsResponse(message.Message):
     CHOSE_CONTINUE_COUNT_FIELD_NUMBER: builtins.int
     CHOSE_NEW_COUNT_FIELD_NUMBER: builtins.int
     JOIN_COUNT_FIELD_NUMBER: builtins.int
+    REPLAY_COUNT_FIELD_NUMBER: builtins.int
+    REFUSAL_COUNTS_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    CONTAINER_CREATION_COUNT_FIELD_NUMBER: builtins.int
+    END_COUNTS_FIELD_NUMBER: builtins.int
+    AUTO_CONTINUE_COUNT_FIELD_NUMBER: builtins.int
+    AUTO_NEW_COUNT_FIELD_NUMBER: builtins.int
+    DAYS_FIELD_NUMBER: builtins.int
+    CURRENT_FIELD_NUMBER: builtins.int
     start_count: builtins.int
-    """Starts that were answered, joins and replays apart."""
+    """Starts that were answered with an outcome: StartSession and ResumeSession. Apart from them, in
+    figures of their own, are joins, replays and refusals.
+    """
     reuse_rate: builtins.float
-    """The part of them that reused a running container."""
+    """The part of `start_count` whose outcome was REUSED; 0 where there was no start."""
     container_creations_per_hour: builtins.float
-    """Containers created, per hour of the span."""
+    """`container_creation_count` per hour of the span."""
     chose_continue_count: builtins.int
-    """Users who were asked and chose to continue."""
+    """How often users who were asked chose to continue, with what is there or with a checkpoint."""
     chose_new_count: builtins.int
-    """Users who were asked and chose a new session."""
+    """How often users who were asked chose a new session."""
     join_count: builtins.int
-    """Starts answered with the work of another."""
+    """Starts answered with the work of another that was in flight."""
+    replay_count: builtins.int
+    """How often a start that came again under its request_id was answered as the first was, be that
+    with an outcome or with a refusal. They count in the span of the first.
+    """
+    container_creation_count: builtins.int
+    """Containers that were created and came up, whoever wanted them: tries of CREATE and of RESTORE
+    that did not fail.
+    """
+    auto_continue_count: builtins.int
+    """How often a preference that the user had given chose to continue, and nobody was asked."""
+    auto_new_count: builtins.int
+    """How often a preference that the user had given chose a new session, and nobody was asked."""
     @builtins.property
     def average_lifetime(self) -> duration_pb2.Duration:
-        """How long sessions that ended in the span had lived."""
+        """How long the sessions that ended in the span had lived on average, from the call that opened
+        them to their end, rest included. Not set where none ended. Sessions that never stood count
+        not, nor those that an import found superseded; an end that was undeleted is none.
+        """
 
     @builtins.property
     def recovery(self) -> containers.RepeatedCompositeFieldContainer[RungStats]:
-        """How often each rung that was tried succeeded."""
+        """How often each rung that was tried succeeded, best rung first, whoever tried it: calls of any
+        method, and Roost by itself for a container that was lost. Of a rung that was never tried there
+        is none, and so never of LIVE: a reuse is no recovery.
+        """
+
+    @builtins.property
+    def refusal_counts(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """Starts that were refused or failed, by their error's reason: CHOICE_REQUIRED, by which a user is
+        asked, among them.
+        """
+
+    @builtins.property
+    def outcomes(self) -> containers.RepeatedCompositeFieldContainer[OutcomeStats]:
+        """`start_count` by outcome; of an outcome that did not come there is none."""
+
+    @builtins.property
+    def end_counts(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """Sessions that ended, by the reason that they have as `end_reason`."""
+
+    @builtins.property
+    def days(self) -> containers.RepeatedCompositeFieldContainer[DayStats]:
+        """The span's days with starts or creations, in order. Days are those of UTC, so that the first and
+        the last may be in part.
+        """
+
+    @builtins.property
+    def current(self) -> CurrentStats:
+        """How old and how far behind things are now, whatever the span."""
 
     def __init__(
         self,
@@ -1250,10 +1345,19 @@ class GetSessionStatsResponse(message.Message):
         chose_continue_count: builtins.int = ...,
         chose_new_count: builtins.int = ...,
         join_count: builtins.int = ...,
+        replay_count: builtins.int = ...,
+        refusal_counts: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        outcomes: abc.Iterable[OutcomeStats] | None = ...,
+        container_creation_count: builtins.int = ...,
+        end_counts: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        auto_continue_count: builtins.int = ...,
+        auto_new_count: builtins.int = ...,
+        days: abc.Iterable[DayStats] | None = ...,
+        current: CurrentStats | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["average_lifetime", b"average_lifetime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["average_lifetime", b"average_lifetime", "current", b"current"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["average_lifetime", b"average_lifetime", "chose_continue_count", b"chose_continue_count", "chose_new_count", b"chose_new_count", "container_creations_per_hour", b"container_creations_per_hour", "join_count", b"join_count", "recovery", b"recovery", "reuse_rate", b"reuse_rate", "start_count", b"start_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["auto_continue_count", b"auto_continue_count", "auto_new_count", b"auto_new_count", "average_lifetime", b"average_lifetime", "chose_continue_count", b"chose_continue_count", "chose_new_count", b"chose_new_count", "container_creation_count", b"container_creation_count", "container_creations_per_hour", b"container_creations_per_hour", "current", b"current", "days", b"days", "end_counts", b"end_counts", "join_count", b"join_count", "outcomes", b"outcomes", "recovery", b"recovery", "refusal_counts", b"refusal_counts", "replay_count", b"replay_count", "reuse_rate", b"reuse_rate", "start_count", b"start_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1266,21 +1370,144 @@ class RungStats(message.Message):
     RUNG_FIELD_NUMBER: builtins.int
     ATTEMPT_COUNT_FIELD_NUMBER: builtins.int
     SUCCESS_COUNT_FIELD_NUMBER: builtins.int
+    DEGRADED_COUNT_FIELD_NUMBER: builtins.int
     rung: session_pb2.Rung.ValueType
     """The rung."""
     attempt_count: builtins.int
     """How often it was tried."""
     success_count: builtins.int
     """How often it did what was wanted."""
+    degraded_count: builtins.int
+    """How often it came up with less than was wanted. What is left of `attempt_count` failed."""
     def __init__(
         self,
         *,
         rung: session_pb2.Rung.ValueType = ...,
         attempt_count: builtins.int = ...,
         success_count: builtins.int = ...,
+        degraded_count: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt_count", b"attempt_count", "rung", b"rung", "success_count", b"success_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt_count", b"attempt_count", "degraded_count", b"degraded_count", "rung", b"rung", "success_count", b"success_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class OutcomeStats(message.Message):
+    """Starts with one outcome."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: builtins.int
+    START_COUNT_FIELD_NUMBER: builtins.int
+    LATENCY_P50_FIELD_NUMBER: builtins.int
+    LATENCY_P95_FIELD_NUMBER: builtins.int
+    LATENCY_P99_FIELD_NUMBER: builtins.int
+    outcome: session_pb2.StartOutcome.ValueType
+    """The outcome."""
+    start_count: builtins.int
+    """How many."""
+    @builtins.property
+    def latency_p50(self) -> duration_pb2.Duration:
+        """How long half of them took at most, by the database's clock: from the commit of what was wanted
+        to that of what came of it, its wait for its turn included. Not set for REUSED: what is wanted
+        and what comes of it is one statement there.
+        """
+
+    @builtins.property
+    def latency_p95(self) -> duration_pb2.Duration:
+        """How long 95 of 100 took at most."""
+
+    @builtins.property
+    def latency_p99(self) -> duration_pb2.Duration:
+        """How long 99 of 100 took at most."""
+
+    def __init__(
+        self,
+        *,
+        outcome: session_pb2.StartOutcome.ValueType = ...,
+        start_count: builtins.int = ...,
+        latency_p50: duration_pb2.Duration | None = ...,
+        latency_p95: duration_pb2.Duration | None = ...,
+        latency_p99: duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["latency_p50", b"latency_p50", "latency_p95", b"latency_p95", "latency_p99", b"latency_p99", "outcome", b"outcome", "start_count", b"start_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DayStats(message.Message):
+    """The figures of one day."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: builtins.int
+    START_COUNT_FIELD_NUMBER: builtins.int
+    REUSE_RATE_FIELD_NUMBER: builtins.int
+    CONTAINER_CREATION_COUNT_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    start_count: builtins.int
+    """As in the span's."""
+    reuse_rate: builtins.float
+    """As in the span's."""
+    container_creation_count: builtins.int
+    """As in the span's."""
+    @builtins.property
+    def start_time(self) -> timestamp_pb2.Timestamp:
+        """Its beginning, by UTC."""
+
+    @builtins.property
+    def outcomes(self) -> containers.RepeatedCompositeFieldContainer[OutcomeStats]:
+        """As in the span's."""
+
+    def __init__(
+        self,
+        *,
+        start_time: timestamp_pb2.Timestamp | None = ...,
+        start_count: builtins.int = ...,
+        reuse_rate: builtins.float = ...,
+        container_creation_count: builtins.int = ...,
+        outcomes: abc.Iterable[OutcomeStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["container_creation_count", b"container_creation_count", "outcomes", b"outcomes", "reuse_rate", b"reuse_rate", "start_count", b"start_count", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class CurrentStats(message.Message):
+    """How old and how far behind things are, of the whole installation. Counts stop at 10,000."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    OLDEST_LIVE_AGE_FIELD_NUMBER: builtins.int
+    OVERAGED_COUNT_FIELD_NUMBER: builtins.int
+    DUE_COUNT_FIELD_NUMBER: builtins.int
+    ORPHAN_COUNT_FIELD_NUMBER: builtins.int
+    overaged_count: builtins.int
+    """Of the 10,000 oldest live sessions, those that are past their policy's `max_lifetime`."""
+    due_count: builtins.int
+    """Sessions that something is to be done about by now: to be paused, purged …"""
+    orphan_count: builtins.int
+    """Containers that were seen and that no session has."""
+    @builtins.property
+    def oldest_live_age(self) -> duration_pb2.Duration:
+        """How old the oldest live session is. Not set where there is none."""
+
+    def __init__(
+        self,
+        *,
+        oldest_live_age: duration_pb2.Duration | None = ...,
+        overaged_count: builtins.int = ...,
+        due_count: builtins.int = ...,
+        orphan_count: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["oldest_live_age", b"oldest_live_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["due_count", b"due_count", "oldest_live_age", b"oldest_live_age", "orphan_count", b"orphan_count", "overaged_count", b"overaged_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

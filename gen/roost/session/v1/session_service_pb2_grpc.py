@@ -275,7 +275,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSessionStats(self, request, context):
-        """Counts what sessions did in a time span.
+        """Counts what sessions did in a time span, anew at each call from the decisions, choices and ends
+        that are kept, which outlive their sessions. What is older than their retention (90 days unless
+        configured otherwise) is not counted any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -81,7 +81,10 @@ class SessionServiceStub:
     caller leaves or the session's record is deleted.
     """
     GetSessionStats: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionStatsRequest, _session_service_pb2.GetSessionStatsResponse]
-    """Counts what sessions did in a time span."""
+    """Counts what sessions did in a time span, anew at each call from the decisions, choices and ends
+    that are kept, which outlive their sessions. What is older than their retention (90 days unless
+    configured otherwise) is not counted any more.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sessions alive between visits.
@@ -252,6 +255,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.GetSessionStatsRequest,
         context: _aio.ServicerContext[_session_service_pb2.GetSessionStatsRequest, _abc.Awaitable[_session_service_pb2.GetSessionStatsResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.GetSessionStatsResponse]:
-        """Counts what sessions did in a time span."""
+        """Counts what sessions did in a time span, anew at each call from the decisions, choices and ends
+        that are kept, which outlive their sessions. What is older than their retention (90 days unless
+        configured otherwise) is not counted any more.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _aio.Server) -> None: ...
