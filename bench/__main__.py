@@ -13,6 +13,7 @@ BENCHMARKS = {
     "agents": "bench.agents",
     "stats": "bench.stats",
     "keeper": "bench.keeper",
+    "checkpoints": "bench.checkpoints",
 }
 #: Those that take long: by name only.
 LONG = {"soak": "bench.soak"}

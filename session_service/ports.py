@@ -257,8 +257,8 @@ class Bucket(Protocol):
         completed.
         """
 
-    async def put_part(self, name: str, upload: str, number: int, part: bytes) -> str:
-        """Upload a part (from 1 on; 5 MiB at least but for the last); its tag."""
+    async def put_part(self, name: str, upload: str, number: int, pieces: Sequence[bytes]) -> str:
+        """Upload a part (from 1 on; 5 MiB at least but for the last), given in pieces; its tag."""
 
     async def complete(self, name: str, upload: str, tags: Sequence[str]) -> None:
         """Make the object of its parts."""

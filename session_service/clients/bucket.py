@@ -7,6 +7,7 @@ is many packages; this is all of S3 that a checkpoint needs.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 import re
@@ -37,6 +38,9 @@ FIRST_PAUSE = 0.2
 PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _UPLOAD = re.compile(rb"<UploadId>([^<]+)</UploadId>")
 _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
+#: Of a body, sent at once.
+SLICE = 256 * 1024
+EMPTY = hashlib.sha256().hexdigest()
 #: Of a refusal, read at most so much.
 REFUSAL_LIMIT = 4096
 
@@ -87,10 +91,10 @@ class S3Bucket:
             raise StorageUnavailable("the bucket began no upload; try again")
         return unescape(found.group(1).decode())
 
-    async def put_part(self, name: str, upload: str, number: int, part: bytes) -> str:
+    async def put_part(self, name: str, upload: str, number: int, pieces: Sequence[bytes]) -> str:
         # The same part once more replaces the first: safe to repeat.
         query = {"partNumber": str(number), "uploadId": upload}
-        answer = await self._ask("PUT", name, query, part)
+        answer = await self._ask("PUT", name, query, pieces)
         tag = answer.headers.get("etag")
         if not tag:
             raise StorageUnavailable("the bucket did not confirm a part; try again")
@@ -102,7 +106,7 @@ class S3Bucket:
             for number, tag in enumerate(tags, 1)
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        answer = await self._ask("POST", name, {"uploadId": upload}, body)
+        answer = await self._ask("POST", name, {"uploadId": upload}, [body])
         # S3 answers 200 before it is done, and may say only then that it failed.
         if b"<Error>" in answer.content:
             raise _refused(answer.status_code, answer.content)
@@ -114,7 +118,7 @@ class S3Bucket:
         await self._ask("DELETE", name, {}, gone_is_good=True)
 
     async def read(self, name: str) -> AsyncGenerator[bytes]:
-        request = self._request("GET", name, {}, b"")
+        request = self._request("GET", name, {}, (), EMPTY)
         try:
             answer = await self._http.send(request, stream=True)
             try:
@@ -130,31 +134,43 @@ class S3Bucket:
             raise _unreachable(error) from error
 
     def _request(
-        self, method: str, name: str, query: Mapping[str, str], body: bytes
+        self,
+        method: str,
+        name: str,
+        query: Mapping[str, str],
+        pieces: Sequence[bytes],
+        payload: str,
     ) -> httpx.Request:
+        """A request, signed as of now; `payload` is the hex SHA-256 of all pieces together."""
         where = self._address
         path = f"/{encoded(where.bucket)}/{encoded(name, '/')}"
         headers = signed_headers(
-            where.credentials, method, where.host, path, query, body, datetime.now(UTC)
+            where.credentials, method, where.host, path, query, payload, datetime.now(UTC)
         )
+        # Told, so that a body that is sent in pieces need not be chunked, which S3 does not take.
+        headers["content-length"] = str(sum(map(len, pieces)))
         url = f"{where.origin}{path}"
         if query:
             url = f"{url}?{canonical_query(query)}"
-        return self._http.build_request(method, url, headers=headers, content=body, timeout=TIMEOUT)
+        return self._http.build_request(
+            method, url, headers=headers, content=_sent(pieces), timeout=TIMEOUT
+        )
 
     async def _ask(
         self,
         method: str,
         name: str,
         query: Mapping[str, str],
-        body: bytes = b"",
+        pieces: Sequence[bytes] = (),
         *,
         gone_is_good: bool = False,
     ) -> httpx.Response:
         """One request, a few times if need be. Raises StorageUnavailable."""
+        payload = await asyncio.to_thread(_hash, pieces)
         for left in range(TRIES - 1, -1, -1):
             try:
-                answer = await self._http.send(self._request(method, name, query, body))
+                request = self._request(method, name, query, pieces, payload)
+                answer = await self._http.send(request)
             except httpx.HTTPError as error:
                 if not left:
                     raise _unreachable(error) from error
@@ -165,6 +181,21 @@ class S3Bucket:
                     raise _refused(answer.status_code, answer.content)
             await asyncio.sleep(FIRST_PAUSE * 2 ** (TRIES - 1 - left) * random.uniform(0.5, 1.0))
         raise AssertionError("the last try returns or raises")
+
+
+def _hash(pieces: Sequence[bytes]) -> str:
+    """The hex SHA-256 of all pieces together."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+async def _sent(pieces: Sequence[bytes]) -> AsyncGenerator[bytes]:
+    """The body in small slices: what is handed over whole is copied whole, several times."""
+    for piece in pieces:
+        for start in range(0, len(piece), SLICE):
+            yield piece[start : start + SLICE]
 
 
 async def _head(answer: httpx.Response) -> bytes:

@@ -40,13 +40,14 @@ def signed_headers(
     host: str,
     path: str,
     query: Mapping[str, str],
-    body: bytes,
+    payload: str,
     now: datetime,
 ) -> dict[str, str]:
-    """The headers to send with the request; `path` is encoded, `query` is not, `now` is UTC."""
+    """The headers to send with the request; `path` is encoded, `query` is not, `payload` is the
+    body's hex SHA-256, `now` is UTC.
+    """
     moment = now.strftime("%Y%m%dT%H%M%SZ")
     day = moment[:8]
-    payload = hashlib.sha256(body).hexdigest()
     headers = {"host": host, "x-amz-content-sha256": payload, "x-amz-date": moment}
     names = ";".join(sorted(headers))
     canonical = "\n".join(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: The fastest: state is written more often than it is read, and nobody waits for less bytes.
 LEVEL = 1
+#: What a first piece must shrink to for the rest to be worth it: images and archives do not.
+WORTH = 0.95
 #: Most bytes of state in a piece that is read back.
 PIECE = 256 * 1024
 
@@ -29,7 +31,7 @@ class Packer:
     """Compresses and hashes what passes."""
 
     def __init__(self) -> None:
-        self._deflate = zlib.compressobj(LEVEL)
+        self._deflate: zlib._Compress | None = None
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -40,11 +42,18 @@ class Packer:
     def _add(self, piece: bytes) -> bytes:
         self._size += len(piece)
         self._hash.update(piece)
-        return self._deflate.compress(piece)
+        return self._compressor(piece).compress(piece)
+
+    def _compressor(self, piece: bytes) -> zlib._Compress:
+        """Chosen by the first piece: one that stores where squeezing would be in vain."""
+        if self._deflate is None:
+            worth = len(zlib.compress(piece, LEVEL)) < WORTH * len(piece)
+            self._deflate = zlib.compressobj(LEVEL if worth else 0)
+        return self._deflate
 
     async def end(self) -> bytes:
         """The last of what is to be stored."""
-        return await asyncio.to_thread(self._deflate.flush)
+        return await asyncio.to_thread(lambda: self._compressor(b"").flush())
 
     @property
     def whole(self) -> Whole:

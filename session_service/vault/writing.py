@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from session_service.ports import Bucket
     from session_service.storage.database import Database
 
-#: Of an object's parts but the last; S3 wants 5 MiB at least.
-PART = 8 * 1024 * 1024
+#: Pieces in each of an object's parts but the last: as little as S3 takes, 5 MiB.
+PART_PIECES = 5 * 1024 * 1024 // chunks.PIECE
 
 
 class Superseded(Exception):
@@ -104,21 +104,22 @@ class _Upload:
         self._bucket = bucket
         self._name = name
         self.upload = upload
-        self._waiting = bytearray()
+        self._waiting: list[bytes] = []
         self._tags: list[str] = []
 
     async def write(self, piece: bytes) -> None:
-        self._waiting += piece
-        if len(self._waiting) >= PART:
+        """Take a piece; all but the last are of the same size."""
+        self._waiting.append(piece)
+        if len(self._waiting) == PART_PIECES:
             await self._put()
 
     async def complete(self) -> None:
+        """Make the object."""
         if self._waiting or not self._tags:
             await self._put()
         await self._bucket.complete(self._name, self.upload, self._tags)
 
     async def _put(self) -> None:
-        part = bytes(self._waiting)
-        self._waiting.clear()
+        pieces, self._waiting = self._waiting, []
         number = len(self._tags) + 1
-        self._tags.append(await self._bucket.put_part(self._name, self.upload, number, part))
+        self._tags.append(await self._bucket.put_part(self._name, self.upload, number, pieces))

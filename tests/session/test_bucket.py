@@ -68,7 +68,7 @@ async def test_a_large_state_goes_to_the_bucket_and_comes_back(
         assert name.endswith(kept.checkpoint_id)
         assert len(stored) == kept.stored_bytes
         assert execute(database_url, "SELECT count(*) FROM checkpoint_chunks") == [(0,)]
-        assert bucket.asked.count("PUT partNumber uploadId") == 3
+        assert bucket.asked.count("PUT partNumber uploadId") == 5
         answer = await roost.one.start()
         assert answer.outcome == pb.START_OUTCOME_RESTORED
         assert await roost.counter(answer.session) == before
@@ -174,10 +174,9 @@ def test_the_signature_is_that_of_the_documentations_example() -> None:
         "examplebucket.s3.amazonaws.com",
         "/",
         {"lifecycle": ""},
-        b"",
+        hashlib.sha256(b"").hexdigest(),
         datetime(2013, 5, 24, tzinfo=UTC),
     )
-    assert headers["x-amz-content-sha256"] == hashlib.sha256(b"").hexdigest()
     assert headers["authorization"].endswith(
         "fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543"
     )
