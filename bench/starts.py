@@ -15,7 +15,7 @@ import shutil
 import statistics
 import sys
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,11 @@ import psycopg
 
 from local.ports import free_port
 from local.postgres import EmbeddedPostgres
-from session_service.domain import policy as policies
+from session_service import wiring
+from session_service.config import Config
+from session_service.domain.effective import NOTHING, dump, effective
+from session_service.domain.tiers import tier_of
+from session_service.lifecycle.policies import Operator
 from session_service.storage.migrate import upgrade
 
 if TYPE_CHECKING:
@@ -72,11 +76,19 @@ FROM sessions
 async def seed(url: str, count: int) -> None:
     """Put so many running sessions into an empty database, and its statistics up to date."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        params = {"count": count, "policy": policies.dump(policies.Policy())}
-        await connection.execute("TRUNCATE sessions, containers, decisions")
+        params = {"count": count, "policy": in_force(url)}
+        await connection.execute("TRUNCATE sessions, containers, decisions CASCADE")
         await connection.execute(SEED, params)
         await connection.execute(SEED_CONTAINERS)
         await connection.execute("VACUUM ANALYZE sessions, containers, decisions")
+
+
+def in_force(url: str) -> str:
+    """The policy of a row that a server with no configuration of its own has written."""
+    config = Config(url)
+    operator = Operator(wiring.default_policy(config), config.tier, None)
+    made = effective(operator.policy, tier_of(config.tier), NOTHING, NOTHING)
+    return dump(replace(made, base=operator.base, version=f"{config.tier}.0"))
 
 
 async def settings(url: str) -> str:
