@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 #: The fastest: state is written more often than it is read, and nobody waits for less bytes.
 LEVEL = 1
-#: What a first piece must shrink to for the rest to be worth it: images and archives do not.
+#: The first bytes tell whether squeezing is worth it: what they must shrink to, at most. Images and
+#: archives do not.
+FIRST = 16 * 1024
 WORTH = 0.95
 #: Most bytes of state in a piece that is read back.
 PIECE = 256 * 1024
@@ -32,6 +34,7 @@ class Packer:
 
     def __init__(self) -> None:
         self._deflate: zlib._Compress | None = None
+        self._first = b""
         self._hash = hashlib.sha256()
         self._size = 0
 
@@ -42,18 +45,26 @@ class Packer:
     def _add(self, piece: bytes) -> bytes:
         self._size += len(piece)
         self._hash.update(piece)
-        return self._compressor(piece).compress(piece)
+        if self._deflate is not None:
+            return self._deflate.compress(piece)
+        self._first += piece
+        return self._chosen().compress(self._first) if len(self._first) >= FIRST else b""
 
-    def _compressor(self, piece: bytes) -> zlib._Compress:
-        """Chosen by the first piece: one that stores where squeezing would be in vain."""
-        if self._deflate is None:
-            worth = len(zlib.compress(piece, LEVEL)) < WORTH * len(piece)
-            self._deflate = zlib.compressobj(LEVEL if worth else 0)
+    def _chosen(self) -> zlib._Compress:
+        """By the first bytes: one that stores as it is where squeezing would be in vain."""
+        worth = len(zlib.compress(self._first, LEVEL)) < WORTH * len(self._first)
+        self._deflate = zlib.compressobj(LEVEL if worth else 0)
         return self._deflate
 
     async def end(self) -> bytes:
         """The last of what is to be stored."""
-        return await asyncio.to_thread(lambda: self._compressor(b"").flush())
+        return await asyncio.to_thread(self._end)
+
+    def _end(self) -> bytes:
+        if self._deflate is not None:
+            return self._deflate.flush()
+        deflate = self._chosen()
+        return deflate.compress(self._first) + deflate.flush()
 
     @property
     def whole(self) -> Whole:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from datetime import timedelta
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import grpc
 import pytest
 
 from roost.session.v1 import session_pb2
+from session_service.storage import checkpoints, chunks
+from session_service.storage.checkpoints import Proved
 from tests.container.harness import failing
 from tests.session.harness import request_id, spec
 from tests.session.saving import Checkpoint, client, counting, execute, flip
@@ -237,3 +241,23 @@ async def test_a_damaged_checkpoint_is_data_loss_when_asked_for(
     answer = await saved.restore(session.session_id, checkpoint_id=sound.checkpoint_id)
     assert answer.outcome == session_pb2.START_OUTCOME_RESTORED
     assert await roost.counter(session) == "1"
+
+
+async def test_what_failed_is_never_ready_any_more(roost: World) -> None:
+    """Whoever says FAILED wins: a late owner makes nothing READY, and adds no byte."""
+    session = await counting(roost, 1)
+    database = roost.one.running.database
+    first = await client(roost.one).create(session.session_id)
+    checkpoint_id = UUID(first.checkpoint_id)
+    async with database.connection() as connection:
+        await connection.execute(
+            "UPDATE checkpoints SET state = 'WRITING', lease_until = now() + interval '1 minute'"
+        )
+    assert await checkpoints.fail(database, checkpoint_id, "SUPERSEDED") is not None
+    late = Proved(2, 10, b"")
+    assert await checkpoints.ready(database, checkpoint_id, late, answers=False) is None
+    assert not await chunks.put(database, checkpoint_id, 7, b"late")
+    assert not await checkpoints.renew(database, checkpoint_id, timedelta(seconds=9))
+    assert await checkpoints.fail(database, checkpoint_id, "AGAIN") is None
+    shown = await client(roost.one).get(first.checkpoint_id)
+    assert (shown.state, shown.failure) == (Checkpoint.STATE_FAILED, "SUPERSEDED")
