@@ -9,7 +9,6 @@ import uuid_utils.compat as uuids
 
 from session_service import errors
 from session_service.domain import ladder
-from session_service.domain.session import Outcome
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.joining import rebuilt
 from session_service.storage import decisions
@@ -112,8 +111,12 @@ def refused(decision: NewDecision, error: errors.RoostError) -> NewDecision:
     return altered(decision, request=request, error=outcomes.dump(error), finished=True)
 
 
-def joined(decision: NewDecision, leader: Decision, wish: Wish) -> NewDecision:
-    """A joiner's decision: the leader's outcome, held to the joiner's own min_continuity."""
+def joined(decision: NewDecision, leader: Decision, wish: Wish, *, anew: bool) -> NewDecision:
+    """A joiner's decision: the leader's outcome, held to the joiner's own min_continuity.
+
+    Not so where the start is of a session that is new, `anew`: there was nothing to keep. A new
+    container of a session that was there is less than anybody can have asked for.
+    """
     mine = altered(
         decision,
         outcome=leader.outcome,
@@ -126,8 +129,7 @@ def joined(decision: NewDecision, leader: Decision, wish: Wish) -> NewDecision:
     )
     if leader.error is not None:
         return refused(mine, rebuilt(json.loads(leader.error), {}))
-    created = leader.outcome is Outcome.CREATED
-    if wish.min_continuity and not created and (leader.continuity or 0) < wish.min_continuity:
+    if wish.min_continuity and not anew and (leader.continuity or 0) < wish.min_continuity:
         return refused(
             mine,
             errors.ContinuityUnavailable(

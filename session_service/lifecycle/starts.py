@@ -315,7 +315,8 @@ class Starts:
         same = wishes.load(record.session.wish) == wish
         if finished.finish_time is None or not (same or shareable(finished)):
             return None
-        decision = joined(decided(case.start, plan, record), finished, wish)
+        anew = record.session.prior_state is None
+        decision = joined(decided(case.start, plan, record), finished, wish, anew=anew)
         answer = await self._append(case, decision)
         if answer is not None and leader.method == own_steps.METHOD:
             # Nobody else hears of what the keeper's own start found lost; this caller does.

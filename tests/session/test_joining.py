@@ -107,6 +107,29 @@ async def test_a_joiner_is_held_to_its_own_min_continuity(roost: World) -> None:
     assert (await leader).continuity == pb.CONTINUITY_FILESYSTEM
 
 
+async def test_a_joiner_is_held_to_it_where_a_lost_container_is_made_anew(forgetful: World) -> None:
+    """What is created for a session that was there keeps nothing of it."""
+    session = (await forgetful.one.start()).session
+    await forgetful.destroy_behind_our_back(session)
+    await forgetful.admin.set_fault("slow_before", action="create", delay_ms=800)
+    leader = asyncio.create_task(forgetful.one.start())
+    await forgetful.until_state(session.session_id, pb.Session.STATE_STARTING)
+    failure = await failing(forgetful.two.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    answer = await leader
+    assert (answer.outcome, answer.session.generation) == (pb.START_OUTCOME_CREATED, 2)
+
+
+async def test_a_joiner_of_a_new_session_is_held_to_nothing(roost: World) -> None:
+    """A key without a session has nothing that could survive."""
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=800)
+    leader = asyncio.create_task(roost.one.start())
+    await roost.until_live("wren")
+    joiner = await roost.two.start(min_continuity=pb.CONTINUITY_MEMORY)
+    assert (joiner.joined, joiner.outcome) == (True, pb.START_OUTCOME_CREATED)
+    await leader
+
+
 async def test_joiners_share_a_failure_and_the_next_start_goes_on(roost: World) -> None:
     """Nobody hammers a provider that is down; what was begun is gone on with under its name."""
     await roost.admin.set_fault("capacity", action="create", times=None)
