@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Decision, Request
-    from session_service.domain.session import Record
+    from session_service.domain.session import Record, Session
     from session_service.lifecycle.takeover import Work
     from session_service.storage.database import Database
     from session_service.storage.notifications import Notices
@@ -88,11 +89,23 @@ class Joining:
                     return
                 await self._wait(session_id, notice)
 
-    async def successor(self, session_id: UUID) -> None:
-        """Return once the start of the session that replaces another is decided."""
-        record = await sessions.find(self._database, session_id)
-        if record is not None:
-            await self.settled(session_id, record.session.epoch)
+    async def replaced(self, session: Session, successor_id: UUID) -> None:
+        """Return once it is decided whether the session that waits in REPLACE is replaced.
+
+        Its successor's start, where the owner of that is gone, is taken over.
+        """
+        with self._notices.watch(session.session_id) as notice:
+            while True:
+                notice.clear()
+                record = await sessions.find(self._database, session.session_id)
+                if record is None or record.session.epoch != session.epoch:
+                    return
+                successor = await sessions.find(self._database, successor_id)
+                if successor is not None:
+                    await self._work.take_over(successor)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL):
+                        await notice.wait()
 
     async def replayed(self, request: Request) -> Answer | None:
         """The answer of an earlier call with this request id; None where it is the first.

@@ -18,6 +18,7 @@ from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits, Step
 from session_service.errors import RoostError
 from session_service.lifecycle import own_steps
+from session_service.lifecycle.replacing import given_back
 from session_service.storage import due, transitions
 
 if TYPE_CHECKING:
@@ -159,8 +160,11 @@ class Keeper:
             case Action.RECOVER:
                 change, decision = own_steps.recovery(record, step, self._work.terms)
                 await self._carry(transitions.begin(self._database, change, decision))
-            case Action.PAUSE | Action.DEEPEN | Action.EXPIRE | Action.PURGE | Action.DISCARD:
+            case Action.PAUSE | Action.DEEPEN | Action.EXPIRE | Action.PURGE:
                 await self._change(own_steps.intent(record, step, self._work.terms))
+            case Action.DISCARD:
+                others = await given_back(self._database, record.session)
+                await self._change(own_steps.intent(record, step, self._work.terms), *others)
             case other:
                 assert_never(other)
 
@@ -173,8 +177,8 @@ class Keeper:
             return False
         return await self._activities.active(container, record.session.spec)
 
-    async def _change(self, change: Change) -> None:
-        await self._carry(transitions.begin(self._database, change, None))
+    async def _change(self, change: Change, *others: Change) -> None:
+        await self._carry(transitions.begin(self._database, change, None, *others))
 
     async def _carry(self, intent: Coroutine[Any, Any, Session | None]) -> None:
         """Commit the intent and see it through. Any: what coroutines send and receive, unused."""

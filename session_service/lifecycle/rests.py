@@ -18,6 +18,7 @@ from session_service.lifecycle import outcomes, quota
 from session_service.lifecycle.explaining import refused
 from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
+from session_service.lifecycle.replacing import given_back
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.decisions import NewDecision
@@ -204,7 +205,7 @@ class Rests:
         """
         session = record.session
         if session.transition is Transition.REPLACE and session.successor_id is not None:
-            await self._joining.successor(session.successor_id)
+            await self._joining.replaced(session, session.successor_id)
             return
         task = await self._work.take_over(record)
         if task is None:
@@ -242,7 +243,10 @@ class Rests:
                 **columns,
             },
         )
-        return await self._carried(transitions.begin(self._database, change, decision), decision)
+        # What never stood may have been to replace another.
+        others = await given_back(self._database, session) if record.abandoned else []
+        intent = transitions.begin(self._database, change, decision, *others)
+        return await self._carried(intent, decision)
 
     async def _carried(
         self, intent: Coroutine[Any, Any, Session | None], decision: NewDecision
@@ -280,18 +284,9 @@ class Rests:
             decision=outcomes.refused(told),
             decision_id=session.decision_id,
         )
-        others = await self._replaced(session)
+        others = await given_back(self._database, session)
         intent = transitions.begin(self._database, change, decision, *others)
         return await self._carried(intent, decision)
-
-    async def _replaced(self, session: Session) -> list[Change]:
-        """What becomes of the session that this one was to replace: it is what it was."""
-        if session.predecessor_id is None:
-            return []
-        record = await sessions.find(self._database, session.predecessor_id)
-        if record is None or record.session.transition is not Transition.REPLACE:
-            return []
-        return [outcomes.gone_back(record.session, None)]
 
     async def _undelete(self, named: Named, record: Record) -> Answer | None:
         session = record.session

@@ -33,6 +33,7 @@ from session_service.lifecycle.explaining import (
 from session_service.lifecycle.intents import Defaults, Start
 from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
+from session_service.lifecycle.replacing import given_back
 from session_service.storage import decisions, sessions, transitions
 from session_service.storage.decisions import NewDecision
 from session_service.storage.quotas import Quota, QuotaReached
@@ -360,11 +361,13 @@ class Starts:
             )
 
     async def _discard(self, record: Record) -> None:
-        """A session that never stood, of another spec, is in the way: its key is free at once, and
-        what it may have created is looked for and destroyed.
+        """A session that never stood, of another spec, is in the way: its key is free at once, or
+        given back to whom it was to replace, and what it may have created is looked for and
+        destroyed.
         """
         change = intents.discarded(record.session, self._work.terms)
-        await self._work.commit(transitions.begin(self._database, change, None))
+        others = await given_back(self._database, record.session)
+        await self._work.commit(transitions.begin(self._database, change, None, *others))
 
     async def _refuse(self, case: Case, plan: ladder.Refuse) -> Answer | None:
         decision = decided(case.start, plan, case.record, case.evidence)

@@ -1,0 +1,100 @@
+"""Histories that once broke a promise: faults, crashes and calls at the worst of moments."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from roost.session.v1 import session_pb2 as pb
+from session_service.domain.keeping import Action
+from tests.eventually import eventually
+from tests.session.harness import World, spec, world
+from tests.session.saving import execute
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.fly.emulator import Emulator
+
+
+@pytest.fixture
+async def hasty(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """A Roost that gives up at once what nobody comes back for."""
+    async with world(emulator, database_url, abandoned_after=timedelta(0)) as running:
+        yield running
+
+
+async def broken_off(roost: World, database_url: str) -> tuple[pb.Session, pb.Session]:
+    """The session that was to be replaced, and its successor, whose start broke off by a fault of
+    our own: answered, its lease run out, and nobody waits for it.
+    """
+    replaced = (await roost.one.start()).session
+    await roost.click_twice(replaced)
+    successor = (await roost.one.start("robin")).session
+    execute(
+        database_url,
+        "UPDATE sessions SET state = 'ENDING', transition = 'REPLACE', prior_state = 'ACTIVE',"
+        " epoch = epoch + 1, successor_id = %s, due_at = NULL WHERE session_id = %s",
+        successor.session_id,
+        replaced.session_id,
+    )
+    execute(
+        database_url,
+        "UPDATE sessions SET user_id = 'wren', predecessor_id = %s, state = 'STARTING',"
+        " transition = 'START', prior_state = NULL, start_time = NULL, decision_id = NULL,"
+        " owner = %s, lease_until = now(), deadline = now(), due_at = now(),"
+        " epoch = epoch + 1 WHERE session_id = %s",
+        replaced.session_id,
+        uuid4(),
+        successor.session_id,
+    )
+    execute(
+        database_url,
+        "UPDATE containers SET start_time = NULL WHERE session_id = %s",
+        successor.session_id,
+    )
+    return replaced, successor
+
+
+@pytest.mark.parametrize("by", ["keeper", "end", "start"])
+async def test_a_fresh_start_that_is_given_up_gives_back_what_it_was_to_replace(
+    hasty: World, database_url: str, by: str
+) -> None:
+    """Whoever gives it up: the user has the session of before again, its counter as it was."""
+    replaced, successor = await broken_off(hasty, database_url)
+    match by:
+        case "keeper":
+
+            async def given_up() -> bool:
+                kept = await hasty.one.running.background.keeper.settle()
+                return kept.actions[Action.DISCARD] > 0
+
+            assert await eventually(given_up)
+        case "end":
+            await hasty.one.end(successor.session_id)
+        case "start":
+            other = spec(env={"PLUMAGE": "brown"})
+            again = await hasty.one.start(mode=pb.START_MODE_CONTINUE, spec=other)
+            assert again.session.session_id == replaced.session_id
+    back = await hasty.one.get(replaced.session_id)
+    assert back.state == pb.Session.STATE_ACTIVE
+    assert await hasty.counter(back) == "2"
+    await hasty.until_state(successor.session_id, pb.Session.STATE_ENDED)
+
+
+async def test_ending_what_is_being_replaced_sees_the_replacing_through(
+    roost: World, database_url: str
+) -> None:
+    """Its successor's owner is gone: the call takes that start over, and asks no more than it must
+    of the database meanwhile.
+    """
+    replaced, successor = await broken_off(roost, database_url)
+    ended = await roost.one.end(replaced.session_id)
+    assert (ended.state, ended.end_reason) == (
+        pb.Session.STATE_ENDED,
+        pb.END_REASON_REPLACED,
+    )
+    assert (await roost.one.get(successor.session_id)).state == pb.Session.STATE_ACTIVE
