@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from session_service.config import Config
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.takeover import Work
+    from session_service.meters import Meter
     from session_service.ports import Activities, Containers
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
@@ -78,8 +79,9 @@ async def run(
     background: Background,
     database: Database,
     installation: Installation,
+    meter: Meter,
 ) -> None:
-    """Run the loops for as long as the stack is open.
+    """Run the loops for as long as the stack is open; `meter` hears of their passes.
 
     A copy of the database knows machines that are another's: it looks after its rows alone.
     """
@@ -92,12 +94,13 @@ async def run(
     await stack.enter_async_context(tidying)
 
     async def sweep() -> None:
-        await background.sweeper.shot(
+        swept = await background.sweeper.shot(
             config.app,
             config.sweep_interval,
             act=config.sweep == "act",
             look=config.sweep != "off",
         )
+        meter.swept(swept)
         if installation.original:
             await background.discarder.shot()
 
@@ -111,9 +114,11 @@ async def run(
             extra={"action": "installation"},
         )
         return
+
+    async def keep() -> None:
+        meter.kept(await background.keeper.shot())
+
     await stack.enter_async_context(
-        loops.running(
-            "keeper", background.keeper.shot, every=config.keeper_interval.total_seconds()
-        )
+        loops.running("keeper", keep, every=config.keeper_interval.total_seconds())
     )
     stack.push_async_callback(background.keeper.close)

@@ -42,6 +42,9 @@ class Config:
     default_image: str = ""
     """The image of starts that give no spec; empty: they must give one to create a container."""
 
+    metrics_listen: str = ""
+    """Address to serve metrics on, host:port; empty: nowhere."""
+
     migrate: bool = True
     """Whether to bring the database up to date at start."""
 
@@ -307,6 +310,10 @@ VARIABLES = (
     Variable(
         "ROOST_SESSION_LISTEN", "listen", _address, "host:port",
         "address to serve on; port 0 takes a free one",
+    ),
+    Variable(
+        "ROOST_METRICS_LISTEN", "metrics_listen", _address, "host:port",
+        "address to serve metrics on, as /metrics, to Prometheus; where not set, nowhere",
     ),
     Variable(
         "ROOST_CONTAINER_TARGET", "container_target", _address, "host:port",

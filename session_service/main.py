@@ -30,6 +30,7 @@ from session_service import (
     logs,
     points,
     policy_service,
+    scrapes,
     sweep_command,
     tier_command,
     wiring,
@@ -37,6 +38,8 @@ from session_service import (
 from session_service.config import Config, ConfigError, describe
 from session_service.errors import StorageUnavailable
 from session_service.health import Health
+from session_service.meters import Meter
+from session_service.metrics import Metrics, Standing
 from session_service.rpc.interceptors import ErrorAnswer
 from session_service.rpc.render import Renderer
 from session_service.rpc.session_servicer import SessionServicer
@@ -84,13 +87,15 @@ class Running:
     database: Database
     background: Background
     policies: Policies
+    metrics_target: str = ""
+    """Where metrics are served; empty where they are not."""
 
 
 @asynccontextmanager
 async def serve(config: Config) -> AsyncGenerator[Running]:
     """Run the service; at the end, finish the calls in flight within the grace and close all.
 
-    Raises PortTaken, StorageUnavailable where the database does not come up.
+    Raises PortTaken, AddressTaken, StorageUnavailable where the database does not come up.
     """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
@@ -105,7 +110,9 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         )
         watch = Health(database, channel, ours)
         await watch.begin()
-        server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
+        metrics = Metrics() if config.metrics_listen else None
+        meter = metrics or Meter()
+        server = grpc.aio.server(interceptors=(ErrorAnswer(meter),), options=SERVER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(watch.servicer, server)
         names = (*ours, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -116,15 +123,21 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         ownership = wiring.own(config, database)
         wired = wiring.build(config, outside, ownership)
         renderer = Renderer(outside.previews, background.habits(config))
-        rpc.add_SessionServiceServicer_to_server(SessionServicer(wired.cases, renderer), server)
+        servicer = SessionServicer(wired.cases, renderer, meter)
+        rpc.add_SessionServiceServicer_to_server(servicer, server)
         await policy_service.add(stack, server, wired.policies)
         retention = outside.vault.retention
         await checkpoint_service.add(stack, server, wired.checkpoints, renderer, retention)
         end_streams = await agent_service.add(stack, server, config, database)
+        told = ""
+        if metrics is not None:
+            metrics.tell(Standing(database, wired.turns))
+            scraped = scrapes.serving(config.metrics_listen, metrics.render)
+            told = await stack.enter_async_context(scraped)
         await server.start()
         # Closed in reverse: no new calls, calls in flight answered, then the work behind them.
         stack.push_async_callback(ownership.drain, config.grace)
-        await background.run(stack, config, wired.background, database, outside.installation)
+        await background.run(stack, config, wired.background, database, outside.installation, meter)
         stack.push_async_callback(server.stop, config.grace)
         stack.callback(end_streams)
         stack.callback(outside.notices.stop)
@@ -132,7 +145,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         checking = asyncio.create_task(watch.run(), name="health")
         stack.push_async_callback(_cancel, checking)
         target = f"{config.listen.rpartition(':')[0]}:{port}"
-        yield Running(target, wired.work, database, wired.background, wired.policies)
+        yield Running(target, wired.work, database, wired.background, wired.policies, told)
 
 
 async def prepare(config: Config) -> None:
@@ -190,6 +203,9 @@ async def run(config: Config) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(each, stop, each)
         _log.info("serving on %s", running.target, extra={"action": "serving", "config": config})
+        if running.metrics_target:
+            place = f"http://{running.metrics_target}{scrapes.PATH}"
+            _log.info("metrics at %s", place, extra={"action": "metrics"})
         await stopping.wait()
     _log.info("stopped", extra={"action": "stopped"})
 
@@ -227,6 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             runner.run(run(config))
     except (ConfigError, points.BadKillPoint) as error:
         return _failed(str(error), 2)
+    except scrapes.AddressTaken as error:
+        return _failed(
+            f"ROOST_METRICS_LISTEN: {error} cannot be served on: is it taken, or not ours?", 2
+        )
     except PortTaken as error:
         return _failed(
             f"ROOST_SESSION_LISTEN: {error} cannot be served on: is it taken, or not ours?",

@@ -85,6 +85,7 @@ class Wired:
     background: Background
     policies: Policies
     checkpoints: CheckpointCases
+    turns: Turns
 
 
 def channel(config: Config) -> grpc.aio.Channel:
@@ -195,7 +196,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     behind = background.build(
         config, database, containers, outside.activities, looker, work, installed
     )
-    return Wired(cases, work, behind, policies, checkpoints)
+    return Wired(cases, work, behind, policies, checkpoints, turns)
 
 
 def limits(config: Config) -> Limits:

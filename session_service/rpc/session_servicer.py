@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from session_service.lifecycle.starts import Starts
     from session_service.lifecycle.watching import Watching
     from session_service.lookups import Lookups
+    from session_service.meters import Meter
 
 # Any: the generated base leaves the context's own parameters open.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,15 +49,18 @@ class UseCases:
 class SessionServicer(SessionServiceServicer):
     """Answers the contract; the work is the use cases'."""
 
-    def __init__(self, cases: UseCases, renderer: render.Renderer) -> None:
+    def __init__(self, cases: UseCases, renderer: render.Renderer, meter: Meter) -> None:
         self._cases = cases
         self._render = renderer
+        self._meter = meter
 
     async def StartSession(
         self, request: pb.StartSessionRequest, context: Context
     ) -> pb.StartSessionResponse:
         """Open a project for a user."""
+        began = monotonic()
         answer = await self._cases.starts.start(convert.parse_start(request, TENANT))
+        self._meter.started(answer, monotonic() - began)
         return self._render.start(answer)
 
     async def PreviewStart(
@@ -119,8 +124,10 @@ class SessionServicer(SessionServiceServicer):
         self, request: pb.ResumeSessionRequest, context: Context
     ) -> pb.ResumeSessionResponse:
         """Bring a session back by its id."""
+        began = monotonic()
         named, wish = convert.parse_resume(request, TENANT)
         answer = await self._cases.starts.resume(named.session_id, named.request, wish, named.etag)
+        self._meter.started(answer, monotonic() - began)
         return self._render.resume(answer)
 
     async def StopSession(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from session_service.domain.states import LIVE as LIVE_STATES
+from session_service.domain.states import State
 from session_service.storage import due
 from session_service.storage.connections import PATIENT
 from session_service.storage.database import compiled
@@ -15,6 +17,7 @@ from session_service.storage.sessions import LIVE
 from session_service.storage.tables import orphans, sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import timedelta
 
     from session_service.storage.database import Database
@@ -74,3 +77,17 @@ async def look(database: Database) -> Ages:
     backlog = await due.backlog(database, MOST)
     seen = await database.fetch_one(_ORPHANS, {"most": MOST}, PATIENT) or 0
     return Ages(oldest, overaged, backlog, seen)
+
+
+_BY_STATE = compiled(
+    sa.select(sessions.c.state, sa.func.count()).where(LIVE).group_by(sessions.c.state),
+    lambda row: (State(row[0]), int(row[1])),
+)
+
+
+async def live_by_state(database: Database) -> Mapping[State, int]:
+    """How many live sessions there are in each live state; reads each of them. Raises
+    StorageUnavailable.
+    """
+    found = dict(await database.fetch_all(_BY_STATE, {}, PATIENT))
+    return {state: found.get(state, 0) for state in State if state in LIVE_STATES}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import compiled
 from session_service.storage.rows import scalar
 from session_service.storage.tables import session_ends
@@ -66,4 +67,4 @@ _TRIM = compiled(
 
 async def trim(database: Database, age: timedelta, most: int) -> int:
     """Delete up to `most` ends older than this; how many."""
-    return await database.fetch_one(_TRIM, {"age": age, "most": most}) or 0
+    return await database.fetch_one(_TRIM, {"age": age, "most": most}, PATIENT) or 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from session_service.domain.figures import STARTS, Day, Latency, Started, Tries, made
 from session_service.domain.session import AttemptResult, Outcome, Rung
+from session_service.storage.connections import PATIENT
 from session_service.storage.database import Statement
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ async def count(database: Database, span: Span) -> Counted:
         "others": [str(outcome) for outcome in Outcome if outcome is not Outcome.REUSED],
     }
     counted = Counted(Day(span.start))
-    async with database.transaction() as connection:
+    async with database.transaction(PATIENT) as connection:
         for setting in _ONE_LOOK:
             await connection.execute(setting.encode())
         for day, number in await _all(connection, statements.reuses, params):
