@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from roost.session.v1 import session_pb2, session_service_pb2
+from roost.session.v1 import policy_service_pb2, session_pb2, session_service_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from google.protobuf import any_pb2
+    from google.protobuf.descriptor import ServiceDescriptor
     from google.protobuf.message import Message
 
-    from roost.session.v1.session_pb2 import Session, SessionKey, StartMode
+    from roost.session.v1.policy_service_pb2 import ProjectPolicy
+    from roost.session.v1.session_pb2 import Policy, Session, SessionKey, StartMode
+    from roost.session.v1.session_service_pb2 import Candidate
 
     T = TypeVar("T", bound=Message)
 
 SERVICE = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"]
+POLICIES = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"]
 #: Between two tries where the service does not say how long to wait; doubled each time.
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
@@ -28,12 +34,20 @@ LONGEST_PAUSE_SECONDS = 2.0
 class Refused(Exception):
     """The service answered with an error; `reason` is what to branch on, never the message."""
 
-    def __init__(self, code: grpc.StatusCode, message: str, reason: str = "") -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        reason: str = "",
+        candidates: Sequence[Candidate] = (),
+    ) -> None:
         super().__init__(f"{reason or code.name}: {message}")
         self.code = code
         self.message = message
         self.reason = reason
         """Of the ErrorInfo; "" where the error came without one."""
+        self.candidates = candidates
+        """What the user is to choose from, best first; of CHOICE_REQUIRED alone."""
 
 
 class SessionClient:
@@ -50,12 +64,20 @@ class SessionClient:
     def start(
         self,
         key: SessionKey,
-        image: str,
+        image: str = "",
         mode: StartMode.ValueType = session_pb2.START_MODE_UNSPECIFIED,
+        choice_token: str = "",
     ) -> session_service_pb2.StartSessionResponse:
-        """Open the session at the key, whichever way keeps the most of it."""
-        request = session_service_pb2.StartSessionRequest(request_id=_new_id(), key=key, mode=mode)
-        request.spec.image = image
+        """Open the session at the key, whichever way keeps the most of it.
+
+        Without an image a new container is made of what the project's policy says. `choice_token`
+        is the one of the candidate that the user chose.
+        """
+        request = session_service_pb2.StartSessionRequest(
+            request_id=_new_id(), key=key, mode=mode, choice_token=choice_token
+        )
+        if image:
+            request.spec.image = image
         return self._call("StartSession", request, session_service_pb2.StartSessionResponse)
 
     def stop(self, session_id: str) -> Session:
@@ -83,13 +105,27 @@ class SessionClient:
         request = session_service_pb2.GetSessionRequest(session_id=session_id)
         return self._call("GetSession", request, session_service_pb2.GetSessionResponse).session
 
-    def _call(self, method: str, request: Message, answer: type[T]) -> T:
+    def set_policy(self, project_id: str, policy: Policy) -> ProjectPolicy:
+        """Set what the policy has a value for; everything else of the project's stays as it is."""
+        request = policy_service_pb2.UpdateProjectPolicyRequest(
+            request_id=_new_id(), project_id=project_id, policy=policy
+        )
+        reply = policy_service_pb2.UpdateProjectPolicyResponse
+        return self._call("UpdateProjectPolicy", request, reply, POLICIES).project_policy
+
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        answer: type[T],
+        service: ServiceDescriptor = SERVICE,
+    ) -> T:
         deadline = time.monotonic() + self._timeout
         pause = FIRST_PAUSE_SECONDS
         unavailable: Refused | None = None
         # The path by hand: the generated stub is typed for asyncio alone.
         rpc = self._channel.unary_unary(
-            f"/{SERVICE.full_name}/{method}",
+            f"/{service.full_name}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
@@ -114,14 +150,16 @@ def _explained(error: grpc.RpcError) -> tuple[Refused, float | None]:
     """What the error says, and the seconds after which the service wants the call repeated."""
     # A failed synchronous call raises its own call object.
     call = cast("grpc.Call", error)
-    reason, pause = "", None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    choice = session_service_pb2.ChoiceRequired()
+    pause = None
     for detail in _details(call):
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            reason = info.reason
-        elif detail.Unpack(retry):
+        if detail.Unpack(retry):
             pause = retry.retry_delay.ToTimedelta().total_seconds()
-    return Refused(call.code(), call.details() or "", reason), pause
+        elif not detail.Unpack(info):
+            detail.Unpack(choice)
+    message = call.details() or ""
+    return Refused(call.code(), message, info.reason, tuple(choice.candidates)), pause
 
 
 def _details(call: grpc.Call) -> list[any_pb2.Any]:

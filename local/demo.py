@@ -17,6 +17,8 @@ from local.agent_demo import AgentDemo
 from local.client import SessionClient
 from local.demo_script import Demo
 from local.fly.faults import KINDS
+from local.policy_demo import PolicyDemo
+from local.preview import Previews
 from local.report import Report
 from local.signals import stop_requested
 from local.stack import Stack, StackFailed
@@ -30,8 +32,9 @@ def main(argv: list[str]) -> int:
     """Status 0 only if every value was as told; 1 if one was not; 2 if the stack cannot start."""
     parser = argparse.ArgumentParser(
         prog="python -m local demo",
-        description="Start, click twice, stop, start again: the counter is still 2. Runs a stack of"
-        " its own on free ports, shows each call with its real answer, and checks every value.",
+        description="Start, click twice, stop, start again: the counter is still 2, or what the"
+        " project's policy says. Runs a stack of its own on free ports, shows each call with its"
+        " real answer, and checks every value.",
     )
     parser.add_argument("--data", type=Path, default=Path(".roost/demo"), metavar="DIR")
     parser.add_argument(
@@ -68,15 +71,21 @@ async def _show(data: Path, fault: str | None) -> int:
     settings = replace(StackSettings.on_free_ports(data), fresh=True)
     report.say("Starting PostgreSQL, the Fly emulator, container_service and session_service.")
     began = time.monotonic()
-    async with Stack(settings) as stack, _client(stack) as client:
+    async with (
+        Stack(settings) as stack,
+        _client(stack) as client,
+        Previews(stack.proxy_url) as previews,
+    ):
         report.say(f"All four serve after {time.monotonic() - began:.1f} s. Logs: {stack.logs}/")
         if fault:
             await stack.admin.set_fault(fault)
             report.say(f"Fault switched on, once: {fault}: {KINDS[fault]}.")
         report.say("")
-        async with Demo(stack, client, report) as demo:
-            await demo.play()
+        await Demo(stack, client, previews, report).play()
+        policies = PolicyDemo(stack, client, previews, report)
+        await policies.play()
         await AgentDemo(stack, report).play()
+    policies.show_table()
     report.summarise()
     return 1 if report.wrong else 0
 

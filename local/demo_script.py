@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
-import httpx
-
-from local.client import Refused
+from local.demo_calls import StoryOver, answered, refusal, since
+from local.demo_words import continuity_of, kept, outcome_of, short, state_of
 from roost.session.v1 import session_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from local.client import SessionClient
+    from local.preview import Previews
     from local.report import Report
     from local.stack import Stack
-    from roost.session.v1.session_service_pb2 import StartSessionResponse
 
     T = TypeVar("T")
 
@@ -30,25 +28,16 @@ SETTLE_SECONDS = 15.0
 NOT_SETTLED = (pb.Session.STATE_STARTING, pb.Session.STATE_PAUSING, pb.Session.STATE_ENDING)
 
 
-class StoryOver(Exception):
-    """A call failed that the rest of the story needs."""
-
-
 class Demo:
     """Plays the story against a running stack; the report takes each answer as it came."""
 
-    def __init__(self, stack: Stack, client: SessionClient, report: Report) -> None:
+    def __init__(
+        self, stack: Stack, client: SessionClient, previews: Previews, report: Report
+    ) -> None:
         self._stack = stack
         self._client = client
         self._report = report
-        # Nothing from the environment: a developer's HTTP_PROXY is not for loopback.
-        self._http = httpx.AsyncClient(base_url=stack.proxy_url, trust_env=False)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        self._previews = previews
 
     async def play(self) -> None:
         """The whole story. An error that is no part of it is a wrong value and ends it."""
@@ -85,17 +74,17 @@ class Demo:
         reply, spent = await self._ask(call, lambda: self._client.start(KEY, IMAGE, mode))
         session = reply.session
         told: dict[str, tuple[object, object]] = {
-            "outcome": (outcome, _outcome(reply)),
-            "continuity": (continuity, _continuity(reply)),
-            "state": ("ACTIVE", _state(session)),
+            "outcome": (outcome, outcome_of(reply)),
+            "continuity": (continuity, continuity_of(reply)),
+            "state": ("ACTIVE", state_of(session)),
         }
         if continuity == "MEMORY":
             told["continuity proved"] = (True, reply.continuity_verified)
         if same_as:
-            told["session"] = (_short(same_as), _short(session))
+            told["session"] = (short(same_as), short(session))
         if other_than:
             told["another session"] = (True, session.session_id != other_than.session_id)
-        answer = f"{_outcome(reply)}, session {_short(session)}{_kept(reply)}"
+        answer = f"{outcome_of(reply)}, session {short(session)}{kept(reply)}"
         self._report.row(call, answer, spent, told)
         await self._read(session, counter)
         return session
@@ -107,15 +96,7 @@ class Demo:
         await self._get(session, "/click", expected)
 
     async def _get(self, session: pb.Session, path: str, expected: int) -> None:
-        # The address is the one of the reply; its name leads to the proxy, which we know.
-        host = urlsplit(session.container.url).netloc
-        began = time.monotonic()
-        try:
-            answer = await self._http.get(path, headers={"host": host}, timeout=15.0)
-            came = answer.text if answer.is_success else f"HTTP {answer.status_code}"
-        except httpx.HTTPError as error:
-            came = repr(error)
-        spent = 1000 * (time.monotonic() - began)
+        came, spent = await self._previews.get(session, path)
         told = {"counter": (str(expected), came)}
         self._report.row(f"GET {path} of the preview", f"counter {came}", spent, told)
 
@@ -141,13 +122,8 @@ class Demo:
         self._state_row(call, seen, expected, spent)
 
     async def _refused_undelete(self, session: pb.Session, reason: str) -> None:
-        began = time.monotonic()
-        try:
-            await asyncio.to_thread(self._client.undelete, session.session_id)
-            came = "no error"
-        except Refused as refused:
-            came = refused.reason or str(refused)
-        spent = 1000 * (time.monotonic() - began)
+        refused, spent = await refusal(lambda: self._client.undelete(session.session_id))
+        came = refused.reason or str(refused) if refused else "no error"
         told = {"reason": (reason, came)}
         self._report.row("UndeleteSession, the old one", f"refused: {came}", spent, told)
 
@@ -155,12 +131,11 @@ class Demo:
         began = time.monotonic()
         await self._stack.kill("session_service")
         await self._stack.start("session_service")
-        spent = 1000 * (time.monotonic() - began)
-        self._report.row("kill -9 session_service, start it anew", "it serves", spent, {})
+        self._report.row("kill -9 session_service, start it anew", "it serves", since(began), {})
 
     def _state_row(self, call: str, session: pb.Session, expected: str, spent: float) -> None:
-        state = _state(session)
-        answer = f"{state}, session {_short(session)}"
+        state = state_of(session)
+        answer = f"{state}, session {short(session)}"
         self._report.row(call, answer, spent, {"state": (expected, state)})
 
     async def _move(self, name: str, call: Callable[[], pb.Session], expected: str) -> None:
@@ -168,37 +143,4 @@ class Demo:
         self._state_row(name, session, expected, spent)
 
     async def _ask(self, name: str, call: Callable[[], T]) -> tuple[T, float]:
-        """The blocking client's answer, from a thread, and the milliseconds that it took."""
-        began = time.monotonic()
-        try:
-            answer = await asyncio.to_thread(call)
-        except Refused as refused:
-            spent = 1000 * (time.monotonic() - began)
-            came = refused.reason or refused.code.name
-            self._report.row(name, f"refused: {came}", spent, {"answer": ("a session", refused)})
-            raise StoryOver from refused
-        return answer, 1000 * (time.monotonic() - began)
-
-
-def _outcome(reply: StartSessionResponse) -> str:
-    return pb.StartOutcome.Name(reply.outcome).removeprefix("START_OUTCOME_")
-
-
-def _continuity(reply: StartSessionResponse) -> str:
-    return pb.Continuity.Name(reply.continuity).removeprefix("CONTINUITY_")
-
-
-def _kept(reply: StartSessionResponse) -> str:
-    """What the user got back, in words."""
-    if reply.continuity in (pb.CONTINUITY_UNSPECIFIED, pb.CONTINUITY_NONE):
-        return ""
-    return f", {_continuity(reply)} kept: {'proved' if reply.continuity_verified else 'not proved'}"
-
-
-def _state(session: pb.Session) -> str:
-    return pb.Session.State.Name(session.state).removeprefix("STATE_")
-
-
-def _short(session: pb.Session) -> str:
-    """The end of the id: a UUIDv7 begins with the time, which is nearly the same for all."""
-    return session.session_id[-8:]
+        return await answered(self._report, name, call)
