@@ -329,6 +329,13 @@ class Rester:
         if isinstance(error, Retryable) or session.transition in OVER:
             await self._write(outcomes.left_open(session, error))
             return
+        again = await self._read(task.held)
+        if again is None:
+            return
+        if not again.container.wanted:
+            # Its state is saved, and from then on anybody may destroy it: nothing to go back to.
+            await self._write(outcomes.left_open(session, error))
+            return
         depth = _DEPTHS.get(task.container.state)
         before = {} if session.prior_state is State.ACTIVE else {"pause_depth": depth}
         await self._write(outcomes.gone_back(session, error, **before))

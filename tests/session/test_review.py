@@ -10,9 +10,10 @@ import pytest
 
 from roost.session.v1 import session_pb2 as pb
 from session_service.domain.keeping import Action
+from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import World, spec, world
-from tests.session.saving import execute
+from tests.session.saving import counting, execute
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -98,3 +99,26 @@ async def test_ending_what_is_being_replaced_sees_the_replacing_through(
         pb.END_REASON_REPLACED,
     )
     assert (await roost.one.get(successor.session_id)).state == pb.Session.STATE_ACTIVE
+
+
+@pytest.fixture
+async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """A Roost that saves state at every stop, and keeps no container over it."""
+    async with world(emulator, database_url, persistence="checkpoint") as running:
+        yield running
+
+
+async def test_what_may_be_destroyed_is_handed_to_nobody(saving: World) -> None:
+    """Its state is saved and it may go, when the provider refuses: a session that ran on it again
+    would lose it, and all that is done in it meanwhile, to whoever destroys what is not wanted.
+    """
+    session = await counting(saving, 2)
+    await saving.admin.set_fault("server_error", action="destroy", status=422, times=None)
+    failure = await failing(saving.one.stop(session.session_id))
+    assert failure.reason == "PROVIDER_REFUSED"
+    assert (await saving.one.get(session.session_id)).state == pb.Session.STATE_PAUSING
+    await saving.admin.clear_faults()
+    await saving.one.running.background.discarder.shot()
+    answer = await saving.two.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await saving.counter(answer.session) == "2"
