@@ -215,12 +215,15 @@ _DONE = (
     .returning(*checkpoint_columns())
     .cte("done")
 )
-# Not where a rollback came in between: then it is beside the session's line.
+# Not where a rollback came in between: then it is beside the session's line. None did where the
+# epoch has not moved, or where the session still descends from what it did: that alone would not
+# do, since what it descended from may have been deleted meanwhile.
 _HEADED = (
     sa.update(sessions)
     .where(
         sessions.c.session_id == _DONE.c.session_id,
-        sessions.c.checkpoint_id.is_not_distinct_from(_DONE.c.parent_id),
+        (sessions.c.epoch == sa.bindparam("epoch", type_=sa.BigInteger))
+        | sessions.c.checkpoint_id.is_not_distinct_from(_DONE.c.parent_id),
         sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
     )
     .values(checkpoint_id=_DONE.c.checkpoint_id)
@@ -242,17 +245,19 @@ _READY = compiled(
 
 
 async def ready(
-    database: Database, checkpoint_id: UUID, proved: Proved, *, answers: bool
+    database: Database, checkpoint_id: UUID, proved: Proved, *, epoch: int, answers: bool
 ) -> Checkpoint | None:
     """Say READY; the session descends from it from now on. None where somebody said FAILED before.
 
-    With `answers` the decision that it was taken for is finished by it.
+    `epoch` is the session's when it was begun. With `answers` the decision that it was taken for is
+    finished by it.
     """
     params = {
         "checkpoint_id": checkpoint_id,
         "size_bytes": proved.size_bytes,
         "stored_bytes": proved.stored_bytes,
         "sha256": proved.sha256,
+        "epoch": epoch,
         "answers": answers,
     }
     saving = database.fetch_one(_READY, params)

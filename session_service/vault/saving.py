@@ -73,19 +73,21 @@ class Saver:
         checkpoint: Checkpoint,
         where: Address,
         *,
+        epoch: int,
         keep: int,
         timeout: float,
         answers: bool = False,
     ) -> Checkpoint:
         """Write a checkpoint that was begun; it is READY, or FAILED and its bytes are gone.
 
-        `keep` is how many the key keeps; with `answers` the decision that it is for is finished in
+        `epoch` is the session's when it was begun, `keep` is how many the key keeps; with `answers` the decision that it is for is finished in
         the same commit. Raises errors.RoostError, and SessionStateConflict where somebody else said
         FAILED meanwhile.
         """
         until = monotonic() + timeout
         try:
-            saved = await self._leased(checkpoint, self._write(checkpoint, where, until, answers))
+            work = self._write(checkpoint, where, until, epoch, answers)
+            saved = await self._leased(checkpoint, work)
         except (Superseded, TimeoutError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             raised = _translated(error)
             await self._failed(checkpoint, raised)
@@ -127,7 +129,7 @@ class Saver:
                 confirmed = asked
 
     async def _write(
-        self, checkpoint: Checkpoint, where: Address, until: float, answers: bool
+        self, checkpoint: Checkpoint, where: Address, until: float, epoch: int, answers: bool
     ) -> Checkpoint:
         async with asyncio.timeout_at(_loop_time(until)):
             if checkpoint.kind is Kind.APPLICATION:
@@ -135,7 +137,7 @@ class Saver:
             else:
                 proved = await self._volume(checkpoint, until)
             saved = await checkpoints.ready(
-                self._database, checkpoint.checkpoint_id, proved, answers=answers
+                self._database, checkpoint.checkpoint_id, proved, epoch=epoch, answers=answers
             )
         if saved is None:
             raise Superseded

@@ -116,7 +116,9 @@ class Vault:
     ) -> Checkpoint:
         """See a checkpoint through that was begun; see `Saver.save`."""
         keep = policies.load(session.policy).keep_checkpoints
-        return await self._saver.save(begun, where, keep=keep, timeout=timeout, answers=answers)
+        return await self._saver.save(
+            begun, where, epoch=session.epoch, keep=keep, timeout=timeout, answers=answers
+        )
 
     def _new(
         self,

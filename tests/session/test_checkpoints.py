@@ -255,7 +255,8 @@ async def test_what_failed_is_never_ready_any_more(roost: World) -> None:
         )
     assert await checkpoints.fail(database, checkpoint_id, "SUPERSEDED") is not None
     late = Proved(2, 10, b"")
-    assert await checkpoints.ready(database, checkpoint_id, late, answers=False) is None
+    ready = checkpoints.ready(database, checkpoint_id, late, epoch=1, answers=False)
+    assert await ready is None
     assert not await chunks.put(database, checkpoint_id, 7, b"late")
     assert not await checkpoints.renew(database, checkpoint_id, timedelta(seconds=9))
     assert await checkpoints.fail(database, checkpoint_id, "AGAIN") is None

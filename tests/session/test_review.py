@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -13,7 +14,7 @@ from session_service.domain.keeping import Action
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import World, spec, world
-from tests.session.saving import counting, execute
+from tests.session.saving import client, counting, execute, large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -122,3 +123,30 @@ async def test_what_may_be_destroyed_is_handed_to_nobody(saving: World) -> None:
     answer = await saving.two.start()
     assert answer.outcome == pb.START_OUTCOME_RESTORED
     assert await saving.counter(answer.session) == "2"
+
+
+async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
+    roost: World, database_url: str
+) -> None:
+    """What it descends from is deleted while it is written: a loss brings back this one, and not
+    what the user had rolled back from.
+    """
+    saved = client(roost.one)
+    session = (await roost.one.start(spec=large(500_000, SLOW_MS="100"))).session
+    first = await saved.create(session.session_id)
+    await saved.create(session.session_id)
+    await saved.restore(session.session_id, checkpoint_id=first.checkpoint_id)
+    writing = asyncio.create_task(saved.create(session.session_id))
+
+    async def begun() -> bool:
+        counted = "SELECT count(*) FROM checkpoints WHERE state = 'WRITING'"
+        return execute(database_url, counted) == [(1,)]
+
+    assert await eventually(begun)
+    await saved.delete(first.checkpoint_id)
+    newest = await writing
+    await roost.destroy_behind_our_back((await roost.one.get(session.session_id)))
+    execute(database_url, "UPDATE sessions SET verified_at = NULL")
+    answer = await roost.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert answer.attempts[-1].checkpoint_number == newest.number
