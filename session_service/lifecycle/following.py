@@ -56,6 +56,9 @@ class Follower:
             return False
         if verdict in (Verdict.WOKE_ENDED, Verdict.STRAYED):
             return await self._rest_again(record, verdict)
+        if verdict is Verdict.WOKE and record.container.start_time is None:
+            # No start ended well on it: what a restore was to put into it is not there.
+            return await self._rest_again(record, verdict)
         change = _change(record, listed, verdict)
         written = await transitions.write(self._database, change)
         self._told(record, verdict)
@@ -67,6 +70,9 @@ class Follower:
         if record is None or record.container is None or record.session.transition is not None:
             return False
         if record.session.generation != row.generation or record.container.destroy_time is None:
+            return False
+        if not record.container.wanted:
+            # It was not lost: its state was saved, so that it could go.
             return False
         written = await transitions.write(self._database, _found(record.session, seen))
         self._told(record, "FOUND")
@@ -95,7 +101,10 @@ class Follower:
         """
         session = record.session
         over = verdict is Verdict.WOKE_ENDED
-        told = "its session is over" if over else "it is out of routing"
+        told = {
+            Verdict.WOKE_ENDED: "its session is over",
+            Verdict.WOKE: "nothing of its user's is in it",
+        }.get(verdict, "it is out of routing")
         change = Change(
             session.session_id,
             session.epoch,

@@ -254,6 +254,35 @@ async def test_a_restore_that_fails_is_not_handed_out(saving: World) -> None:
     assert await saving.committed("create", session.session_id) == 2
 
 
+async def test_a_container_that_took_no_state_is_not_followed_as_awake(
+    emulator: Emulator, database_url: str
+) -> None:
+    """It runs, with nothing of the user's in it: the sweeper has it destroyed, and hands it to
+    nobody.
+    """
+    quick = {"persistence": "checkpoint", "lag_window": timedelta(0)}
+    async with world(emulator, database_url, 1, **quick) as roost:
+        session = (await roost.one.start(spec=large(1000, REFUSE="1"))).session
+        before = await roost.counter(session)
+        await roost.one.stop(session.session_id)
+        await failing(roost.one.start())
+        sweeper = roost.one.running.background.sweeper
+
+        async def gone() -> bool:
+            await sweeper.shot(APP, timedelta(0), act=True)
+            states = [pb.Session.STATE_PAUSED, pb.Session.STATE_PAUSING]
+            assert (await roost.one.get(session.session_id)).state in states
+            return await roost.committed("destroy", session.session_id) == 2
+
+        assert await eventually(gone)
+        shown = await roost.until_state(session.session_id, PAUSED)
+        assert shown.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+        await failing(roost.one.start())
+        answer = await roost.one.start()
+        assert answer.outcome == pb.START_OUTCOME_RESTORED
+        assert await roost.counter(answer.session) == before
+
+
 async def test_what_was_never_restored_is_not_saved(saving: World) -> None:
     """A stop after a restore that failed: the container had nothing of the user's in it."""
     session = (await saving.one.start(spec=large(1000, REFUSE="1"))).session
