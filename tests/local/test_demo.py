@@ -14,12 +14,13 @@ import pytest
 
 from local.client import SessionClient
 from local.policy_demo import STORIES, PolicyDemo
-from local.policy_steps import promised_count
+from local.policy_steps import PolicySteps, promised_count
 from local.policy_table import Line, table
 from local.preview import Previews
 from local.report import Report
 from local.stack import Stack
 from local.stack_settings import StackSettings
+from roost.container.v1.container_service_pb2 import ContainerSpec
 from roost.session.v1 import session_pb2 as pb
 from tests.processes import using
 
@@ -112,6 +113,19 @@ async def played(stack: Stack, policy: str) -> Played:
     return Played(rows_of(report.out.getvalue()), wrong)
 
 
+async def clicked_behind_its_back(stack: Stack) -> list[str]:
+    """What is told of a counter that shows what was expected, and not what the reply says."""
+    report = Report(io.StringIO())
+    with grpc.insecure_channel(stack.session_targets[0]) as channel:
+        async with Previews(stack.proxy_url) as previews:
+            steps = PolicySteps("REUSE", stack, SessionClient(channel), previews, report)
+            await steps.set_policy(ContainerSpec(image="roost/counter"))
+            session = await steps.begin()
+            await previews.get(session, "/click")
+            await steps.start("REUSED", "MEMORY", counter=3)
+    return [text.partition("  ")[2] for text in report.wrong]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_what_a_policy_did_not_keep_is_told(stack: Stack) -> None:
@@ -131,6 +145,9 @@ async def test_what_a_policy_did_not_keep_is_told(stack: Stack) -> None:
     assert awake.table == ["ASK | (not played to its end) | |"]
     (wrong,) = awake.wrong
     assert wrong.startswith("StopSession: answer: expected no error, got SUSPEND_FAILED"), wrong
+    assert await clicked_behind_its_back(stack) == [
+        "GET / of the preview: counter, going by the reply: expected 2, got 3"
+    ]
 
 
 @pytest.mark.parametrize(
