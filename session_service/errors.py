@@ -135,6 +135,10 @@ class ProviderRefused(RoostError):
     reason = "PROVIDER_REFUSED"
 
 
+class VolumeAbsent(ProviderRefused):
+    """The provider knows no such volume, or no such snapshot. One observation, not yet proof."""
+
+
 class EtagMismatch(RoostError):
     """The session changed since the caller read it."""
 

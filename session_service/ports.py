@@ -209,6 +209,8 @@ class Snapshot:
     snapshot_id: str
     ready: bool
     size_bytes: int
+    lost: bool = False
+    """Whether the provider could not take it, or has deleted it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
     "PROVIDER_REFUSED": errors.ProviderRefused,
     "INVALID_FIELD": errors.ProviderRefused,
     "REQUEST_ID_REUSED": errors.ProviderRefused,
-    "VOLUME_NOT_FOUND": errors.ProviderRefused,
+    "VOLUME_NOT_FOUND": errors.VolumeAbsent,
     "STATE_HOOK_FAILED": errors.StateHookFailed,
     "STATE_TOO_LARGE": errors.CheckpointTooLarge,
 }

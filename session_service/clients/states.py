@@ -160,7 +160,8 @@ async def _answered(call: Awaitable[Any]) -> Any:
     except grpc.aio.AioRpcError as error:
         raised = translated(error)
         if isinstance(raised, ContainerAbsent):
-            raise errors.ProviderRefused(str(raised)) from error
+            # Of a volume or a snapshot, whatever the provider's text calls it.
+            raise errors.VolumeAbsent(str(raised)) from error
         raise raised from error
 
 
@@ -175,9 +176,8 @@ def _left(timeout: float) -> float:
 
 
 def _snapshot(each: pb.VolumeSnapshot) -> Snapshot:
-    if each.provider_state in SNAPSHOT_LOST:
-        raise errors.ProviderUnavailable("the provider could not take the snapshot; try again")
-    return Snapshot(each.snapshot_id, each.provider_state in SNAPSHOT_DONE, each.size_bytes)
+    ready, lost = each.provider_state in SNAPSHOT_DONE, each.provider_state in SNAPSHOT_LOST
+    return Snapshot(each.snapshot_id, ready, each.size_bytes, lost)
 
 
 def _volume(each: pb.Volume) -> Volume:

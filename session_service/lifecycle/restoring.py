@@ -13,7 +13,7 @@ from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.checkpoint import Kind, Reason
 from session_service.domain.session import AttemptResult, Continuity, Outcome, Rung
-from session_service.errors import CheckpointCorrupt, ProviderRefused
+from session_service.errors import CheckpointCorrupt, VolumeAbsent
 from session_service.lifecycle.climb import Landing, NothingToRestore
 from session_service.lifecycle.evidence import address
 from session_service.lifecycle.ownership import OwnershipLost
@@ -67,15 +67,17 @@ class Restorer:
 
     async def mount(self, climb: Climb, checkpoint: Checkpoint) -> bool:
         """Before the container of this generation is created: a volume of the checkpoint's snapshot
-        for it to mount, where that is what was saved. False where the provider has no such
-        snapshot any more.
+        for it to mount, where that is what was saved. False where it is proved that the provider
+        has no such snapshot any more: a refusal of another kind says nothing of that.
         """
         if checkpoint.kind is not Kind.VOLUME:
             return True
         began, session = monotonic(), climb.session
         try:
             volume_id = await self._vault.volume_from(checkpoint, session, timeout=climb.held.left)
-        except ProviderRefused:
+        except VolumeAbsent:
+            if not await self._vault.is_gone(checkpoint, timeout=climb.held.left):
+                raise
             await checkpoint_ends.condemn(self._database, checkpoint.checkpoint_id)
             self._give_up(climb, checkpoint, "SNAPSHOT_GONE", began)
             return False

@@ -80,9 +80,9 @@ class Saver:
     ) -> Checkpoint:
         """Write a checkpoint that was begun; it is READY, or FAILED and its bytes are gone.
 
-        `epoch` is the session's when it was begun, `keep` is how many the key keeps; with `answers` the decision that it is for is finished in
-        the same commit. Raises errors.RoostError, and SessionStateConflict where somebody else said
-        FAILED meanwhile.
+        `epoch` is the session's when it was begun, `keep` how many the key keeps; with `answers`
+        the decision that it is for is finished in the same commit. Raises errors.RoostError, and
+        SessionStateConflict where somebody else said FAILED meanwhile.
         """
         until = monotonic() + timeout
         try:
@@ -184,6 +184,10 @@ class Saver:
                 checkpoint.app, volume_id, timeout=until - monotonic()
             )
             seen = next((s for s in listed if s.snapshot_id == begun.snapshot_id), begun)
+            if seen.lost:
+                raise errors.ProviderUnavailable(
+                    "the provider could not take the snapshot; try again"
+                )
             if seen.ready:
                 return Proved(seen.size_bytes, seen.size_bytes, None)
             await asyncio.sleep(SNAPSHOT_PAUSE)

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 #: A new checkpoint that finds another just being written looks again so often, and so long after.
 TRIES = 3
 PAUSE = 0.2
-#: Names of volumes: up to 30 lower-case letters, digits and underscores (Fly).
-VOLUME_NAME_LIMIT = 30
 
 
 class Vault:
@@ -176,7 +174,7 @@ class Vault:
     async def volume_from(self, checkpoint: Checkpoint, session: Session, *, timeout: float) -> str:
         """The id of a new volume with what was in the snapshot, for the session's generation.
 
-        Raises ProviderRefused where there is no such snapshot any more.
+        Raises VolumeAbsent where the provider says that there is no such snapshot.
         """
         mounted = str(specs.load(checkpoint.spec)["mounts"][0]["volume_id"])
         until = monotonic() + timeout
@@ -185,7 +183,7 @@ class Vault:
         except errors.ProviderRefused:
             # It is gone; its snapshots are not, and know its size.
             like = Volume(mounted, "", "", 0, ready=False)
-        name = f"r{session.session_id.hex}"[: VOLUME_NAME_LIMIT - 8] + f"_{session.generation}"
+        name = _volume_name(session, checkpoint)
         made = await self._volumes.create_from(
             checkpoint.app, name, like, checkpoint.object or "", timeout=until - monotonic()
         )
@@ -194,6 +192,24 @@ class Vault:
             left = until - monotonic()
             made = await self._volumes.get(checkpoint.app, made.volume_id, timeout=left)
         return made.volume_id
+
+    async def is_gone(self, checkpoint: Checkpoint, *, timeout: float) -> bool:
+        """Whether the provider's own listing lacks the snapshot, too. Raises as `Volumes` does."""
+        mounted = str(specs.load(checkpoint.spec)["mounts"][0]["volume_id"])
+        try:
+            listed = await self._volumes.snapshots(checkpoint.app, mounted, timeout=timeout)
+        except errors.VolumeAbsent:
+            return True
+        return all(each.snapshot_id != checkpoint.object or each.lost for each in listed)
+
+
+def _volume_name(session: Session, checkpoint: Checkpoint) -> str:
+    """The name of the volume that a session's generation is to have of a checkpoint. By it a volume
+    that was made already is found again: never that of another checkpoint. Up to 30 lower-case
+    letters, digits and underscores (Fly).
+    """
+    of = checkpoint.checkpoint_id.hex[-10:]
+    return f"r{session.session_id.hex[-10:]}_{of}_{session.generation}"
 
 
 def required_kind(session: Session, asked: Kind | None) -> Kind:

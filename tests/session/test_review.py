@@ -9,12 +9,13 @@ from uuid import uuid4
 
 import pytest
 
+from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from session_service.domain.keeping import Action
-from tests.container.harness import failing
+from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import World, spec, world
-from tests.session.saving import client, counting, execute, large
+from tests.session.saving import Checkpoint, client, counting, execute, large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -145,8 +146,48 @@ async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
     assert await eventually(begun)
     await saved.delete(first.checkpoint_id)
     newest = await writing
-    await roost.destroy_behind_our_back((await roost.one.get(session.session_id)))
+    await roost.destroy_behind_our_back(await roost.one.get(session.session_id))
     execute(database_url, "UPDATE sessions SET verified_at = NULL")
     answer = await roost.one.start()
     assert answer.outcome == pb.START_OUTCOME_RESTORED
     assert answer.attempts[-1].checkpoint_number == newest.number
+
+
+async def on_a_volume(roost: World) -> pb.Session:
+    """A session at rest, its state saved in two snapshots: of two clicks, and of three."""
+    made = await roost.http.post(
+        f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
+        json={"name": "data", "size_gb": 1},
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    made.raise_for_status()
+    mount = container_pb.Mount(volume_id=str(made.json()["id"]), path="/data")
+    wanted = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
+    session = (await roost.one.start(spec=wanted)).session
+    await roost.click_twice(session)
+    await client(roost.one).create(session.session_id)
+    await roost.counter(session, "/click")
+    return await roost.one.stop(session.session_id)
+
+
+async def test_a_volume_of_another_checkpoint_is_never_taken_for_the_one_asked_for(
+    saving: World,
+) -> None:
+    """A start made the newest's volume, and then no container; the older one is asked for."""
+    session = await on_a_volume(saving)
+    await saving.admin.set_fault("capacity", action="create", times=None)
+    assert (await failing(saving.one.start())).reason == "PROVIDER_CAPACITY"
+    await saving.admin.clear_faults()
+    back = await client(saving.one).restore(session.session_id, number=1)
+    assert await saving.counter(back.session) == "2"
+
+
+async def test_a_provider_that_makes_no_volume_has_lost_no_snapshot(saving: World) -> None:
+    """It refuses, for whatever reason: all stays as it is, for the next start."""
+    await on_a_volume(saving)
+    await saving.admin.set_fault("server_error", action="volume_create", status=422, times=None)
+    assert (await failing(saving.one.start())).reason == "PROVIDER_REFUSED"
+    await saving.admin.clear_faults()
+    kept = await client(saving.one).of()
+    assert [each.state for each in kept] == [Checkpoint.STATE_READY] * 2
+    assert await saving.counter((await saving.one.start()).session) == "3"
