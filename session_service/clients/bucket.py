@@ -122,10 +122,12 @@ class S3Bucket:
         try:
             answer = await self._http.send(request, stream=True)
             try:
-                if answer.status_code == 404:
-                    raise ObjectMissing(name)
                 if answer.status_code != 200:
-                    raise _refused(answer.status_code, await _head(answer))
+                    body = await _head(answer)
+                    # Any other 404 is of the bucket, or of whoever answers in its place.
+                    if answer.status_code == 404 and _code(body) == "NoSuchKey":
+                        raise ObjectMissing(name)
+                    raise _refused(answer.status_code, body)
                 async for part in answer.aiter_raw():
                     yield part
             finally:
@@ -207,14 +209,19 @@ async def _head(answer: httpx.Response) -> bytes:
 
 def _refused(status: int, body: bytes) -> StorageUnavailable:
     """The refusal, with the store's own word for it; never with what was sent."""
-    found = _CODE.search(body[:REFUSAL_LIMIT])
-    word = found.group(1).decode(errors="replace") if found else "no reason"
+    word = _code(body)
     _log.warning("the bucket refused: %d %s", status, word, extra={"action": "bucket"})
     return StorageUnavailable(
         f"the checkpoint bucket refused ({status} {word}); try again, and look at "
         "ROOST_CHECKPOINT_BUCKET_URL if it goes on",
         {"status": str(status), "code": word},
     )
+
+
+def _code(body: bytes) -> str:
+    """The store's own word for why it refused."""
+    found = _CODE.search(body[:REFUSAL_LIMIT])
+    return found.group(1).decode(errors="replace") if found else "no reason"
 
 
 def _unreachable(error: httpx.HTTPError) -> StorageUnavailable:

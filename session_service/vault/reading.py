@@ -50,13 +50,19 @@ class Reader:
     async def check(self, checkpoint: Checkpoint) -> None:
         """Make sure that a READY checkpoint is what was saved; one that is not is FAILED from now
         on. Raises CheckpointCorrupt, StorageUnavailable.
+
+        Read twice before it is given up: what was wrong once may have been the reading.
         """
         if checkpoint.place is Place.PROVIDER:
             return
+        whole = whole_of(checkpoint)
         try:
-            await self.prove(checkpoint, whole_of(checkpoint))
-        except Damaged as error:
-            raise await self.condemned(checkpoint, error) from error
+            await self.prove(checkpoint, whole)
+        except Damaged:
+            try:
+                await self.prove(checkpoint, whole)
+            except Damaged as error:
+                raise await self.condemned(checkpoint, error) from error
 
     async def condemned(self, checkpoint: Checkpoint, error: Damaged) -> errors.CheckpointCorrupt:
         """Say FAILED of a checkpoint that was found damaged; the error to raise."""

@@ -165,7 +165,11 @@ class Vault:
             async with aclosing(self.reader.state(checkpoint, whole)) as pieces:
                 arrived = await self._states.restore(where, hook, pieces, timeout=timeout)
         except Damaged as error:
-            raise await self.reader.condemned(checkpoint, error) from error
+            # It was whole a moment ago: only what is found damaged again is.
+            await self.reader.check(checkpoint)
+            raise errors.StorageUnavailable(
+                f"the checkpoint could not be read this time ({error}); try again"
+            ) from error
         if arrived != whole:
             raise errors.ProviderUnavailable(
                 "what arrived in the container is not what was saved; try again"

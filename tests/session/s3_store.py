@@ -46,7 +46,7 @@ class Store:
     refused: list[str] = field(default_factory=list)
     """Why requests were not let in."""
     faults: list[tuple[str, str]] = field(default_factory=list)
-    """(request as in `asked`, what happens to it): "503", "403", "flip", "error", "cut"."""
+    """(request as in `asked`, what happens to it): "503", "403", "404", "flip", "error", "cut"."""
 
     def take(self, asked: str) -> str:
         """The fault that this request meets, once; "" for none."""
@@ -86,6 +86,8 @@ async def _answer(kept: Store, request: Request) -> Response:
     fault = kept.take(asked)
     if fault in ("503", "403"):
         return _error(int(fault), "SlowDown" if fault == "503" else "AccessDenied")
+    if fault == "404":
+        return _error(404, "NoSuchBucket")
     name = request.path_params["path"].removeprefix(f"{BUCKET}/")
     match asked:
         case "POST uploads":
@@ -105,7 +107,8 @@ async def _answer(kept: Store, request: Request) -> Response:
             kept.objects.pop(name, None)
             return Response(status_code=204)
         case "GET" if name in kept.objects:
-            return _object(kept.objects[name], cut=fault == "cut")
+            stored = kept.objects[name]
+            return _object(_flipped(stored) if fault == "flip" else stored, cut=fault == "cut")
         case _:
             return _error(404, "NoSuchKey")
 

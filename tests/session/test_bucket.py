@@ -165,6 +165,25 @@ async def test_what_is_lost_or_changed_in_the_bucket_is_corrupt(
         assert await roost.counter(answer.session) == before
 
 
+@pytest.mark.parametrize("fault", ["404", "flip"])
+async def test_one_bad_answer_of_the_bucket_loses_nothing(
+    emulator: Emulator, database_url: str, bucket: Store, fault: str
+) -> None:
+    """The bucket is not the one that was meant, or one reading is garbled: no proof of damage."""
+    async with saving(emulator, database_url, bucket) as roost:
+        session = (await roost.one.start(spec=large(3 * MB))).session
+        before = await roost.counter(session)
+        await roost.one.stop(session.session_id)
+        bucket.faults.append(("GET", fault))
+        if fault == "404":
+            failure = await failing(roost.one.start())
+            assert failure.code is grpc.StatusCode.UNAVAILABLE
+        assert await roost.counter((await roost.one.start()).session) == before
+        assert not bucket.faults
+        (kept,) = await client(roost.one).of()
+        assert kept.state == Checkpoint.STATE_READY
+
+
 def test_the_signature_is_that_of_the_documentations_example() -> None:
     """GET with a query, from docs.aws.amazon.com: "Example: GET Bucket Lifecycle" and its like."""
     credentials = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
