@@ -64,12 +64,19 @@ class Keeping:
         """
         if await self._replayed(request):
             return
-        checkpoint = await self.get(request.tenant, checkpoint_id)
-        if not await self._retention.delete(checkpoint):
+        try:
+            checkpoint = await self.get(request.tenant, checkpoint_id)
+            decision = self._decision(request, "DELETED", f"checkpoint {checkpoint_id}")
+            if await self._retention.delete(checkpoint, decision):
+                return
             error = await self._why(request.tenant, checkpoint_id)
-            await self._record(request, error.reason, error.message, error)
-            raise error
-        await self._record(request, "DELETED", f"checkpoint {checkpoint_id}")
+        except errors.CheckpointMissing:
+            # By the same call, meanwhile?
+            if await self._replayed(request):
+                return
+            raise
+        await self._record(request, error.reason, error.message, error)
+        raise error
 
     async def _why(self, tenant: str, checkpoint_id: UUID) -> errors.RoostError:
         """Why it was not deleted."""
@@ -105,11 +112,15 @@ class Keeping:
     async def _record(
         self, request: Request, rule: str, because: str, error: errors.RoostError | None = None
     ) -> None:
-        """Write down what was done: what it did is done by target state, so that a crash before
-        this does no harm.
+        """Write down what was done or refused: what it did is done by target state, so that a crash
+        before this does no harm.
         """
-        if isinstance(error, errors.Retryable):
-            return
+        if not isinstance(error, errors.Retryable):
+            decision = self._decision(request, rule, because, error)
+            await decisions.append_once(self._database, decision)
+
+    def _decision(
+        self, request: Request, rule: str, because: str, error: errors.RoostError | None = None
+    ) -> NewDecision:
         told = None if error is None else outcomes.dump(error)
-        decision = NewDecision(uuids.uuid7(), request, rule, because, error=told, finished=True)
-        await decisions.append_once(self._database, decision)
+        return NewDecision(uuids.uuid7(), request, rule, because, error=told, finished=True)

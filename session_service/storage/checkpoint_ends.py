@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import sqlalchemy as sa
 
+from session_service.storage import decisions as decision_rows
 from session_service.storage.checkpoint_rows import checkpoint_columns, make_checkpoint
-from session_service.storage.database import compiled
+from session_service.storage.database import compiled, one
 from session_service.storage.rows import scalar
 from session_service.storage.tables import checkpoints, sessions
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.checkpoint import Checkpoint
     from session_service.storage.database import Database
+    from session_service.storage.decisions import NewDecision
 
 _UUID = checkpoints.c.checkpoint_id.type
 _ID = sa.bindparam("checkpoint_id", type_=_UUID)
@@ -156,11 +159,24 @@ async def condemn(database: Database, checkpoint_id: UUID) -> Checkpoint | None:
     return await database.fetch_one(_CONDEMN, {"checkpoint_id": checkpoint_id})
 
 
-async def withdraw(database: Database, checkpoint_id: UUID) -> Checkpoint | None:
-    """Take a checkpoint from all who ask, for good; None where it is pinned, needed, being written,
-    or gone already.
+async def withdraw(
+    database: Database, checkpoint_id: UUID, decision: NewDecision | None = None
+) -> Checkpoint | None:
+    """Take a checkpoint from all who ask, for good, with the decision of the call that asks for it;
+    None where it is pinned, needed, being written, or gone already, or where the decision's request
+    id is taken.
     """
-    return await database.fetch_one(_WITHDRAW, {"checkpoint_id": checkpoint_id})
+    params = {"checkpoint_id": checkpoint_id}
+    if decision is None:
+        return await database.fetch_one(_WITHDRAW, params)
+    try:
+        async with database.transaction() as connection:
+            withdrawn = await one(connection, _WITHDRAW, params)
+            if withdrawn is not None:
+                await decision_rows.insert(connection, decision)
+    except psycopg.errors.UniqueViolation:
+        return None
+    return withdrawn
 
 
 async def remove(database: Database, checkpoint_id: UUID) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from session_service.domain.session import Key
     from session_service.ports import Bucket
     from session_service.storage.database import Database
+    from session_service.storage.decisions import NewDecision
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +41,13 @@ class Retention:
             for checkpoint in beyond(kept, keep, frozenset()):
                 await self.delete(checkpoint)
 
-    async def delete(self, checkpoint: Checkpoint) -> bool:
-        """Delete a checkpoint, its bytes first; False where it is pinned or needed."""
-        withdrawn = await checkpoint_ends.withdraw(self._database, checkpoint.checkpoint_id)
+    async def delete(self, checkpoint: Checkpoint, decision: NewDecision | None = None) -> bool:
+        """Delete a checkpoint, with the decision of the call that asks for it; False where it is
+        pinned or needed, or the decision's request id is taken.
+        """
+        withdrawn = await checkpoint_ends.withdraw(
+            self._database, checkpoint.checkpoint_id, decision
+        )
         if withdrawn is None:
             return False
         with suppress(StorageUnavailable):

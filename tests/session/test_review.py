@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import grpc
+import psycopg
 import pytest
 
 from roost.container.v1 import container_service_pb2 as container_pb
@@ -14,7 +16,7 @@ from roost.session.v1 import session_pb2 as pb
 from session_service.domain.keeping import Action
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
-from tests.session.harness import World, spec, world
+from tests.session.harness import World, request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, large
 
 if TYPE_CHECKING:
@@ -191,3 +193,19 @@ async def test_a_provider_that_makes_no_volume_has_lost_no_snapshot(saving: Worl
     kept = await client(saving.one).of()
     assert [each.state for each in kept] == [Checkpoint.STATE_READY] * 2
     assert await saving.counter((await saving.one.start()).session) == "3"
+
+
+async def test_a_deletion_that_broke_off_can_be_repeated(roost: World, database_url: str) -> None:
+    """Whether it was done or not: the same call once more is a success, and not NOT_FOUND."""
+    session = await counting(roost, 1)
+    saved, once = client(roost.one), request_id()
+    kept = await saved.create(session.session_id)
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
+        await other.execute("LOCK TABLE decisions IN EXCLUSIVE MODE")
+        failure = await failing(saved.delete(kept.checkpoint_id, request_id=once))
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    await saved.delete(kept.checkpoint_id, request_id=once)
+    await saved.delete(kept.checkpoint_id, request_id=once)
+    assert not await saved.of()
+    failure = await failing(saved.delete(kept.checkpoint_id, request_id=request_id()))
+    assert failure.reason == "CHECKPOINT_MISSING"
