@@ -1,4 +1,4 @@
-"""The demo's second part: a conversation begun in one process continues in another."""
+"""The demo's third part: a conversation begun in one process continues in another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Fly itself says of a machine."""
+"""What the provider itself, not Roost, says of a machine."""
 
 from __future__ import annotations
 

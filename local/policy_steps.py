@@ -112,7 +112,7 @@ class PolicySteps:
     async def machine_is(
         self, session: pb.Session, expected: str, *, other_than: pb.Session | None = None
     ) -> None:
-        """What Fly itself says of the machine that the session has, or had."""
+        """What the Fly emulator says of the machine that the session has, or had."""
         machine_id, app = session.container.container_id, self._stack.settings.app
         began = monotonic()
         state = await machine_state(self._stack.fly_url, TOKEN, app, machine_id)
@@ -120,7 +120,7 @@ class PolicySteps:
         if other_than:
             told["another machine"] = (True, machine_id != other_than.container.container_id)
         answer = f"machine {machine_id}: {state}"
-        self._report.row("GET the machine, at Fly itself", answer, since(began), told)
+        self._report.row("GET of the machine at the Fly emulator", answer, since(began), told)
 
     async def asked(self, expected: Mapping[str, str]) -> Mapping[str, str]:
         """A start that is answered with a choice: the tokens, by what choosing them means.
