@@ -14,7 +14,7 @@ from session_service import errors
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Place
 from session_service.ports import Address, ContainerAbsent, LeaseHeld, LeaseLost
-from session_service.storage import checkpoints
+from session_service.storage import checkpoint_lists, checkpoints
 from session_service.storage.checkpoints import Proved
 from session_service.vault.packing import Damaged, Packer
 from session_service.vault.writing import Superseded, Writer
@@ -104,24 +104,38 @@ class Saver:
 
     async def _leased(self, checkpoint: Checkpoint, work: Awaitable[Checkpoint]) -> Checkpoint:
         """The work, for as long as the lease is held."""
-        job = asyncio.ensure_future(work)
-        beat = asyncio.create_task(self._beat(checkpoint.checkpoint_id), name="checkpoint lease")
+        job, over = asyncio.ensure_future(work), asyncio.Event()
+        beating = self._beat(checkpoint.checkpoint_id, over)
+        beat = asyncio.create_task(beating, name="checkpoint lease")
         try:
             await asyncio.wait({job, beat}, return_when=asyncio.FIRST_COMPLETED)
-            if not job.done():
+            if not job.done() and not await self._is_ready(checkpoint):
                 raise Superseded
             return await job
         finally:
-            for task in (job, beat):
-                task.cancel()
+            job.cancel()
+            # Told and not cancelled: a statement that is cut off costs a connection.
+            over.set()
             await asyncio.wait({job, beat}, timeout=5)
 
-    async def _beat(self, checkpoint_id: UUID) -> None:
-        """Renew until the lease is lost: refused, or not confirmed for as long as it lasts."""
+    async def _is_ready(self, checkpoint: Checkpoint) -> bool:
+        """Whether the lease is not to be had because its work was done in the same moment."""
+        found = await checkpoint_lists.get(
+            self._database, checkpoint.tenant, checkpoint.checkpoint_id
+        )
+        return found is not None and found.ready
+
+    async def _beat(self, checkpoint_id: UUID, over: asyncio.Event) -> None:
+        """Renew until the work is over or the lease lost: refused, or not confirmed for as long as
+        it lasts.
+        """
         lease = self.habits.lease
         confirmed = monotonic()
         while monotonic() - confirmed < lease.total_seconds():
-            await asyncio.sleep(lease.total_seconds() * 0.3)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(lease.total_seconds() * 0.3):
+                    await over.wait()
+                    return
             asked = monotonic()
             with suppress(errors.StorageUnavailable):
                 if not await checkpoints.renew(self._database, checkpoint_id, lease):
