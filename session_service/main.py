@@ -31,6 +31,7 @@ from session_service import (
     points,
     policy_service,
     scrapes,
+    stats_command,
     sweep_command,
     tier_command,
     wiring,
@@ -67,6 +68,7 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "agent": agent_command.main,
     import_command.NAME: import_command.main,
     sweep_command.NAME: sweep_command.main,
+    stats_command.NAME: stats_command.main,
     claim_command.NAME: claim_command.main,
     tier_command.NAME: tier_command.main,
 }
@@ -229,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="serve (default); only bring the database up to date; or, each with a --help of its"
         " own: move agent sessions in and out; adopt an older platform's sessions; compare the"
         " provider's containers with the rows at once; bind a database that was moved; show or"
-        " set a tenant's tier",
+        " set a tenant's tier; tell the figures of what sessions did",
     )
     command = parser.parse_args(argv).command
     try:

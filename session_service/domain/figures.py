@@ -141,6 +141,17 @@ class Figures:
     current: Current
 
     @property
+    def recovered(self) -> Tries:
+        """Tries to bring back what was there, on whichever rung: a creation brings back nothing."""
+        every = Tries()
+        for rung, tries in self.rungs.items():
+            if rung is not Rung.CREATE:
+                every.succeeded += tries.succeeded
+                every.degraded += tries.degraded
+                every.failed += tries.failed
+        return every
+
+    @property
     def creations_per_hour(self) -> float:
         """Containers created, per hour of the span."""
         return self.whole.creations / self.span.hours

@@ -9,11 +9,13 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import grpc
 import psycopg
 import pytest
 import sqlalchemy as sa
+from google.protobuf import json_format
 
 from bench import stats as filling
 from roost.session.v1 import session_pb2 as pb
@@ -28,9 +30,11 @@ from session_service.storage.migrate import engine_url, upgrade
 from tests.container.harness import failing
 from tests.session.ageing import IDLE, due, kept, quiet, sql
 from tests.session.harness import TIMEOUT, Replica, World, request_id
+from tests.session.test_process import NOWHERE, launch, outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
 
 #: ROOST_STATS_ROWS=1000000 is the size that the promise about speed is about.
 ROWS = int(os.environ.get("ROOST_STATS_ROWS", "20000"))
@@ -416,3 +420,60 @@ def test_an_upgrade_finds_out_whose_project_old_rows_are_about(
     figures = asyncio.run(whole())
     assert figures.ends == {"REQUESTED": 2}
     assert figures.average_lifetime == timedelta(hours=1)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+async def run_stats(database_url: str, *arguments: str) -> tuple[int | None, str, str]:
+    """`python -m session_service stats`, as an operator runs it."""
+    return await outcome(await launch("stats", *arguments, ROOST_DATABASE_URL=database_url))
+
+
+async def test_the_command_tells_what_the_call_tells(
+    roost: World, database_url: str, tmp_path: Path
+) -> None:
+    """As a table, as the same message in JSON, and as a picture."""
+    await roost.one.start("wren")
+    await roost.one.start("wren")
+    until = (datetime.now(UTC) + DAY).replace(microsecond=0)
+    span = ("--project", "nest", "--from", (until - 2 * DAY).isoformat(), "--to", str(until))
+    status, told, err = await run_stats(database_url, *span, "--svg", str(tmp_path / "a.svg"))
+    assert (status, err) == (0, "")
+    assert "50.0 %   1 of 2 starts found a running container" in told
+    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+    status, told, _ = await run_stats(database_url, *span, "--json")
+    message = json_format.Parse(told, rpc_pb.GetSessionStatsResponse())
+    request = rpc_pb.GetSessionStatsRequest(
+        project_id="nest", from_time=timestamp(until - 2 * DAY), to_time=timestamp(until)
+    )
+    answer = await roost.one.stub.GetSessionStats(request, timeout=TIMEOUT)
+    for one in (message, answer):
+        one.current.ClearField("oldest_live_age")
+    assert message == answer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--from", "yesterday"), "argument --from: 'yesterday' is neither a date nor a time"),
+        (("--from", "2026-11-22", "--to", "2026-11-22"), "--to must be after --from"),
+        (("--from", "2020-01-01", "--to", "2026-11-22"), "--to must be at most 366 days"),
+    ],
+)
+async def test_a_wrong_span_is_one_clear_line(arguments: tuple[str, ...], line: str) -> None:
+    status, _, err = await run_stats(NOWHERE, *arguments)
+    assert (status, "Traceback" in err) == (2, False)
+    assert line in err.splitlines()[-1]
+
+
+async def test_a_picture_that_cannot_be_written_is_one_clear_line(database_url: str) -> None:
+    status, _, err = await run_stats(database_url, "--svg", "/nowhere/a.svg")
+    assert status == 2
+    assert err.startswith("session_service stats: --svg: ")
+
+
+async def test_a_database_that_does_not_answer_is_one_clear_line() -> None:
+    status, _, err = await run_stats(NOWHERE)
+    assert (status, "ROOST_DATABASE_URL" in err) == (2, True)
