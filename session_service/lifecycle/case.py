@@ -133,6 +133,7 @@ class Case:
             offered.checkpoint_id,
             token_hash,
             REMEMBERED[offered.choice] if start.remember else None,
+            None if offered.choice is choice.Choice.CONTINUE else offered.start_count,
         )
         return replace(self, start=replace(start, wish=wish), made=made)
 

@@ -14,7 +14,7 @@ from session_service.storage import policies
 from session_service.storage.connections import PATIENT
 from session_service.storage.database import Connection, Database, Statement, compiled, one
 from session_service.storage.rows import scalar
-from session_service.storage.tables import choice_tokens, choices, decisions
+from session_service.storage.tables import choice_tokens, choices, decisions, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,6 +139,14 @@ _USE = compiled(
     lambda row: True,
 )
 
+# Under the lock that the start's own change of the row holds: who came back before it is counted.
+_UNTOUCHED = compiled(
+    sa.select(sessions.c.session_id).where(
+        sessions.c.session_id == sa.bindparam("session_id", type_=_UUID),
+        sessions.c.start_count == sa.bindparam("start_count", type_=sa.BigInteger),
+    ),
+    lambda row: True,
+)
 _UNMAKE = compiled(
     sa.delete(choices)
     .where(
@@ -169,6 +177,9 @@ class Made:
     """None where nobody was asked: a kept preference decided."""
     remember: Preference | None = None
     """What to keep of it as the user's preference."""
+    start_count: int | None = None
+    """How often that session was started when the user was asked, where a start since makes the
+    answer stale: to go on with it does not put anything else in its place."""
 
 
 _CHOSE = compiled(
@@ -189,14 +200,19 @@ _CHOSE = compiled(
 
 async def make(connection: Connection, made: Made, decision_id: UUID) -> bool:
     """Within the transaction that commits the decision: use the token up, write down what was
-    chosen, keep the preference. False where the token was used up or expired meanwhile: then
-    nothing of the transaction may stay.
+    chosen, keep the preference. False where the token was used up or expired meanwhile, or where
+    somebody came back to what is to be put away: then nothing of the transaction may stay.
     """
     if made.token_hash is not None:
         params = {"token_hash": made.token_hash, "decision_id": decision_id}
         # Of a try that came to nothing: it counts once.
         await one(connection, _UNMAKE, params)
         if await one(connection, _USE, params) is None:
+            return False
+    if made.start_count is not None:
+        # A start that finds it running moves no epoch, and so is no hindrance to the commit.
+        seen = {"session_id": made.session_id, "start_count": made.start_count}
+        if await one(connection, _UNTOUCHED, seen) is None:
             return False
     row = {
         **_at(made.key),

@@ -548,3 +548,22 @@ async def test_a_preview_shows_the_choice_and_writes_nothing(asking: World) -> N
     assert wrong.error_reason == "CHOICE_TOKEN_INVALID"
     assert await everything(asking) == before
     assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_RESUMED
+
+
+async def test_who_came_back_at_the_last_moment_is_not_put_away(asking: World) -> None:
+    """The other tab went on with it between this start's look and its commit. That moves no epoch,
+    since a session that runs is answered with as it is; the answer is stale all the same.
+    """
+    await asking.one.start()
+    anew = (await offered(asking.two.start()))[FRESH]
+    async with asking.two.running.database.transaction() as other:
+        await other.execute("UPDATE sessions SET start_count = start_count + 1")
+        late = asyncio.create_task(failing(asking.one.start(choice_token=anew.choice_token)))
+
+        async def waits() -> bool:
+            query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            return bool(await rows(asking, query))
+
+        assert await eventually(waits)
+    assert (await late).reason == "CHOICE_STALE"
+    assert await asking.committed("create") == 1
