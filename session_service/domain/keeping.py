@@ -168,10 +168,12 @@ def _paused(record: Record, policy: Policy) -> Step:
     """
     session = record.session
     since = session.pause_time or session.change_time
-    if recovers(session) and lost(session, record.container):
+    expiry = since + policy.expire_after
+    # Not for ever, where it cannot be: what nobody came back to in all that time ends.
+    if record.now < expiry and recovers(session) and lost(session, record.container):
         return Step(Action.RECOVER, session.change_time, "its container was lost")
     if session.pause_depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT):
-        return Step(Action.EXPIRE, since + policy.expire_after, "it rested for too long")
+        return Step(Action.EXPIRE, expiry, "it rested for too long")
     return Step(Action.DEEPEN, since + policy.deepen_after, "it was suspended for long")
 
 

@@ -218,7 +218,9 @@ def _back_to_rest(
     columns["pause_time"] = session.pause_time or NOW
     columns["verified_at"] = None
     if keeping.recovers(session) and (lost or keeping.lost(session, climb.container)):
-        columns |= outcomes.tried_again(session)
+        passing = isinstance(error, Retryable)
+        longest = outcomes.LAST_RETRY if passing else outcomes.LAST_RETRY_REFUSED
+        columns |= outcomes.tried_again(session, longest)
     if lost:
         columns["conditions"] = outcomes.marked(climb.found, climb.now)
     # Only the generation that was proved lost; one that was created since may well run.

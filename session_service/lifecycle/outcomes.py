@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FIRST_RETRY = timedelta(seconds=1)
 #: Half a minute after an outage all that it left open is settled: machines that run on cost money.
 LAST_RETRY = timedelta(seconds=30)
+#: The same for a start that nobody asked for and that was refused: no outage, which ends by itself.
+LAST_RETRY_REFUSED = timedelta(hours=1)
 #: A container that is known to be gone.
 GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
 
@@ -120,9 +122,9 @@ def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, obj
     )
 
 
-def tried_again(session: Session) -> dict[str, object]:
+def tried_again(session: Session, longest: timedelta = LAST_RETRY) -> dict[str, object]:
     """The columns by which the keeper tries again, after a pause that grows with each failure."""
-    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), LAST_RETRY)
+    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), longest)
     return {"due_at": Now(pause), "failure_count": Plus()}
 
 

@@ -26,7 +26,8 @@ from session_service.domain.session import (
     Session,
 )
 from session_service.domain.states import LEGAL, State, Transition
-from session_service.lifecycle import own_steps
+from session_service.lifecycle import outcomes, own_steps
+from session_service.storage.assignments import Now
 from session_service.storage.transitions import Change, Terms
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -320,6 +321,32 @@ def test_what_stands_in_place_of_a_lost_container_is_not_replaced() -> None:
     assert next_of_lost(CONTAINER, recover_at_once=True) is Action.EXPIRE
     assert next_of_lost(gone, recover_at_once=True) is Action.RECOVER
     assert next_of_lost(unborn, recover_at_once=True) is Action.RECOVER
+
+
+def test_what_cannot_be_replaced_ends_when_nobody_came_back_for_it() -> None:
+    """Else it would be tried for ever."""
+    rested = replace(
+        SESSION,
+        state=State.PAUSED,
+        pause_depth=PauseDepth.CHECKPOINT,
+        pause_time=NOW - timedelta(days=2),
+        conditions=LOST,
+    )
+    for expire_after, wanted in ((3, Action.RECOVER), (1, Action.EXPIRE)):
+        policy = Policy(recover_at_once=True, expire_after=timedelta(days=expire_after))
+        session = replace(rested, policy=policies.dump(policy))
+        step = keeping.next_step(Record(session, None, NOW), Habits())
+        assert step.action is wanted
+        assert step.due(NOW)
+
+
+def test_a_recovery_that_is_refused_is_tried_more_and_more_rarely() -> None:
+    """An outage ends by itself, and is asked after twice a minute; a refusal is not."""
+    session = replace(SESSION, failure_count=50)
+    outage = outcomes.tried_again(session)["due_at"]
+    refusal = outcomes.tried_again(session, outcomes.LAST_RETRY_REFUSED)["due_at"]
+    assert outage == Now(timedelta(seconds=30))
+    assert refusal == Now(timedelta(hours=1))
 
 
 @pytest.mark.parametrize("least", list(Continuity))
