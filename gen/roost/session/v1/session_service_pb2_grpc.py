@@ -157,6 +157,9 @@ class SessionServiceServicer:
         answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
         its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
         and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
+
+        A session that EndSession with `now` ends in the middle of its start answers the start
+        SESSION_STATE_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,6 +257,7 @@ class SessionServiceServicer:
 
     def EndSession(self, request, context):
         """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent.
+        With `now` it is legal from every state, also in the middle of a start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,6 +38,9 @@ class SessionServiceStub:
     answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
     its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
     and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
+
+    A session that EndSession with `now` ends in the middle of its start answers the start
+    SESSION_STATE_CONFLICT.
     """
     PreviewStart: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PreviewStartRequest, _session_service_pb2.PreviewStartResponse]
     """Says what StartSession would do now, and why. Changes nothing."""
@@ -73,7 +76,9 @@ class SessionServiceStub:
     which keep nothing over a stop, end it. Idempotent.
     """
     EndSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.EndSessionRequest, _session_service_pb2.EndSessionResponse]
-    """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent."""
+    """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent.
+    With `now` it is legal from every state, also in the middle of a start.
+    """
     UndeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UndeleteSessionRequest, _session_service_pb2.UndeleteSessionResponse]
     """Brings an ended session back as PAUSED; LIVE_SESSION_EXISTS where its key has a live one."""
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
@@ -116,6 +121,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
         its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
         and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
+
+        A session that EndSession with `now` ends in the middle of its start answers the start
+        SESSION_STATE_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -229,7 +237,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.EndSessionRequest,
         context: _aio.ServicerContext[_session_service_pb2.EndSessionRequest, _abc.Awaitable[_session_service_pb2.EndSessionResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.EndSessionResponse]:
-        """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent."""
+        """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent.
+        With `now` it is legal from every state, also in the middle of a start.
+        """
 
     @_abc_1.abstractmethod
     def UndeleteSession(
