@@ -248,8 +248,9 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopSession(self, request, context):
-        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
-        which keep nothing over a stop, end it. Idempotent.
+        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; CHECKPOINT saves its
+        state and destroys its container, which stays where the save fails; EPHEMERAL and REUSE, which
+        keep nothing over a stop, end it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

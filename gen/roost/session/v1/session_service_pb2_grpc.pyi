@@ -72,8 +72,9 @@ class SessionServiceStub:
     ResumeSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ResumeSessionRequest, _session_service_pb2.ResumeSessionResponse]
     """Brings a session at rest back, by its id. A running one is only checked. Idempotent."""
     StopSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.StopSessionRequest, _session_service_pb2.StopSessionResponse]
-    """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
-    which keep nothing over a stop, end it. Idempotent.
+    """Does what the policy in force says stop means: HIBERNATE and ASK pause it; CHECKPOINT saves its
+    state and destroys its container, which stays where the save fails; EPHEMERAL and REUSE, which
+    keep nothing over a stop, end it. Idempotent.
     """
     EndSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.EndSessionRequest, _session_service_pb2.EndSessionResponse]
     """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent.
@@ -227,8 +228,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.StopSessionRequest,
         context: _aio.ServicerContext[_session_service_pb2.StopSessionRequest, _abc.Awaitable[_session_service_pb2.StopSessionResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.StopSessionResponse]:
-        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; EPHEMERAL and REUSE,
-        which keep nothing over a stop, end it. Idempotent.
+        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; CHECKPOINT saves its
+        state and destroys its container, which stays where the save fails; EPHEMERAL and REUSE, which
+        keep nothing over a stop, end it. Idempotent.
         """
 
     @_abc_1.abstractmethod
