@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from session_service.domain.effective import InForce
     from session_service.domain.fingerprint import Change
     from session_service.domain.ladder import Evidence
+    from session_service.domain.policy import Policy
     from session_service.domain.session import Record, Session
     from session_service.lifecycle.intents import Start
     from session_service.lifecycle.policies import Rules
@@ -94,12 +95,21 @@ class Case:
             kept = effective.load(replaced.session.policy).sources.get("spec")
         return spec, self.rules.in_force(self.start.asked or NOTHING, kept)
 
+    @property
+    def deciding(self) -> Policy:
+        """The policy that decides, with what the user prefers."""
+        return choice.deciding(self.target.policy, self.rules.preference)
+
+    @property
+    def anew(self) -> bool:
+        """Whether it is to begin anew, as the call says or the policy."""
+        return ladder.mode_of(self.start.wish, self.deciding) is Mode.FRESH
+
     def decide(self, freshness: timedelta) -> ladder.Decision:
         """What the ladder says."""
-        policy = choice.deciding(self.target.policy, self.rules.preference)
         return ladder.decide(
             self.start.wish,
-            policy,
+            self.deciding,
             self.record,
             self.evidence,
             freshness,

@@ -331,18 +331,26 @@ class Starts:
         for whoever does, and we decide again.
         """
         session, start = record.session, case.start
-        if session.transition is not Transition.START or _rolls_back(start, session):
+        stood = session.prior_state is not None
+        if (
+            session.transition is not Transition.START
+            or _rolls_back(start, session)
+            or (stood and case.anew)
+        ):
             await self._settle(record)
             return None
         if session.decision_id is not None:
             await self._work.take_over(record)
             return await self._join(case, plan, record)
-        if session.prior_state is None and not intents.asks_for_the_same(start, session):
+        if not stood and not intents.asks_for_the_same(start, session):
             await self._discard(record)
             return None
         decision = decided(start, plan, record)
         change = intents.adopted(session, start.wish, decision.decision_id, self._work.terms)
-        return await self._carried(transitions.begin(self._database, change, decision), decision)
+        intent = transitions.begin(
+            self._database, change, decision, also=case.also(decision.decision_id)
+        )
+        return await self._carried(intent, decision)
 
     async def _settle(self, record: Record) -> None:
         """Take the transition over and see it through, so that there is something to decide on.

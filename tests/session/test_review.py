@@ -209,3 +209,23 @@ async def test_a_deletion_that_broke_off_can_be_repeated(roost: World, database_
     assert not await saved.of()
     failure = await failing(saved.delete(kept.checkpoint_id, request_id=request_id()))
     assert failure.reason == "CHECKPOINT_MISSING"
+
+
+async def test_a_fresh_start_does_not_go_on_with_what_broke_off(
+    roost: World, database_url: str
+) -> None:
+    """A resume broke off by a fault of our own. Who asks for a fresh session gets one."""
+    session = (await roost.one.start()).session
+    await roost.click_twice(session)
+    await roost.one.stop(session.session_id)
+    execute(
+        database_url,
+        "UPDATE sessions SET state = 'STARTING', transition = 'START', prior_state = 'PAUSED',"
+        " decision_id = NULL, owner = %s, lease_until = now(), deadline = now(),"
+        " epoch = epoch + 1",
+        uuid4(),
+    )
+    answer = await roost.two.start(mode=pb.START_MODE_FRESH)
+    assert answer.outcome == pb.START_OUTCOME_CREATED
+    assert answer.session.session_id != session.session_id
+    assert await roost.counter(answer.session) == "0"
