@@ -165,7 +165,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
         turns,
         Restorer(database, vault),
     )
-    saving = Saving(containers, previews, vault)
+    saving = Saving(containers, previews, outside.activities, vault)
     resting = Rester(
         database, containers, looker, config.lag_window, machine_lease(config.lease), turns, saving
     )

@@ -204,6 +204,10 @@ class Rester:
             if _no_longer_idle(again):
                 await self._write(outcomes.gone_back(again.session, None))
                 return None
+            if await self._saving.in_use(again.session, again.container):
+                came = outcomes.gone_back(again.session, None, last_active_time=NOW)
+                await self._write(came)
+                return None
             task = again
             if error is not None:
                 return _shallower(task, error)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.session import Container, Session
     from session_service.lifecycle.ownership import Held
-    from session_service.ports import Containers, Previews
+    from session_service.ports import Activities, Containers, Previews
     from session_service.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
@@ -33,9 +33,12 @@ _log = logging.getLogger(__name__)
 class Saving:
     """Takes the checkpoints of pauses."""
 
-    def __init__(self, containers: Containers, previews: Previews, vault: Vault) -> None:
+    def __init__(
+        self, containers: Containers, previews: Previews, activities: Activities, vault: Vault
+    ) -> None:
         self._containers = containers
         self._previews = previews
+        self._activities = activities
         self._vault = vault
 
     async def save(self, held: Held, session: Session, container: Container) -> RoostError | None:
@@ -60,6 +63,14 @@ class Saving:
             )
             return error
         return None
+
+    async def in_use(self, session: Session, container: Container) -> bool:
+        """Whether somebody came by the preview while the state of what was idle was being saved:
+        what they did since is in no checkpoint.
+        """
+        if session.cause is not Cause.IDLE:
+            return False
+        return await self._activities.active(container, session.spec)
 
     async def _wake(self, held: Held, container: Container) -> None:
         """Only what runs can hand its state out."""

@@ -229,3 +229,24 @@ async def test_a_fresh_start_does_not_go_on_with_what_broke_off(
     assert answer.outcome == pb.START_OUTCOME_CREATED
     assert answer.session.session_id != session.session_id
     assert await roost.counter(answer.session) == "0"
+
+
+async def test_who_comes_by_the_preview_while_an_idle_session_is_saved_finds_it_running(
+    emulator: Emulator, database_url: str
+) -> None:
+    """What they do is in no checkpoint: the container stays, since its application is in use."""
+    brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
+    async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
+        wanted = large(2_000_000, SLOW_MS="60")
+        wanted.activity.http_path = "/busy"
+        session = (await roost.one.start(spec=wanted)).session
+
+        async def writing() -> bool:
+            await roost.one.running.background.keeper.shot()
+            return bool(await client(roost.one).of())
+
+        assert await eventually(writing)
+        await roost.counter(session, "/come")
+        kept = await roost.until_state(session.session_id, pb.Session.STATE_ACTIVE)
+        assert await roost.committed("destroy") == 0
+        assert await roost.counter(kept)
