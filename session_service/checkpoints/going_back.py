@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_service import errors
 from session_service.domain import spec as specs
-from session_service.domain.checkpoint import Reason, supports
+from session_service.domain.checkpoint import Kind, Reason, supports
 from session_service.domain.session import Mode
 from session_service.domain.wish import Wish
 from session_service.lifecycle.intents import Start
@@ -84,7 +84,7 @@ class GoingBack:
     async def fork(self, request: Request, key: Key, checkpoint_id: UUID) -> Answer:
         """Begin a session at another key with the state of a checkpoint.
 
-        Raises CheckpointMissing, -NotReady, -Corrupt, and as starts do.
+        Raises CheckpointMissing, -NotReady, -Corrupt, -Unsupported, and as starts do.
         """
         answer = await self._joining.replayed(request)
         if answer is not None:
@@ -92,6 +92,11 @@ class GoingBack:
         found = await checkpoint_lists.get(self._database, request.tenant, checkpoint_id)
         checkpoint = usable(found)
         spec = specs.load(checkpoint.spec)
+        if checkpoint.kind is Kind.APPLICATION and spec.get("mounts"):
+            raise errors.CheckpointUnsupported(
+                "the container that it was taken of mounts a volume, which only one session can "
+                "have; fork a checkpoint of kind VOLUME, which brings a volume of its own"
+            )
         wish = Wish(
             Mode.FAIL_IF_LIVE, specs.spec_hash(spec), checkpoint_id=checkpoint.checkpoint_id
         )

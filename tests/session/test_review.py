@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import grpc
@@ -17,7 +17,7 @@ from session_service.domain.keeping import Action
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import World, request_id, spec, world
-from tests.session.saving import Checkpoint, client, counting, execute, large
+from tests.session.saving import HOOK, Checkpoint, client, counting, execute, large
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -155,8 +155,8 @@ async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
     assert answer.attempts[-1].checkpoint_number == newest.number
 
 
-async def on_a_volume(roost: World) -> pb.Session:
-    """A session at rest, its state saved in two snapshots: of two clicks, and of three."""
+async def mounting(roost: World, **fields: Any) -> container_pb.ContainerSpec:
+    """A counter on a new volume. Any: whatever fields of the spec a test gives."""
     made = await roost.http.post(
         f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
         json={"name": "data", "size_gb": 1},
@@ -164,8 +164,12 @@ async def on_a_volume(roost: World) -> pb.Session:
     )
     made.raise_for_status()
     mount = container_pb.Mount(volume_id=str(made.json()["id"]), path="/data")
-    wanted = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
-    session = (await roost.one.start(spec=wanted)).session
+    return spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"}, **fields)
+
+
+async def on_a_volume(roost: World) -> pb.Session:
+    """A session at rest, its state saved in two snapshots: of two clicks, and of three."""
+    session = (await roost.one.start(spec=await mounting(roost))).session
     await roost.click_twice(session)
     await client(roost.one).create(session.session_id)
     await roost.counter(session, "/click")
@@ -250,3 +254,16 @@ async def test_who_comes_by_the_preview_while_an_idle_session_is_saved_finds_it_
         kept = await roost.until_state(session.session_id, pb.Session.STATE_ACTIVE)
         assert await roost.committed("destroy") == 0
         assert await roost.counter(kept)
+
+
+async def test_a_fork_takes_nobodys_volume(saving: World) -> None:
+    """The session that was forked rests without a container, so that its volume is free: it is its
+    own all the same.
+    """
+    session = (await saving.one.start(spec=await mounting(saving, state_hook=HOOK))).session
+    await saving.click_twice(session)
+    await saving.one.stop(session.session_id)
+    (kept,) = await client(saving.one).of()
+    failure = await failing(client(saving.one).fork(kept.checkpoint_id, "robin"))
+    assert failure.reason == "CHECKPOINT_UNSUPPORTED"
+    assert await saving.counter((await saving.one.start()).session) == "2"
