@@ -142,8 +142,7 @@ class Keeper:
             _log.exception("a session was not kept, by a fault", extra=told)
 
     async def _defer(self, record: Record, step: Step) -> None:
-        session = record.session
-        await due.defer(self._database, session.session_id, session.epoch, step.time)
+        await due.defer(self._database, record.session, step.time)
 
     async def _do(self, record: Record, step: Step) -> None:
         match step.action:

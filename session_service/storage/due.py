@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
-    from session_service.domain.session import Record
+    from session_service.domain.session import Record, Session
     from session_service.storage.database import Database
 
 _DUE = (
@@ -41,6 +41,10 @@ _DEFER = compiled(
     .where(
         sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
         sessions.c.epoch == sa.bindparam("epoch", type_=sa.BigInteger),
+        # A hold that was given back meanwhile, say, moves no epoch, and wants it looked at.
+        sessions.c.due_at.is_not_distinct_from(
+            sa.bindparam("claimed", type_=sa.DateTime(timezone=True))
+        ),
     )
     .values(due_at=sa.bindparam("due_at", type_=sa.DateTime(timezone=True)))
     .returning(sessions.c.epoch),
@@ -85,9 +89,16 @@ async def claim(database: Database, most: int, hold: timedelta) -> list[Record]:
     return await database.fetch_all(_CLAIM, {"most": most, "hold": hold})
 
 
-async def defer(database: Database, session_id: UUID, epoch: int, due_at: datetime | None) -> None:
-    """Look at the session again then (None: never), unless it has changed and said so itself."""
-    params = {"session_id": session_id, "epoch": epoch, "due_at": due_at}
+async def defer(database: Database, session: Session, due_at: datetime | None) -> None:
+    """Look at a session that was claimed again then (None: never), unless it has changed since, or
+    somebody wants it looked at before.
+    """
+    params = {
+        "session_id": session.session_id,
+        "epoch": session.epoch,
+        "claimed": session.due_at,
+        "due_at": due_at,
+    }
     await database.fetch_one(_DEFER, params)
 
 

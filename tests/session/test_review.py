@@ -10,13 +10,17 @@ from uuid import uuid4
 import grpc
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
-from session_service.domain.keeping import Action
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.domain import keeping
+from session_service.domain.keeping import Action, Habits
+from session_service.storage import due
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
-from tests.session.harness import World, request_id, spec, world
+from tests.session.harness import TIMEOUT, World, request_id, spec, world
 from tests.session.saving import HOOK, Checkpoint, client, counting, execute, large
 
 if TYPE_CHECKING:
@@ -267,3 +271,21 @@ async def test_a_fork_takes_nobodys_volume(saving: World) -> None:
     failure = await failing(client(saving.one).fork(kept.checkpoint_id, "robin"))
     assert failure.reason == "CHECKPOINT_UNSUPPORTED"
     assert await saving.counter((await saving.one.start()).session) == "2"
+
+
+async def test_a_hold_given_back_while_the_keeper_looks_is_not_overlooked(
+    roost: World, database_url: str
+) -> None:
+    """The keeper read it held, and would not look again for a day."""
+    session = (await roost.one.start()).session
+    name = {"session_id": session.session_id, "name": "build"}
+    held = rpc_pb.PutHoldRequest(**name, ttl=Duration(seconds=80_000))
+    await roost.one.stub.PutHold(held, timeout=TIMEOUT)
+    database = roost.one.running.database
+    (claimed,) = await due.claim(database, 9, timedelta(seconds=30))
+    await roost.one.stub.ReleaseHold(rpc_pb.ReleaseHoldRequest(**name), timeout=TIMEOUT)
+    step = keeping.next_step(claimed, Habits())
+    assert step.time is not None
+    assert step.time > claimed.now + timedelta(hours=20)
+    await due.defer(database, claimed.session, step.time)
+    assert execute(database_url, "SELECT due_at <= now() FROM sessions") == [(True,)]
