@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from google.protobuf import json_format
 
 from bench import stats as filling
+from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service import janitor
@@ -30,6 +31,7 @@ from session_service.storage.migrate import engine_url, upgrade
 from tests.container.harness import failing
 from tests.session.ageing import IDLE, due, kept, quiet, sql
 from tests.session.harness import TIMEOUT, Replica, World, request_id
+from tests.session.test_choices import offered, policies
 from tests.session.test_process import NOWHERE, launch, outcome
 
 if TYPE_CHECKING:
@@ -143,6 +145,27 @@ def check(figures: Figures, decisions: list[Row], ends: list[Row]) -> None:
     assert figures.average_lifetime == average
 
 
+async def at_midnight(url: str, now: datetime) -> None:
+    """Let some of the project's reuses come in the very moment in which a day begins."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(
+            "UPDATE decisions SET create_time = %(time)s, finish_time = %(time)s WHERE decision_id"
+            " IN (SELECT decision_id FROM decisions WHERE outcome = 'REUSED' AND project_id ="
+            " 'nest' AND create_time > %(time)s - interval '1 day' LIMIT 3)",
+            {"time": midnight(now - 2 * DAY)},
+        )
+
+
+def between_reuses(decisions: list[Row]) -> Span:
+    """From the moment of one of the project's reuses to that of a later one."""
+    times = sorted(
+        row["create_time"]
+        for row in decisions
+        if row["outcome"] == "REUSED" and row["project_id"] == "nest" and not row["joined"]
+    )
+    return Span("default", "nest", times[-200], times[-10])
+
+
 @pytest.mark.timeout(600)
 async def test_the_figures_equal_a_plain_recount(database: Database, database_url: str) -> None:
     """Of a project and of all, of whole and of odd spans, of an empty one; quick at full size."""
@@ -150,6 +173,7 @@ async def test_the_figures_equal_a_plain_recount(database: Database, database_ur
     print(f"seed {seed}")
     now = datetime.now(UTC)
     await filling.fill(database_url, ROWS, seed, now)
+    await at_midnight(database_url, now)
     decisions = await all_rows(database_url, "decisions")
     ends = await all_rows(database_url, "session_ends")
     stats = Stats(database)
@@ -158,6 +182,7 @@ async def test_the_figures_equal_a_plain_recount(database: Database, database_ur
         **filling.spans(now),
         "some hours": Span("default", "nest", now - odd, now - odd + timedelta(hours=7)),
         "across midnights": Span("default", "project-3", now - 30 * DAY, now - odd),
+        "from a reuse to a reuse": between_reuses(decisions),
         "another tenant": Span("other", None, now - 40 * DAY, now),
         "nothing": Span("default", "nobody's", now - 40 * DAY, now),
         "the future": Span("default", None, now + DAY, now + 2 * DAY),
@@ -250,6 +275,26 @@ async def test_joiners_are_apart(roost: World) -> None:
     assert by_outcome(found)["CREATED"] == 1
     assert found.join_count + found.start_count == 8
     assert rungs(found) == {"CREATE": (1, 1, 0)}
+
+
+async def test_what_users_choose_is_counted(roost: World) -> None:
+    """Asked, and by the preference that they gave; being asked is told among the refusals."""
+    one = roost.one
+    asks = pb.Policy(persistence=pb.Policy.PERSISTENCE_ASK)
+    request = policy_pb.UpdateProjectPolicyRequest(project_id="nest", policy=asks)
+    await policies(roost).UpdateProjectPolicy(request, timeout=TIMEOUT)
+    await one.stop((await one.start()).session.session_id)
+    token = (await offered(one.start()))[rpc_pb.CHOICE_CONTINUE].choice_token
+    back = await one.start(choice_token=token)
+    await one.stop(back.session.session_id)
+    token = (await offered(one.start()))[rpc_pb.CHOICE_FRESH].choice_token
+    await one.start(choice_token=token, remember=True)
+    await one.start()
+    found = await figures_of(one)
+    assert (found.chose_continue_count, found.chose_new_count) == (1, 1)
+    assert (found.auto_continue_count, found.auto_new_count) == (0, 1)
+    assert dict(found.refusal_counts) == {"CHOICE_REQUIRED": 2}
+    assert (await figures_of(one, "elsewhere")).chose_new_count == 0
 
 
 async def ends(replica: Replica) -> dict[str, str]:

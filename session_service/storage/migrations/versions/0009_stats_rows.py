@@ -1,8 +1,9 @@
 """Decisions that are there get their project while their session is; the figures' indexes.
 
-Takes its time on a large table, and stops nobody: some 35 s for a million decisions, of which each
-batch is a transaction of its own, and the indexes are built beside the writes. Where it breaks off,
-it begins anew.
+Takes its time on a large table, and stops nobody: 100 s for a million decisions on two cores that
+had five times as much to do, and no insert beside it took longer than 0.3 s. Each batch is a
+transaction of its own, and the indexes are built beside the writes. Where it breaks off, it begins
+anew.
 """
 
 from __future__ import annotations
