@@ -59,11 +59,17 @@ async def change(
         changed = Change(
             session_id,
             record.session.epoch,
-            # The keeper may have put it off until the hold that is now given back runs out.
-            {"holds": holds.dump(made), "hold_until": holds.until(made), "due_at": NOW},
+            {"holds": holds.dump(made), "hold_until": holds.until(made), **_due(record)},
             advance=False,
             event=event,
             details={"name": name},
         )
         await transitions.apply(connection, changed)
         return made
+
+
+def _due(record: Record) -> dict[str, object]:
+    """The keeper may have put the session off until the hold that is now given back runs out. What
+    is in flight has a time of its own, which grows with each try that failed.
+    """
+    return {"due_at": NOW} if record.session.transition is None else {}
