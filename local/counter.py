@@ -220,8 +220,9 @@ def main() -> None:
     name = os.environ.get("COUNTER_FILE")
     _Handler.count = Count(Path(name) if name else None)
     _Handler.state = State(_Handler.count, int(os.environ.get("COUNTER_STATE_BYTES") or 0))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    # At once: the interpreter's own end aborts where a thread that answers still writes.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     with _Server(("127.0.0.1", int(os.environ["PORT"])), _Handler) as server:
         server.serve_forever()
 

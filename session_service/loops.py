@@ -36,11 +36,19 @@ async def running(
     try:
         yield task
     finally:
-        # Once is not always enough: before Python 3.12 `asyncio.wait_for`, which the pool uses,
-        # drops a cancellation that comes in the moment in which what it waited for is there.
-        while not task.done():
+        await end({task})
+
+
+async def end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel the tasks, and return when all have ended.
+
+    Once is not always enough: before Python 3.12 `asyncio.wait_for`, which the pool uses, drops a
+    cancellation that comes in the moment in which what it waited for is there.
+    """
+    while left := {task for task in tasks if not task.done()}:
+        for task in left:
             task.cancel()
-            await asyncio.wait({task}, timeout=TELL_AGAIN)
+        await asyncio.wait(left, timeout=TELL_AGAIN)
 
 
 async def _repeat(

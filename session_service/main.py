@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from session_service import (
     claim_command,
     import_command,
     logs,
+    loops,
     points,
     policy_service,
     scrapes,
@@ -145,7 +146,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         stack.callback(outside.notices.stop)
         stack.push_async_callback(watch.servicer.enter_graceful_shutdown)
         checking = asyncio.create_task(watch.run(), name="health")
-        stack.push_async_callback(_cancel, checking)
+        stack.push_async_callback(loops.end, {checking})
         target = f"{config.listen.rpartition(':')[0]}:{port}"
         yield Running(target, wired.work, database, wired.background, wired.policies, told)
 
@@ -179,13 +180,6 @@ def bind(server: grpc.aio.Server, listen: str) -> int:
     if not port:
         raise PortTaken(listen)
     return port
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    """End a task and wait for its end."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 async def run(config: Config) -> None:

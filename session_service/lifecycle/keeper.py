@@ -14,6 +14,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
+from session_service import loops
 from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits, Step
 from session_service.errors import RoostError
@@ -115,10 +116,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Wait for nothing more; what was begun is carried on by whoever owns it."""
-        for task in set(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
+        await loops.end(set(self._tasks))
 
     def _begin(self, record: Record) -> None:
         task = asyncio.create_task(self._keep(record), name="keep")

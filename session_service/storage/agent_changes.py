@@ -119,7 +119,8 @@ class Changes:
             return
         now = await agent_watching.marks(self._database, watched)
         for name in watched:
-            if self._marks.get(name) != now.get(name):
+            # One that is gone has no mark, and may have had none before: it went too soon for that.
+            if name not in now or self._marks.get(name) != now[name]:
                 self._wake(name)
         self._marks = {name: now[name] for name in watched if name in now}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from session_service import loops
 from session_service.storage import connections
 from session_service.storage.transitions import CHANNEL
 
@@ -58,10 +59,7 @@ class Notices:
         try:
             yield
         finally:
-            # Again and again, since one can be dropped: see `loops.running`.
-            while not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=RECONNECT)
+            await loops.end({task})
 
     async def _listen(self) -> None:
         while True:
