@@ -828,7 +828,7 @@ class Policy(message.Message):
 
     @builtins.property
     def deepen_after(self) -> duration_pb2.Duration:
-        """Suspended this long, it is stopped; stopped this long, it is saved and destroyed."""
+        """Suspended this long, it is stopped."""
 
     @builtins.property
     def grace_period(self) -> duration_pb2.Duration:
