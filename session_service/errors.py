@@ -296,6 +296,12 @@ class ProviderUnavailable(Retryable):
     reason = "PROVIDER_UNAVAILABLE"
 
 
+class VolumeInUse(ProviderUnavailable):
+    """A container has the volume that the new one is to mount; the metadata's `container_id` names
+    it, where the provider said. A claim outlives its container for a while.
+    """
+
+
 class QuotaExceeded(Retryable):
     """As many as allowed are there; the message says of what, and how to get room."""
 

@@ -81,7 +81,9 @@ class Containers(Protocol):
         *,
         timeout: float,
     ) -> Seen:
-        """The container of this name, created if need be: never a second one."""
+        """The container of this name, created if need be: never a second one. Raises
+        errors.VolumeInUse where a container has the volume that it is to mount.
+        """
 
     async def get(self, address: Address, *, timeout: float) -> Seen:
         """The container as it is."""

@@ -46,6 +46,7 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
     "INVALID_FIELD": errors.ProviderRefused,
     "REQUEST_ID_REUSED": errors.ProviderRefused,
     "VOLUME_NOT_FOUND": errors.VolumeAbsent,
+    "VOLUME_IN_USE": errors.VolumeInUse,
     "STATE_HOOK_FAILED": errors.StateHookFailed,
     "STATE_TOO_LARGE": errors.CheckpointTooLarge,
 }

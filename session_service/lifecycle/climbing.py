@@ -33,7 +33,7 @@ from session_service.errors import (
     Retryable,
     RoostError,
 )
-from session_service.lifecycle import outcomes
+from session_service.lifecycle import claims, outcomes
 from session_service.lifecycle.climb import (
     Climb,
     InDoubt,
@@ -116,8 +116,7 @@ class Climber:
                     await self._reread(climb)
                 if wish.recreate is not None:
                     await self._recreator.take_away(climb, wish.recreate, self._write)
-                    landing = await self._recreator.until_free(climb, self._climb)
-                    landing = kept(landing, wish.recreate)
+                    landing = kept(await self._climb(climb), wish.recreate)
                 else:
                     climb.checkpoints = await self._restorer.choices(climb.session)
                     landing = await self._climb(climb)
@@ -296,6 +295,19 @@ class Climber:
             await self._ready(climb, climb.container)
             return booted.boot_id, "ADOPTED"
         await self._want_container(climb)
+        await claims.when_free(
+            self._containers, climb.held, climb.container.app, lambda: self._created(climb)
+        )
+        await self._wait_started(climb, climb.container)
+        climb.up = True
+        await self._ready(climb, climb.container)
+        boot_id = await self._containers.read_boot_id(
+            address(climb.container), timeout=min(PROOF_TIMEOUT, climb.held.left)
+        )
+        return boot_id, "CREATED"
+
+    async def _created(self, climb: Climb) -> None:
+        """Ask for the container that the row wants, and write down which it is."""
         session, container = climb.session, climb.container
         async with climb.turn.creating(container.app):
             seen = await self._containers.create(
@@ -312,13 +324,6 @@ class Climber:
                 "state": seen.state,
             }
             await self._write(climb, Change(session.session_id, session.epoch, container=found))
-        await self._wait_started(climb, climb.container)
-        climb.up = True
-        await self._ready(climb, climb.container)
-        boot_id = await self._containers.read_boot_id(
-            address(climb.container), timeout=min(PROOF_TIMEOUT, climb.held.left)
-        )
-        return boot_id, "CREATED"
 
     async def _want_container(self, climb: Climb) -> None:
         """Where the last container is gone, commit the want of a new one before asking for it."""

@@ -7,7 +7,6 @@ that the old container is known to be destroyed, and not before.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 #: How long a lease at the provider lasts, in s, and beyond another's how long to wait for it.
 LEASE = 15.0
 LEASE_PATIENCE = 5.0
-#: Between tries to create a container on a volume that is not free yet, in s: doubled each time.
-FIRST_PAUSE = 0.1
-LAST_PAUSE = 5.0
 
 
 class Recreator:
@@ -62,24 +58,6 @@ class Recreator:
                 raise ProviderUnavailable(f"{error}; try again") from error
         await write(climb, _gone(climb, wanted))
         climb.lost.add(wanted.generation)
-
-    async def until_free(
-        self, climb: Climb, create: Callable[[Climb], Awaitable[Landing]]
-    ) -> Landing:
-        """Create the new container, again while the provider has not given the volume back: at Fly
-        that can take minutes after its machine is gone. Raises ProviderUnavailable where it takes
-        longer than the start may; the next start goes on from there.
-        """
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await create(climb)
-            except ProviderUnavailable:
-                if climb.held.left < 2 * pause:
-                    raise
-                del climb.attempts[-1:]
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LAST_PAUSE)
 
     async def _destroy(self, climb: Climb) -> None:
         where = await self._where(climb)

@@ -12,6 +12,7 @@ import psycopg
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import checkpoint_service_pb2, session_pb2
 from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from tests.container.harness import APP, TOKEN
 from tests.session.harness import TIMEOUT, key, spec
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ def large(size: int, seed: str = "", **env: str) -> container_pb.ContainerSpec:
 def hooked(**env: str) -> container_pb.ContainerSpec:
     """A counter that hands its state out and takes one back."""
     return spec(state_hook=HOOK, env=env)
+
+
+async def mounting(roost: World, **fields: Any) -> container_pb.ContainerSpec:
+    """A counter on a new volume. Any: whatever fields of the spec a test gives."""
+    made = await roost.http.post(
+        f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
+        json={"name": "data", "size_gb": 1},
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    made.raise_for_status()
+    mount = container_pb.Mount(volume_id=str(made.json()["id"]), path="/data")
+    return spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"}, **fields)
 
 
 @dataclass(frozen=True)

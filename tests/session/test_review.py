@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import grpc
@@ -12,16 +12,23 @@ import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits
 from session_service.storage import due
-from tests.container.harness import APP, TOKEN, failing
+from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, World, request_id, spec, world
-from tests.session.saving import HOOK, Checkpoint, client, counting, execute, large
+from tests.session.saving import (
+    HOOK,
+    Checkpoint,
+    client,
+    counting,
+    execute,
+    large,
+    mounting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -157,18 +164,6 @@ async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
     answer = await roost.one.start()
     assert answer.outcome == pb.START_OUTCOME_RESTORED
     assert answer.attempts[-1].checkpoint_number == newest.number
-
-
-async def mounting(roost: World, **fields: Any) -> container_pb.ContainerSpec:
-    """A counter on a new volume. Any: whatever fields of the spec a test gives."""
-    made = await roost.http.post(
-        f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
-        json={"name": "data", "size_gb": 1},
-        headers={"authorization": f"Bearer {TOKEN}"},
-    )
-    made.raise_for_status()
-    mount = container_pb.Mount(volume_id=str(made.json()["id"]), path="/data")
-    return spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"}, **fields)
 
 
 async def on_a_volume(roost: World) -> pb.Session:
