@@ -52,10 +52,9 @@ async def test_a_scenario_that_cannot_be_used_is_one_line(
             pass
 
 
-def test_the_readmes_example_is_one() -> None:
-    text = (Path(__file__).parents[3] / "README.md").read_text()
-    section = text.partition("## The Fly emulator alone")[2]
-    example = section.partition("```json\n")[2].partition("```")[0]
+def test_the_documented_example_is_one() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "emulator.md").read_text()
+    example = text.partition("```json\n")[2].partition("```")[0]
     for fault in json.loads(example):
         assert Faults().add(fault).kind in KINDS
-    assert all(f"`{kind}`" in section for kind in KINDS)
+    assert all(f"`{kind}`" in text for kind in KINDS)
