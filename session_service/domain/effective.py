@@ -44,6 +44,7 @@ class Setting:
     checkpoint_on_stop: bool | None = None
     keep_checkpoints: int | None = None
     on_fingerprint_change: OnFingerprintChange | None = None
+    checkpoint_every: timedelta | None = None
 
     def as_json(self) -> dict[str, object]:
         """What is set, in the form that a Policy has in the row."""
@@ -83,6 +84,9 @@ def _size(name: str) -> Callable[[Any], Any]:
             return DOES.__getitem__
         case "max_lifetime":
             return lambda span: float("inf") if span is None else span.total_seconds()
+        case "checkpoint_every":
+            # Saving more rarely does less; 0 is never, and so the least.
+            return lambda span: -span.total_seconds() if span else float("-inf")
         case "min_continuity":
             # Asking for more to survive allows less to happen.
             return lambda level: -(level or 0)
@@ -152,6 +156,7 @@ AT_ONCE = (
     "grace_period",
     "max_lifetime",
     "recover_at_once",
+    "checkpoint_every",
 )
 
 

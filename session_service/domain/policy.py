@@ -66,9 +66,12 @@ class Policy:
     checkpoint_on_stop: bool = False
     """Whether the state is saved at every stop."""
     keep_checkpoints: int = 5
-    """How many checkpoints are kept of a key, pinned ones apart."""
+    """How many checkpoints are kept of a key, pinned ones apart; at least 1."""
     on_fingerprint_change: OnFingerprintChange = OnFingerprintChange.ALLOW
     """What to do when the spec changes."""
+    checkpoint_every: timedelta = timedelta(0)
+    """The state of a running session is saved whenever this long has passed since it last was; 0 is
+    never."""
 
 
 #: What is in force where nothing else was set.
@@ -119,6 +122,7 @@ FORMS: Mapping[str, Form] = {
     "checkpoint_on_stop": _FLAG,
     "keep_checkpoints": Form(int, int),
     "on_fingerprint_change": Form(str, OnFingerprintChange),
+    "checkpoint_every": _SPAN,
 }
 NAMES = tuple(field.name for field in fields(Policy))
 

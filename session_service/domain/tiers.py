@@ -22,7 +22,9 @@ FREE = Tier(
         grace_period=timedelta(minutes=10),
         recover_at_once=False,
         checkpoint_on_stop=False,
-        keep_checkpoints=0,
+        checkpoint_every=timedelta(0),
+        # As few as there can be: what a user asks to be saved is kept until something newer is.
+        keep_checkpoints=1,
     ),
 )
 PAID = Tier("paid")

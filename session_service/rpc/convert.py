@@ -75,7 +75,9 @@ def parse_start(request: rpc_pb.StartSessionRequest, tenant: str) -> Start:
         fields.wrong("mode", "must not be set with a choice_token, which says what to do")
     if request.remember and not token:
         fields.wrong("remember", "needs a choice_token: it keeps that answer")
-    asked = parse_asked(fields, "policy", request.policy) if request.HasField("policy") else None
+    asked = None
+    if request.HasField("policy") or request.HasField("policy_mask"):
+        asked = parse_asked(fields, request.policy, request.policy_mask)
     fields.done()
     wish = Wish(mode, None if spec is None else specs.spec_hash(spec), least)
     body = Request(tenant, "StartSession", request_hash(request), request_id)

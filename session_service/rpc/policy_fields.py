@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.field_mask_pb2 import FieldMask
 
 #: From the least to the most that a span may be, in s.
 SPANS: Mapping[str, tuple[float, float]] = {
@@ -30,9 +31,12 @@ SPANS: Mapping[str, tuple[float, float]] = {
     "expire_after": (0.1, 316_224_000),
     "grace_period": (0, 2_592_000),
     "max_lifetime": (0.1, 316_224_000),
+    "checkpoint_every": (1, 316_224_000),
 }
+#: Spans of which 0 means never.
+NEVER = frozenset({"checkpoint_every"})
 KEEP_LIMIT = 1000
-#: Fields that have no way of not being set.
+#: Fields that a mask names also where they are false.
 FLAGS = ("recover_at_once", "checkpoint_on_stop")
 SETTABLE = frozenset({*NAMES, "spec"})
 MASK_LIMIT = 64
@@ -61,7 +65,9 @@ _PREFERENCES: dict[int, Preference] = {
 
 
 def parse_setting(fields: Fields, path: str, policy: pb.Policy) -> Setting:
-    """The values that a policy message has; a flag that is false is taken for not set."""
+    """The values that a policy message has; a `checkpoint_on_stop` that is false is taken for not
+    set, since the message does not tell.
+    """
     return Setting(
         persistence=fields.choice(f"{path}.persistence", policy.persistence, _PERSISTENCES, None),
         min_continuity=fields.choice(
@@ -70,30 +76,45 @@ def parse_setting(fields: Fields, path: str, policy: pb.Policy) -> Setting:
         on_fingerprint_change=fields.choice(
             f"{path}.on_fingerprint_change", policy.on_fingerprint_change, _CHANGES, None
         ),
-        recover_at_once=policy.recover_at_once or None,
+        recover_at_once=policy.recover_at_once if policy.HasField("recover_at_once") else None,
         checkpoint_on_stop=policy.checkpoint_on_stop or None,
         keep_checkpoints=_count(fields, f"{path}.keep_checkpoints", policy.keep_checkpoints),
         **{
-            name: _span(fields, f"{path}.{name}", getattr(policy, name), *bounds)
-            for name, bounds in SPANS.items()
+            name: _span(fields, path, name, getattr(policy, name))
+            for name in SPANS
             if policy.HasField(name)  # type: ignore[arg-type]  # each is a field of a message
         },
     )
 
 
-def parse_asked(fields: Fields, path: str, policy: pb.Policy) -> Setting | None:
-    """What a start asks for less of; None where it asks for nothing."""
+def parse_asked(fields: Fields, policy: pb.Policy, mask: FieldMask) -> Setting | None:
+    """What a start asks for less of, `mask` naming the flags that it asks for also where they are
+    false; None where it asks for nothing.
+    """
     if policy.HasField("spec"):
-        fields.wrong(f"{path}.spec", "must not be set: the request's own spec is")
-    setting = parse_setting(fields, path, policy)
+        fields.wrong("policy.spec", "must not be set: the request's own spec is")
+    named = frozenset(mask.paths)
+    if not named <= frozenset(FLAGS):
+        fields.wrong("policy_mask", f"must name nothing but {' and '.join(FLAGS)}")
+    setting = _flagged(parse_setting(fields, "policy", policy), policy, named)
     return setting if setting != Setting() else None
 
 
-def _span(fields: Fields, field: str, value: Duration, low: float, high: float) -> timedelta:
+def _flagged(setting: Setting, policy: pb.Policy, named: frozenset[str]) -> Setting:
+    """The setting with the flags that a mask names, also those that are false."""
+    flags = {name: getattr(policy, name) for name in FLAGS if name in named}
+    return replace(setting, **flags)
+
+
+def _span(fields: Fields, path: str, name: str, value: Duration) -> timedelta:
+    low, high = SPANS[name]
     sound = abs(value.nanos) < 1_000_000_000 and value.seconds * value.nanos >= 0
     seconds = value.seconds + value.nanos / 1e9
+    if sound and seconds == 0 and name in NEVER:
+        return timedelta(0)
     if not sound or not low <= seconds <= high:
-        fields.wrong(field, f"must be between {low:g} s and {high:g} s")
+        never = ", or 0 for never" if name in NEVER else ""
+        fields.wrong(f"{path}.{name}", f"must be between {low:,.10g} s and {high:,.10g} s{never}")
         return timedelta(seconds=low)
     return timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
 
@@ -132,8 +153,7 @@ def parse_update(
     taken = _mask(fields, request)
     fields.done()
     if taken is not None:
-        flags = {name: getattr(policy, name) for name in FLAGS if name in taken}
-        setting = replace(setting, **flags)
+        setting = _flagged(setting, policy, taken)
     body = Request(tenant, "UpdateProjectPolicy", request_hash(request), request_id)
     return body, project_id, Update(setting, spec, taken), request.etag or None
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from session_service.errors import ChoiceRequired
     from session_service.lifecycle.policies import Preferred, Rules
 
-_SPANS = ("idle_timeout", "deepen_after", "expire_after", "grace_period", "max_lifetime")
+_SPANS = (
+    *("idle_timeout", "deepen_after", "expire_after", "grace_period", "max_lifetime"),
+    "checkpoint_every",
+)
 
 
 def _values(value: Policy | Setting) -> pb.Policy:
@@ -43,8 +46,9 @@ def _values(value: Policy | Setting) -> pb.Policy:
     if value.on_fingerprint_change is not None:
         name = f"ON_FINGERPRINT_CHANGE_{value.on_fingerprint_change}"
         given["on_fingerprint_change"] = pb.Policy.OnFingerprintChange.Value(name)
+    if value.recover_at_once is not None:
+        given["recover_at_once"] = value.recover_at_once
     return pb.Policy(
-        recover_at_once=bool(value.recover_at_once),
         checkpoint_on_stop=bool(value.checkpoint_on_stop),
         keep_checkpoints=value.keep_checkpoints or 0,
         **given,

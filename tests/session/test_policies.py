@@ -127,6 +127,55 @@ async def test_a_repeated_update_counts_once(roost: World) -> None:
     assert failure.reason == "REQUEST_ID_REUSED"
 
 
+async def test_an_update_without_a_mask_takes_a_flag_that_is_false_for_a_value(
+    roost: World,
+) -> None:
+    """Where the message tells it from not set; and `*` unsets what is not there."""
+    await put(roost, recover_at_once=True, checkpoint_on_stop=True)
+    off = await put(roost, recover_at_once=False)
+    assert off.policy.HasField("recover_at_once")
+    assert not off.policy.recover_at_once
+    assert off.policy.checkpoint_on_stop
+    assert off.effective_policy.sources["recover_at_once"] == pb.POLICY_SOURCE_PROJECT
+    unset = await put(roost, "*", persistence=REUSE)
+    assert not unset.policy.HasField("recover_at_once")
+    assert unset.effective_policy.HasField("recover_at_once")
+    assert unset.effective_policy.sources["recover_at_once"] == pb.POLICY_SOURCE_DEFAULT
+
+
+SPANS = {
+    "idle_timeout": 31_622_400,
+    "deepen_after": 31_622_400,
+    "expire_after": 316_224_000,
+    "grace_period": 2_592_000,
+    "max_lifetime": 316_224_000,
+    "checkpoint_every": 316_224_000,
+}
+
+
+async def test_no_span_is_longer_than_a_timestamp_can_bear(roost: World) -> None:
+    """Ten years at most, wherever a policy is taken: the field that is too long is named."""
+    spans = [each.name for each in Policy.DESCRIPTOR.fields if "Duration" in _type_of(each)]
+    assert set(SPANS) == set(spans)
+    # Any: into fields of every type.
+    longest: dict[str, Any] = {name: Duration(seconds=seconds) for name, seconds in SPANS.items()}
+    assert (await put(roost, **longest)).policy == Policy(**longest)
+    for name, seconds in SPANS.items():
+        over = Duration(seconds=seconds, nanos=1000)
+        for span in (over, Duration(seconds=2**40), Duration(seconds=-1), Duration(nanos=-1)):
+            wrong: dict[str, Any] = {name: span}
+            refused = await failing(put(roost, **wrong))
+            assert (refused.reason, refused.fields) == ("INVALID_FIELD", (f"policy.{name}",))
+            asked = await failing(roost.one.start(policy=Policy(**wrong)))
+            assert asked.fields == (f"policy.{name}",)
+    assert (await get(roost)).policy == Policy(**longest)
+
+
+def _type_of(field: Any) -> str:
+    """The name of a message field's type. Any: protobuf's own descriptor."""
+    return "" if field.message_type is None else str(field.message_type.full_name)
+
+
 @pytest.mark.parametrize(
     ("field", "request_"),
     [
@@ -146,6 +195,12 @@ async def test_a_repeated_update_counts_once(roost: World) -> None:
         (
             "policy.keep_checkpoints",
             rpc_pb.UpdateProjectPolicyRequest(project_id="p", policy=Policy(keep_checkpoints=-1)),
+        ),
+        (
+            "policy.checkpoint_every",
+            rpc_pb.UpdateProjectPolicyRequest(
+                project_id="p", policy=Policy(checkpoint_every=Duration(nanos=900_000_000))
+            ),
         ),
         (
             "policy.spec.image",
@@ -220,6 +275,25 @@ async def test_a_request_can_only_ask_for_less(roost: World) -> None:
     assert session.policy.sources["idle_timeout"] == pb.POLICY_SOURCE_REQUEST
     assert session.policy.persistence == REUSE
     assert session.policy.sources["persistence"] == pb.POLICY_SOURCE_PROJECT
+
+
+async def test_a_request_can_ask_for_a_flag_to_be_off(roost: World) -> None:
+    """False is less; what has no presence in the message is named in the mask."""
+    await put(roost, recover_at_once=True, checkpoint_on_stop=True)
+    kept = (await roost.one.start("crane", policy=Policy(idle_timeout=Duration(seconds=9)))).session
+    assert (kept.policy.recover_at_once, kept.policy.checkpoint_on_stop) == (True, True)
+    mask = FieldMask(paths=["checkpoint_on_stop"])
+    off = await roost.one.start(policy=Policy(recover_at_once=False), policy_mask=mask)
+    policy = off.session.policy
+    assert (policy.recover_at_once, policy.checkpoint_on_stop) == (False, False)
+    for name in ("recover_at_once", "checkpoint_on_stop"):
+        assert policy.sources[name] == pb.POLICY_SOURCE_REQUEST
+    # It stays, also for a start that asks for nothing, and on the hot path.
+    assert (await roost.two.start()).session.policy == policy
+    on = Policy(recover_at_once=True, checkpoint_on_stop=True)
+    assert (await roost.two.start(policy=on)).session.policy.recover_at_once
+    wrong = await failing(roost.one.start(policy_mask=FieldMask(paths=["idle_timeout"])))
+    assert (wrong.reason, wrong.fields) == ("INVALID_FIELD", ("policy_mask",))
 
 
 async def test_what_was_asked_for_stays_until_a_start_asks_otherwise(roost: World) -> None:

@@ -31,6 +31,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {  # Any: fields of every type
     "checkpoint_on_stop": st.booleans(),
     "keep_checkpoints": st.integers(0, 1000),
     "on_fingerprint_change": st.sampled_from(OnFingerprintChange),
+    "checkpoint_every": st.just(timedelta(0)) | spans,
 }
 OPTIONAL = ("max_lifetime", "min_continuity")
 whole = st.builds(
@@ -187,6 +188,61 @@ def test_a_request_asks_for_less_of_a_persistence_only() -> None:
     assert in_force(Persistence.EPHEMERAL, Persistence.HIBERNATE) is Persistence.EPHEMERAL
     assert in_force(Persistence.ASK, Persistence.HIBERNATE) is Persistence.ASK
     assert in_force(Persistence.CHECKPOINT, Persistence.HIBERNATE) is Persistence.HIBERNATE
+
+
+@pytest.mark.parametrize(
+    ("default", "tier", "project", "request_", "expected", "source"),
+    [
+        (0, PAID, None, None, 0, None),
+        (600, PAID, None, None, 600, None),
+        (600, PAID, 60, None, 60, Source.PROJECT),
+        (600, PAID, 0, None, 0, Source.PROJECT),
+        # More rarely is less, never is least, and more often is more.
+        (0, PAID, 60, 600, 600, Source.REQUEST),
+        (0, PAID, 60, 0, 0, Source.REQUEST),
+        (0, PAID, 60, 6, 60, Source.PROJECT),
+        (0, PAID, 0, 60, 0, Source.PROJECT),
+        (0, PAID, None, 60, 0, None),
+        (600, FREE, 60, 600, 0, Source.TIER),
+    ],
+)
+def test_how_often_state_is_saved(
+    default: int,
+    tier: Tier,
+    project: int | None,
+    request_: int | None,
+    expected: int,
+    source: Source | None,
+) -> None:
+    def setting(seconds: int | None) -> Setting:
+        return NOTHING if seconds is None else Setting(checkpoint_every=timedelta(seconds=seconds))
+
+    made = effective.effective(
+        Policy(checkpoint_every=timedelta(seconds=default)),
+        tier,
+        setting(project),
+        setting(request_),
+    )
+    assert made.policy.checkpoint_every == timedelta(seconds=expected)
+    assert made.sources.get("checkpoint_every") is source
+
+
+def test_a_flag_can_be_asked_to_be_off() -> None:
+    """False is less than true, and not the same as not asked."""
+    project = Setting(recover_at_once=True, checkpoint_on_stop=True)
+    off = Setting(recover_at_once=False, checkpoint_on_stop=False)
+    made = effective.effective(policies.DEFAULT, PAID, project, off)
+    assert not (made.policy.recover_at_once or made.policy.checkpoint_on_stop)
+    assert made.sources["recover_at_once"] is Source.REQUEST
+    kept = effective.effective(policies.DEFAULT, PAID, project, NOTHING)
+    assert kept.policy.recover_at_once
+    assert kept.policy.checkpoint_on_stop
+
+
+def test_every_tier_keeps_a_checkpoint() -> None:
+    """0 would promise what retention does not do: the newest always stays."""
+    for tier in TIERS.values():
+        assert tier.caps.keep_checkpoints is None or tier.caps.keep_checkpoints >= 1
 
 
 def test_fingerprints_of_before_stay_what_they_were() -> None:

@@ -96,7 +96,7 @@ class Checkpoint(message.Message):
         REASON_IDLE: Checkpoint._Reason.ValueType  # 3
         """Its session went idle."""
         REASON_SCHEDULE: Checkpoint._Reason.ValueType  # 4
-        """On a schedule. Reserved: this version takes none."""
+        """Its policy's `checkpoint_every` had passed since it was last saved."""
         REASON_ROLLBACK: Checkpoint._Reason.ValueType  # 5
         """An older one was about to be restored; restoring this one undoes that."""
 
@@ -112,7 +112,7 @@ class Checkpoint(message.Message):
     REASON_IDLE: Checkpoint.Reason.ValueType  # 3
     """Its session went idle."""
     REASON_SCHEDULE: Checkpoint.Reason.ValueType  # 4
-    """On a schedule. Reserved: this version takes none."""
+    """Its policy's `checkpoint_every` had passed since it was last saved."""
     REASON_ROLLBACK: Checkpoint.Reason.ValueType  # 5
     """An older one was about to be restored; restoring this one undoes that."""
 

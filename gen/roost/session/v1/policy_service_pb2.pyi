@@ -162,8 +162,8 @@ class UpdateProjectPolicyRequest(message.Message):
     def update_mask(self) -> field_mask_pb2.FieldMask:
         """Which fields of `policy` to set (AIP-134), by whole field: `idle_timeout`. One that is named and
         has no value is as if never set, again the operator's default; `checkpoint_on_stop` and
-        `recover_at_once`, which always have a value, are set to it. Empty: the fields that have a
-        value. `*`: exactly what `policy` has, everything else as if never set.
+        `recover_at_once` are set to false then. Empty: the fields that have a value, `recover_at_once`
+        also where that is false. `*`: exactly what `policy` has, everything else as if never set.
         """
 
     def __init__(

@@ -33,8 +33,9 @@ class PolicyServiceStub:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`) and `recover_at_once` hold for live sessions at once; everything
-    else at their next start or stop, and nothing of what is there is destroyed by the change itself.
+    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
+    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 
     Errors are those of SessionService.
@@ -76,8 +77,9 @@ class PolicyServiceServicer:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`) and `recover_at_once` hold for live sessions at once; everything
-    else at their next start or stop, and nothing of what is there is destroyed by the change itself.
+    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
+    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 
     Errors are those of SessionService.
@@ -150,8 +152,9 @@ class PolicyService:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`) and `recover_at_once` hold for live sessions at once; everything
-    else at their next start or stop, and nothing of what is there is destroyed by the change itself.
+    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
+    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 
     Errors are those of SessionService.

@@ -41,7 +41,9 @@ class _ConditionTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Conditio
     CONDITION_TYPE_FINGERPRINT_CHANGED: _ConditionType.ValueType  # 5
     """The start asked for another spec than the container was created from; it runs with the old one."""
     CONDITION_TYPE_CHECKPOINT_FAILED: _ConditionType.ValueType  # 6
-    """Its state could not be saved as its policy asks; the container is kept, with all that is in it."""
+    """Its state could not be saved as its policy asks, at a stop or on a schedule; the container is
+    kept, with all that is in it.
+    """
 
 class ConditionType(_ConditionType, metaclass=_ConditionTypeEnumTypeWrapper):
     """What can be out of the ordinary about a session."""
@@ -59,7 +61,9 @@ CONDITION_TYPE_CONTAINER_LOST: ConditionType.ValueType  # 4
 CONDITION_TYPE_FINGERPRINT_CHANGED: ConditionType.ValueType  # 5
 """The start asked for another spec than the container was created from; it runs with the old one."""
 CONDITION_TYPE_CHECKPOINT_FAILED: ConditionType.ValueType  # 6
-"""Its state could not be saved as its policy asks; the container is kept, with all that is in it."""
+"""Its state could not be saved as its policy asks, at a stop or on a schedule; the container is
+kept, with all that is in it.
+"""
 
 class _PauseDepth:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -808,20 +812,25 @@ class Policy(message.Message):
     ON_FINGERPRINT_CHANGE_FIELD_NUMBER: builtins.int
     EXPIRE_AFTER_FIELD_NUMBER: builtins.int
     RECOVER_AT_ONCE_FIELD_NUMBER: builtins.int
+    CHECKPOINT_EVERY_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     SOURCES_FIELD_NUMBER: builtins.int
     persistence: Policy.Persistence.ValueType
     """What sessions are kept by."""
     checkpoint_on_stop: builtins.bool
-    """Saves the state at every stop."""
+    """Saves the state at every stop. Where it is false, only a mask tells that from not set."""
     keep_checkpoints: builtins.int
-    """How many checkpoints are kept of a key, pinned ones apart."""
+    """How many checkpoints are kept of a key, pinned ones apart: 1 to 1000; 0 is not set. The newest
+    is always kept, since a rollback saves what it is about to replace, and a fork begins from one.
+    """
     min_continuity: Continuity.ValueType
     """The least that a start may bring back of a session that is there."""
     on_fingerprint_change: Policy.OnFingerprintChange.ValueType
     """What to do when the spec changes."""
     recover_at_once: builtins.bool
-    """Replaces a container that was lost at once, not only at the next start."""
+    """Replaces a container that was lost at once, not only at the next start. False is a value, and
+    not the same as not set.
+    """
     @builtins.property
     def idle_timeout(self) -> duration_pb2.Duration:
         """Idle this long, a session is paused."""
@@ -843,6 +852,15 @@ class Policy(message.Message):
     @builtins.property
     def expire_after(self) -> duration_pb2.Duration:
         """Stopped, or without a container, this long, it is ended."""
+
+    @builtins.property
+    def checkpoint_every(self) -> duration_pb2.Duration:
+        """Saves the state of an ACTIVE session whenever this long has passed since it was last saved, for
+        whatever reason, and at the earliest a minute after it came up (this long, where that is
+        shorter). At least 1 s; 0: never. Only where the spec says how the state is saved. It is no
+        activity: neither a warning nor a pause comes later for it. Where it fails the session has the
+        condition CHECKPOINT_FAILED, and it is tried again, ever more rarely, at least once an hour.
+        """
 
     @builtins.property
     def spec(self) -> container_service_pb2.ContainerSpec:
@@ -867,15 +885,18 @@ class Policy(message.Message):
         min_continuity: Continuity.ValueType = ...,
         on_fingerprint_change: Policy.OnFingerprintChange.ValueType = ...,
         expire_after: duration_pb2.Duration | None = ...,
-        recover_at_once: builtins.bool = ...,
+        recover_at_once: builtins.bool | None = ...,
+        checkpoint_every: duration_pb2.Duration | None = ...,
         spec: container_service_pb2.ContainerSpec | None = ...,
         sources: abc.Mapping[builtins.str, PolicySource.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_every", b"checkpoint_every", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "recover_at_once", b"recover_at_once", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "sources", b"sources", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_every", b"checkpoint_every", "checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "sources", b"sources", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__recover_at_once: _TypeAlias = typing.Literal["recover_at_once"]  # noqa: Y015
+    _WhichOneofArgType__recover_at_once: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recover_at_once) -> _WhichOneofReturnType__recover_at_once | None: ...
 
 @typing.final
 class Decision(message.Message):

@@ -6,6 +6,7 @@ Sessions that are there when their user comes back."""
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import duration_pb2 as duration_pb2
+from google.protobuf import field_mask_pb2 as field_mask_pb2
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
@@ -64,6 +65,7 @@ class StartSessionRequest(message.Message):
     CHOICE_TOKEN_FIELD_NUMBER: builtins.int
     REMEMBER_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
+    POLICY_MASK_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Makes a repeat safe (AIP-155)."""
     mode: session_pb2.StartMode.ValueType
@@ -94,8 +96,14 @@ class StartSessionRequest(message.Message):
     def policy(self) -> session_pb2.Policy:
         """Asks for less than the project's policy: a value that would be more is held to the project's.
         Less is: a persistence that keeps less, a shorter span, fewer checkpoints, a higher
-        `min_continuity`, REFUSE. It stays with the session until a start asks for other values.
-        `spec` must not be set in it.
+        `min_continuity`, REFUSE, a longer `checkpoint_every` and, least of all, none. It stays with the
+        session until a start asks for other values. `spec` must not be set in it.
+        """
+
+    @builtins.property
+    def policy_mask(self) -> field_mask_pb2.FieldMask:
+        """Which flags of `policy` are asked for also where they are false: `checkpoint_on_stop`, which
+        says so in no other way, and `recover_at_once`. Nothing else may be named.
         """
 
     def __init__(
@@ -109,10 +117,11 @@ class StartSessionRequest(message.Message):
         choice_token: builtins.str = ...,
         remember: builtins.bool = ...,
         policy: session_pb2.Policy | None = ...,
+        policy_mask: field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["key", b"key", "policy", b"policy", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["key", b"key", "policy", b"policy", "policy_mask", b"policy_mask", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["choice_token", b"choice_token", "key", b"key", "min_continuity", b"min_continuity", "mode", b"mode", "policy", b"policy", "remember", b"remember", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["choice_token", b"choice_token", "key", b"key", "min_continuity", b"min_continuity", "mode", b"mode", "policy", b"policy", "policy_mask", b"policy_mask", "remember", b"remember", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
