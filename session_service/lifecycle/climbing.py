@@ -51,7 +51,7 @@ from session_service.lifecycle.landing import Lander
 from session_service.lifecycle.ownership import Held, OwnershipLost
 from session_service.lifecycle.recreating import Recreator, kept
 from session_service.ports import Booted, ContainerAbsent, LeaseHeld, LeaseLost
-from session_service.storage import sessions, transitions
+from session_service.storage import commits, sessions, transitions
 from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
@@ -335,9 +335,7 @@ class Climber:
             raise OwnershipLost
         wanted = new_container(session.session_id, session.generation + 1, container.app)
         if (
-            await transitions.next_generation(
-                self._database, session.session_id, session.epoch, wanted
-            )
+            await commits.next_generation(self._database, session.session_id, session.epoch, wanted)
             is None
         ):
             raise OwnershipLost

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from session_service.errors import RoostError
 from session_service.lifecycle.evidence import address
 from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
-from session_service.storage import surveying, transitions
+from session_service.storage import unwanted
 
 if TYPE_CHECKING:
     from session_service.domain.session import Container
@@ -51,10 +51,10 @@ class Discarder:
                 extra={"action": "discard", "container_id": container.container_id},
             )
             return False
-        await transitions.destroyed(self._database, container.session_id, container.generation)
+        await unwanted.destroyed(self._database, container.session_id, container.generation)
         return True
 
     async def shot(self) -> int:
         """One pass over what nobody wants; how many were destroyed. Raises StorageUnavailable."""
-        found = await surveying.unwanted(self._database, PASS_LIMIT)
+        found = await unwanted.find(self._database, PASS_LIMIT)
         return sum([await self.discard(container) for container in found])

@@ -19,7 +19,7 @@ from session_service.domain.states import State, Transition
 from session_service.domain.survey import Verdict
 from session_service.errors import RoostError
 from session_service.lifecycle import outcomes
-from session_service.storage import sessions, transitions
+from session_service.storage import commits, sessions, transitions
 from session_service.storage.assignments import NOW, Now
 from session_service.storage.transitions import Change
 
@@ -118,7 +118,7 @@ class Follower:
             details={"cause": Cause.WOKEN, "because": f"its container runs, and {told}"},
         )
         task: asyncio.Task[None] | None = await self._work.commit(
-            transitions.begin(self._database, change, None)
+            commits.begin(self._database, change, None)
         )
         if task is not None:
             self._told(record, verdict)

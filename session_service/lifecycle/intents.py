@@ -14,7 +14,8 @@ from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import ContainerState, EndReason, Mode, PauseDepth
 from session_service.domain.states import State, Transition, check_move
 from session_service.storage.assignments import NOW
-from session_service.storage.transitions import Change, Opening, Terms
+from session_service.storage.commits import Opening
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from session_service.domain.ladder import Boot, Evidence
     from session_service.domain.session import Key, Record, Session
     from session_service.domain.wish import Wish
+    from session_service.storage.leases import Terms
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from session_service.domain.keeping import Action, Habits, Step
 from session_service.errors import RoostError
 from session_service.lifecycle import own_steps
 from session_service.lifecycle.replacing import given_back
-from session_service.storage import due, transitions
+from session_service.storage import commits, due, transitions
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -156,7 +156,7 @@ class Keeper:
                 await self._forget(record, step)
             case Action.RECOVER:
                 change, decision = own_steps.recovery(record, step, self._work.terms)
-                await self._carry(transitions.begin(self._database, change, decision))
+                await self._carry(commits.begin(self._database, change, decision))
             case Action.PAUSE | Action.DEEPEN | Action.EXPIRE | Action.PURGE:
                 await self._change(own_steps.intent(record, step, self._work.terms))
             case Action.DISCARD:
@@ -175,7 +175,7 @@ class Keeper:
         return await self._activities.active(container, record.session.spec)
 
     async def _change(self, change: Change, *others: Change) -> None:
-        await self._carry(transitions.begin(self._database, change, None, *others))
+        await self._carry(commits.begin(self._database, change, None, *others))
 
     async def _carry(self, intent: Coroutine[Any, Any, Session | None]) -> None:
         """Commit the intent and see it through. Any: what coroutines send and receive, unused."""

@@ -17,12 +17,13 @@ from session_service.domain.wish import Wish
 from session_service.lifecycle import intents
 from session_service.storage.assignments import NOW, Now
 from session_service.storage.decisions import NewDecision
-from session_service.storage.transitions import Change, Terms
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
     from session_service.domain.keeping import Habits, Step
     from session_service.domain.policy import Policy
     from session_service.domain.session import Record, Session
+    from session_service.storage.leases import Terms
 
 #: The method that decisions of the keeper name.
 METHOD = "Keeper"

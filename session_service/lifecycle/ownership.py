@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from session_service.errors import ProviderUnavailable, StorageUnavailable
 from session_service.lifecycle.outcomes import refused
-from session_service.storage import transitions
+from session_service.storage import leases, transitions
 from session_service.storage.assignments import NOW
-from session_service.storage.transitions import Change, Terms
+from session_service.storage.leases import Terms
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -205,7 +206,7 @@ class Ownership:
         hangs as long as to answer it, and meanwhile somebody else may own the transition.
         """
         renewing = asyncio.ensure_future(
-            transitions.renew(self._database, held.session_id, held.epoch, lease)
+            leases.renew(self._database, held.session_id, held.epoch, lease)
         )
         self._renewing.add(renewing)
         renewing.add_done_callback(self._answered)

@@ -19,11 +19,12 @@ from session_service.lifecycle.explaining import refused
 from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
 from session_service.lifecycle.replacing import given_back
-from session_service.storage import decisions, sessions, transitions
+from session_service.storage import commits, decisions, sessions
 from session_service.storage.assignments import NOW
+from session_service.storage.commits import LiveKeyTaken
 from session_service.storage.decisions import NewDecision
 from session_service.storage.quotas import Quota, QuotaReached
-from session_service.storage.transitions import Change, LiveKeyTaken
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -245,7 +246,7 @@ class Rests:
         )
         # What never stood may have been to replace another.
         others = await given_back(self._database, session) if record.abandoned else []
-        intent = transitions.begin(self._database, change, decision, *others)
+        intent = commits.begin(self._database, change, decision, *others)
         return await self._carried(intent, decision)
 
     async def _carried(
@@ -285,7 +286,7 @@ class Rests:
             decision_id=session.decision_id,
         )
         others = await given_back(self._database, session)
-        intent = transitions.begin(self._database, change, decision, *others)
+        intent = commits.begin(self._database, change, decision, *others)
         return await self._carried(intent, decision)
 
     async def _undelete(self, named: Named, record: Record) -> Answer | None:
@@ -308,7 +309,7 @@ class Rests:
         most = self._live_quota
         held = Quota(session.tenant, most) if most else None
         try:
-            begun = await transitions.begin(self._database, change, decision, quota=held)
+            begun = await commits.begin(self._database, change, decision, quota=held)
         except QuotaReached:
             raise quota.exceeded(most) from None
         except LiveKeyTaken:

@@ -34,7 +34,7 @@ from session_service.lifecycle.intents import Defaults, Start
 from session_service.lifecycle.joining import Answer, raise_recorded
 from session_service.lifecycle.reading import check_etag, require
 from session_service.lifecycle.replacing import given_back
-from session_service.storage import decisions, sessions, transitions
+from session_service.storage import commits, decisions, sessions, transitions
 from session_service.storage.decisions import NewDecision
 from session_service.storage.quotas import Quota, QuotaReached
 from session_service.storage.sessions import Gate
@@ -263,7 +263,7 @@ class Starts:
         # In place of a live one it makes none more, also for who has too many already.
         most = self._defaults.live_quota if replaced is None else 0
         held = Quota(start.key.tenant, most) if most else None
-        intent = transitions.open_session(
+        intent = commits.open_session(
             self._database, opening, decision, waits, held, case.also(decision.decision_id)
         )
         try:
@@ -281,7 +281,7 @@ class Starts:
         change = intents.climbing(
             record.session, wish, case.evidence, decision.decision_id, self._work.terms, case.policy
         )
-        intent = transitions.begin(
+        intent = commits.begin(
             self._database, change, decision, also=case.also(decision.decision_id)
         )
         return await self._carried(intent, decision)
@@ -347,7 +347,7 @@ class Starts:
             return None
         decision = decided(start, plan, record)
         change = intents.adopted(session, start.wish, decision.decision_id, self._work.terms)
-        intent = transitions.begin(
+        intent = commits.begin(
             self._database, change, decision, also=case.also(decision.decision_id)
         )
         return await self._carried(intent, decision)
@@ -375,7 +375,7 @@ class Starts:
         """
         change = intents.discarded(record.session, self._work.terms)
         others = await given_back(self._database, record.session)
-        await self._work.commit(transitions.begin(self._database, change, None, *others))
+        await self._work.commit(commits.begin(self._database, change, None, *others))
 
     async def _refuse(self, case: Case, plan: ladder.Refuse) -> Answer | None:
         decision = decided(case.start, plan, case.record, case.evidence)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from session_service import points
 from session_service.domain.states import Transition
-from session_service.storage import sessions, transitions
+from session_service.storage import leases, sessions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -42,7 +42,7 @@ class Work:
         climber.lander.on_begun = self.begin
 
     @property
-    def terms(self) -> transitions.Terms:
+    def terms(self) -> leases.Terms:
         """What an intent of this replica says of its owner."""
         return self._ownership.terms
 
@@ -83,7 +83,7 @@ class Work:
 
     async def _claim(self, record: Record) -> asyncio.Task[None] | None:
         began = monotonic()
-        session = await transitions.claim(
+        session = await leases.claim(
             self._database, record.session.session_id, record.session.epoch, self.terms
         )
         if session is None:

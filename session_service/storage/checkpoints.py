@@ -17,6 +17,7 @@ from session_service.domain.checkpoint import CheckpointState
 from session_service.storage import decisions as decision_rows
 from session_service.storage.checkpoint_rows import checkpoint_columns, make_checkpoint
 from session_service.storage.database import compiled, one
+from session_service.storage.notifications import notice
 from session_service.storage.rows import scalar
 from session_service.storage.tables import (
     REQUEST,
@@ -27,7 +28,6 @@ from session_service.storage.tables import (
     decisions,
     sessions,
 )
-from session_service.storage.transitions import CHANNEL
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -196,10 +196,6 @@ class Proved:
     sha256: bytes | None
 
 
-def _notice(source: sa.CTE) -> sa.ColumnElement[Any]:
-    return sa.func.pg_notify(CHANNEL, sa.cast(source.c.session_id, sa.Text))
-
-
 _DONE = (
     sa.update(checkpoints)
     .where(checkpoints.c.checkpoint_id == _ID, checkpoints.c.state == sa.text("'WRITING'"))
@@ -239,7 +235,7 @@ _ANSWERED = (
     .cte("answered")
 )
 _READY = compiled(
-    sa.select(*checkpoint_columns(_DONE), _notice(_DONE)).add_cte(_HEADED, _ANSWERED),
+    sa.select(*checkpoint_columns(_DONE), notice(_DONE.c.session_id)).add_cte(_HEADED, _ANSWERED),
     make_checkpoint,
 )
 
@@ -276,7 +272,7 @@ _LOST = (
     .returning(*checkpoint_columns())
     .cte("lost")
 )
-_FAIL = compiled(sa.select(*checkpoint_columns(_LOST), _notice(_LOST)), make_checkpoint)
+_FAIL = compiled(sa.select(*checkpoint_columns(_LOST), notice(_LOST.c.session_id)), make_checkpoint)
 _SUPERSEDED = (
     sa.update(checkpoints)
     .where(
@@ -290,7 +286,7 @@ _SUPERSEDED = (
     .cte("superseded")
 )
 _SUPERSEDE = compiled(
-    sa.select(*checkpoint_columns(_SUPERSEDED), _notice(_SUPERSEDED)), make_checkpoint
+    sa.select(*checkpoint_columns(_SUPERSEDED), notice(_SUPERSEDED.c.session_id)), make_checkpoint
 )
 _LAPSED = (
     sa.update(checkpoints)
@@ -304,7 +300,9 @@ _LAPSED = (
     .returning(*checkpoint_columns())
     .cte("lapsed")
 )
-_LAPSE = compiled(sa.select(*checkpoint_columns(_LAPSED), _notice(_LAPSED)), make_checkpoint)
+_LAPSE = compiled(
+    sa.select(*checkpoint_columns(_LAPSED), notice(_LAPSED.c.session_id)), make_checkpoint
+)
 _ANSWER = compiled(
     sa.update(decisions)
     .where(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from session_service.storage.database import compiled
+from session_service.storage.notifications import notice
 from session_service.storage.rows import make_record, scalar, session_columns
 from session_service.storage.sessions import record_query
 from session_service.storage.tables import containers, sessions
-from session_service.storage.transitions import CHANNEL
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -67,7 +67,7 @@ _FORGOTTEN = (
 )
 # Whoever watches it hears that there is nothing more to come.
 _FORGET = compiled(
-    sa.select(sa.func.pg_notify(CHANNEL, sa.cast(_FORGOTTEN.c.session_id, sa.Text))),
+    sa.select(notice(_FORGOTTEN.c.session_id)),
     lambda row: True,
 )
 _BACKLOG = compiled(

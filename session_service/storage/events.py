@@ -1,7 +1,11 @@
-"""What happened to sessions: the append-only table that WatchSession reads."""
+"""What happened to sessions: the append-only table that WatchSession reads.
+
+An event is appended by the statement that makes the change.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +18,7 @@ from session_service.storage.rows import scalar
 from session_service.storage.tables import session_events as events
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
     from uuid import UUID
 
@@ -37,6 +41,26 @@ class Event:
 def _make(row: Sequence[object]) -> Event:
     sequence, word, state, generation, details, time = row
     return Event(sequence, word, State(state), generation, details, time)  # type: ignore[arg-type]  # columns have their types
+
+
+def event_insert(changed: sa.CTE) -> sa.CTE:
+    """Append the event of a change, under the lock that the change holds on the session's row."""
+    word = sa.func.coalesce(sa.bindparam("e_type", type_=sa.Text), changed.c.state)
+    values = {
+        "session_id": changed.c.session_id,
+        "sequence": changed.c.event_sequence,
+        "type": word,
+        "state": changed.c.state,
+        "generation": changed.c.generation,
+        "details": sa.bindparam("e_details", type_=events.c.details.type),
+    }
+    source = sa.select(*values.values()).select_from(changed)
+    return sa.insert(events).from_select(list(values), source).cte("event")
+
+
+def event_parameters(word: str | None, details: Mapping[str, str]) -> dict[str, object]:
+    """The values of `event_insert`'s binds."""
+    return {"e_type": word, "e_details": json.dumps(dict(details))}
 
 
 _AFTER = compiled(

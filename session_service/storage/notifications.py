@@ -12,18 +12,25 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
+import sqlalchemy as sa
 
 from session_service import loops
 from session_service.storage import connections
-from session_service.storage.transitions import CHANNEL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from uuid import UUID
 
 _log = logging.getLogger(__name__)
+#: Who waits for a session listens here; the payload is its id.
+CHANNEL = "roost_session"
 #: Between tries to connect again, in s.
 RECONNECT = 1.0
+
+
+def notice(session_id: sa.ColumnElement[UUID]) -> sa.ColumnElement[None]:
+    """Tell all who wait for this session; for the columns of the statement that changes it."""
+    return sa.func.pg_notify(CHANNEL, sa.cast(session_id, sa.Text))
 
 
 class Notices:

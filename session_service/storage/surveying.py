@@ -12,7 +12,7 @@ from session_service.domain.session import PauseDepth
 from session_service.domain.states import State
 from session_service.domain.survey import Labelled, Tracked
 from session_service.storage.database import compiled
-from session_service.storage.rows import container_columns, make_container, scalar
+from session_service.storage.rows import scalar
 from session_service.storage.tables import containers, orphans, sessions, sweeps
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from uuid import UUID
 
-    from session_service.domain.session import Container
     from session_service.storage.database import Database
 
 #: Rows read at once.
@@ -177,14 +176,6 @@ _CLEAR = compiled(
     .returning(orphans.c.container_id),
     scalar(str),
 )
-_UNWANTED = compiled(
-    sa.select(*container_columns())
-    .where(sa.not_(containers.c.wanted), containers.c.destroy_time.is_(None))
-    # So that those that cannot be destroyed for now are not all that is ever tried.
-    .order_by(sa.func.random())
-    .limit(sa.bindparam("most", type_=sa.BigInteger)),
-    make_container,
-)
 
 
 async def apps(database: Database) -> list[str]:
@@ -244,8 +235,3 @@ async def count_orphans(
     counts = await database.fetch_all(_COUNT, {**params, "containers": list(found)})
     await database.fetch_all(_CLEAR, params)
     return dict(counts)
-
-
-async def unwanted(database: Database, most: int) -> list[Container]:
-    """Containers that nobody wants and that are not known to be gone."""
-    return await database.fetch_all(_UNWANTED, {"most": most})

@@ -16,9 +16,9 @@ from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits
 from session_service.domain.session import Session
 from session_service.lifecycle import own_steps
+from session_service.storage import commits
 from session_service.storage import due as queue
 from session_service.storage import sessions as rows
-from session_service.storage import transitions
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.ageing import (
@@ -186,7 +186,7 @@ async def _begin_idle_pause(roost: World, session: pb.Session) -> Session | None
     assert step.action is Action.PAUSE
     assert step.due(record.now)
     change = own_steps.intent(record, step, roost.one.running.work.terms)
-    return await transitions.begin(roost.one.running.database, change, None)
+    return await commits.begin(roost.one.running.database, change, None)
 
 
 async def _waiters(roost: World) -> int:

@@ -22,7 +22,7 @@ from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
 from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits
 from session_service.lifecycle import own_steps
-from session_service.storage import sessions, transitions
+from session_service.storage import commits, sessions, transitions
 from session_service.storage.transitions import Change
 from tests.container.harness import config_for, failing
 from tests.eventually import eventually
@@ -324,7 +324,7 @@ async def test_activity_after_the_idle_decision_and_before_its_commit_wins(roost
     assert step.due(record.now)
     await touch(roost, session)
     change = own_steps.intent(record, step, work.terms)
-    assert await transitions.begin(database, change, None) is None
+    assert await commits.begin(database, change, None) is None
     assert (await roost.one.get(session.session_id)).state == ACTIVE
     assert await roost.committed("suspend") == 0
 

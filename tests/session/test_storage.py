@@ -18,13 +18,15 @@ from session_service.domain.session import Key
 from session_service.domain.states import State, Transition
 from session_service.errors import StorageUnavailable
 from session_service.lifecycle.intents import new_container
-from session_service.storage import decisions, installation, sessions, transitions
+from session_service.storage import commits, decisions, installation, leases, sessions, transitions
 from session_service.storage.assignments import NOW
+from session_service.storage.commits import Opening
 from session_service.storage.database import Database
 from session_service.storage.decisions import NewDecision
+from session_service.storage.leases import Terms
 from session_service.storage.migrate import engine_url, upgrade
 from session_service.storage.tables import metadata
-from session_service.storage.transitions import Change, Opening, Terms
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -59,7 +61,7 @@ async def opened(database: Database, made: NewDecision | None = None) -> Session
         "predecessor_id": None, "spec": "{}", "fingerprint": "f", "policy": "{}",
     }  # fmt: skip
     opening = Opening(columns, TERMS, new_container(session_id, 1, "app"))
-    return await transitions.open_session(database, opening, made)
+    return await commits.open_session(database, opening, made)
 
 
 def test_the_migrations_make_what_the_tables_say(database_url: str) -> None:
@@ -121,18 +123,16 @@ async def test_only_a_lapsed_transition_can_be_claimed_and_only_once(database: D
     """By the database's time; the old owner's epoch is void from then on."""
     session = await opened(database)
     assert session is not None
-    claim = transitions.claim(database, session.session_id, session.epoch, TERMS)
+    claim = leases.claim(database, session.session_id, session.epoch, TERMS)
     assert await claim is None, "its owner is in time"
     lapse = Change(session.session_id, session.epoch, {"lease_until": NOW}, advance=False)
     assert await transitions.write(database, lapse)
-    claims = [
-        transitions.claim(database, session.session_id, session.epoch, TERMS) for _ in range(5)
-    ]
+    claims = [leases.claim(database, session.session_id, session.epoch, TERMS) for _ in range(5)]
     won = [claimed for claimed in await asyncio.gather(*claims) if claimed]
     assert [claimed.epoch for claimed in won] == [session.epoch + 1]
     lease = timedelta(seconds=5)
-    assert not await transitions.renew(database, session.session_id, session.epoch, lease)
-    assert await transitions.renew(database, session.session_id, won[0].epoch, lease)
+    assert not await leases.renew(database, session.session_id, session.epoch, lease)
+    assert await leases.renew(database, session.session_id, won[0].epoch, lease)
 
 
 async def test_a_state_on_its_way_needs_somebody_who_brings_it_there(database: Database) -> None:

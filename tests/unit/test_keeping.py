@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
@@ -28,7 +29,10 @@ from session_service.domain.session import (
 from session_service.domain.states import LEGAL, State, Transition
 from session_service.lifecycle import outcomes, own_steps
 from session_service.storage.assignments import Now
-from session_service.storage.transitions import Change, Terms
+from session_service.storage.leases import Terms
+
+if TYPE_CHECKING:
+    from session_service.storage.transitions import Change
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 ID = UUID(int=7)
