@@ -260,6 +260,10 @@ class Session:
     untold_continuity: Continuity | None = None
     """The most that may be claimed while `loss_untold`, where that is less than what lost memory
     leaves: its container is another one."""
+    checkpoint_time: datetime | None = None
+    """When a checkpoint that its state descends from was last READY."""
+    checkpoint_try_time: datetime | None = None
+    """When one was last begun on its schedule."""
 
     @property
     def key(self) -> Key:

@@ -222,7 +222,7 @@ _HEADED = (
         | sessions.c.checkpoint_id.is_not_distinct_from(_DONE.c.parent_id),
         sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
     )
-    .values(checkpoint_id=_DONE.c.checkpoint_id)
+    .values(checkpoint_id=_DONE.c.checkpoint_id, checkpoint_time=sa.func.now())
     .cte("headed")
 )
 _ANSWERED = (

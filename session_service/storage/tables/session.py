@@ -53,6 +53,8 @@ sessions = sa.Table(
     sa.Column("event_sequence", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("checkpoint_id", UUID),
     sa.Column("untold_continuity", sa.SmallInteger),
+    sa.Column("checkpoint_time", TIME),
+    sa.Column("checkpoint_try_time", TIME),
     sa.CheckConstraint(
         "state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED', 'ENDING', 'ENDED')", name="state"
     ),
