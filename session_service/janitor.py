@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.storage import agent_expiry, ages, choices, decisions, ends, events
+from session_service.storage import agent_expiry, ages, choices, decisions, ends, events, offers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +56,7 @@ async def tidy(database: Database, events_kept: timedelta, decisions_kept: timed
         await _batches(lambda: events.trim(database, events_kept, BATCH)),
         await _batches(lambda: decisions.trim(database, decisions_kept, BATCH)),
         await _batches(lambda: choices.trim(database, decisions_kept, BATCH)),
-        await _batches(lambda: choices.trim_tokens(database, BATCH)),
+        await _batches(lambda: offers.trim(database, BATCH)),
         await _batches(lambda: ends.trim(database, decisions_kept, BATCH)),
     )
     if tidied != Tidied(0, 0, 0, 0, 0):

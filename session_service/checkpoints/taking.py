@@ -16,7 +16,7 @@ from session_service.lifecycle import outcomes
 from session_service.lifecycle.evidence import address
 from session_service.lifecycle.joining import POLL, raise_recorded
 from session_service.lifecycle.reading import require
-from session_service.storage import checkpoint_lists, checkpoints, decisions, sessions
+from session_service.storage import checkpoint_lists, checkpoint_outcomes, decisions, sessions
 from session_service.storage.checkpoints import AlreadyWriting
 from session_service.storage.decisions import NewDecision
 from session_service.vault.vault import required_kind, usable
@@ -130,7 +130,7 @@ class Taking:
         """Until another checkpoint of the session may be over; one whose owner is gone is."""
         session_id = record.session.session_id
         with self._notices.watch(session_id) as notice:
-            for left in await checkpoints.lapse(self._database, session_id):
+            for left in await checkpoint_outcomes.lapse(self._database, session_id):
                 await self._vault.retention.clean(left)
                 return
             try:
@@ -173,7 +173,7 @@ class Taking:
         if begun.decision_id is None:
             return
         try:
-            await checkpoints.answer(
+            await checkpoint_outcomes.answer(
                 self._database,
                 begun.decision_id,
                 outcomes.dump(error),
@@ -213,14 +213,14 @@ class Taking:
     async def _unfinished(self, decision: Decision) -> None:
         """Wait for whoever is at work; where that one is gone its request id is free again."""
         begun = await checkpoint_lists.of_decision(self._database, decision.decision_id)
-        if begun is None or checkpoints.is_over(begun):
+        if begun is None or checkpoint_outcomes.is_over(begun):
             gone = errors.ProviderUnavailable("whoever was saving it is gone; try again")
-            await checkpoints.answer(
+            await checkpoint_outcomes.answer(
                 self._database, decision.decision_id, outcomes.dump(gone), free=True
             )
             return
         with self._notices.watch(begun.session_id) as notice:
-            await checkpoints.lapse(self._database, begun.session_id)
+            await checkpoint_outcomes.lapse(self._database, begun.session_id)
             try:
                 async with asyncio.timeout(POLL):
                     await notice.wait()

@@ -11,8 +11,8 @@ from session_service import errors
 from session_service.domain import choice
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.explaining import altered, decided
-from session_service.storage import checkpoint_lists, choices, sessions
-from session_service.storage.choices import NewToken
+from session_service.storage import checkpoint_lists, choices, offers, sessions, waits
+from session_service.storage.offers import NewToken
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -45,7 +45,7 @@ class Choosing:
     async def candidates(self, record: Record) -> tuple[Candidate, ...]:
         """What could be done about a live session, and how long each is expected to take."""
         saved = await checkpoint_lists.kept(self._database, record.session.key)
-        return choice.candidates(record, await choices.waits(self._database), saved)
+        return choice.candidates(record, await waits.by_outcome(self._database), saved)
 
     async def ask(self, case: Case, plan: ladder.Ask, record: Record) -> errors.ChoiceRequired:
         """Offer what there is to choose from. The error to answer with has the only copy of the
@@ -76,7 +76,7 @@ class Choosing:
             error=outcomes.dump(required),
             finished=True,
         )
-        required.expire_time = await choices.offer(
+        required.expire_time = await offers.offer(
             self._database, start.key, tokens, choice.dump(offered), self._valid, decision
         )
         required.metadata["decision_id"] = str(decision.decision_id)
@@ -91,7 +91,7 @@ class Choosing:
         if not start.token:
             return case.with_preference()
         token_hash = hashed(start.token)
-        offered = await choices.find(self._database, token_hash)
+        offered = await offers.find(self._database, token_hash)
         if offered is None or offered.key != start.key:
             raise errors.ChoiceTokenInvalid(
                 "choice_token: no such token was offered here; start without one"

@@ -13,6 +13,7 @@ from session_service.storage.connections import PATIENT
 from session_service.storage.database import Also, Connection, Database, compiled, one
 from session_service.storage.rows import decision_columns, make_decision, scalar
 from session_service.storage.tables import decisions, sessions
+from session_service.storage.trimming import trimming
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -155,20 +156,9 @@ _REPLAYED = compiled(
     .returning(decisions.c.replay_count),
     scalar(int),
 )
-_OLD = (
-    sa.select(decisions.c.decision_id)
-    .where(decisions.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
-    .limit(sa.bindparam("most", type_=sa.BigInteger))
-    .cte("old")
-)
-_TRIM = compiled(
-    sa.select(sa.func.count()).select_from(
-        sa.delete(decisions)
-        .where(decisions.c.decision_id == _OLD.c.decision_id)
-        .returning(decisions.c.decision_id)
-        .cte("gone")
-    ),
-    scalar(int),
+_TRIM = trimming(
+    decisions.c.decision_id,
+    decisions.c.create_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval),
 )
 
 

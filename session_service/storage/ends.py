@@ -12,9 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from session_service.storage.connections import PATIENT
-from session_service.storage.database import compiled
-from session_service.storage.rows import scalar
 from session_service.storage.tables import session_ends
+from session_service.storage.trimming import trimming
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -49,19 +48,9 @@ def end_removal(revived: sa.CTE) -> sa.CTE:
     )
 
 
-_OLD = (
-    sa.select(session_ends.c.session_id)
-    .where(session_ends.c.end_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval))
-    .limit(sa.bindparam("most", type_=sa.BigInteger))
-)
-_TRIM = compiled(
-    sa.select(sa.func.count()).select_from(
-        sa.delete(session_ends)
-        .where(session_ends.c.session_id.in_(_OLD))
-        .returning(session_ends.c.session_id)
-        .cte("gone")
-    ),
-    scalar(int),
+_TRIM = trimming(
+    session_ends.c.session_id,
+    session_ends.c.end_time < sa.func.now() - sa.bindparam("age", type_=sa.Interval),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from session_service.domain.checkpoint import CheckpointState, Place, beyond
 from session_service.errors import StorageUnavailable
-from session_service.storage import checkpoint_ends, checkpoint_lists, checkpoints, chunks
+from session_service.storage import checkpoint_ends, checkpoint_lists, checkpoint_outcomes, chunks
 
 if TYPE_CHECKING:
     from session_service.domain.checkpoint import Checkpoint
@@ -79,7 +79,7 @@ class Retention:
 
         Raises StorageUnavailable.
         """
-        await checkpoints.lapse(self._database)
+        await checkpoint_outcomes.lapse(self._database)
         for checkpoint_id in await checkpoint_ends.old_failures(
             self._database, FAILURES_KEPT, PASS_LIMIT
         ):

@@ -14,8 +14,8 @@ from session_service import errors
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Place
 from session_service.ports import Address, ContainerAbsent, LeaseHeld, LeaseLost
-from session_service.storage import checkpoint_lists, checkpoints
-from session_service.storage.checkpoints import Proved
+from session_service.storage import checkpoint_lists, checkpoint_outcomes, checkpoints
+from session_service.storage.checkpoint_outcomes import Proved
 from session_service.vault.packing import Damaged, Packer
 from session_service.vault.writing import Superseded, Writer
 
@@ -150,7 +150,7 @@ class Saver:
                 proved = await self._application(checkpoint, where, until)
             else:
                 proved = await self._volume(checkpoint, until)
-            saved = await checkpoints.ready(
+            saved = await checkpoint_outcomes.ready(
                 self._database, checkpoint.checkpoint_id, proved, epoch=epoch, answers=answers
             )
         if saved is None:
@@ -216,7 +216,9 @@ class Saver:
                 extra={"action": "save", "checkpoint_id": str(checkpoint.checkpoint_id)},
             )
         with suppress(errors.RoostError):
-            failed = await checkpoints.fail(self._database, checkpoint.checkpoint_id, reason)
+            failed = await checkpoint_outcomes.fail(
+                self._database, checkpoint.checkpoint_id, reason
+            )
             if failed is not None:
                 await self._retention.clean(failed)
 

@@ -14,7 +14,7 @@ from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Place, kind_for, supports
 from session_service.ports import Volume
-from session_service.storage import checkpoint_lists, checkpoints
+from session_service.storage import checkpoint_lists, checkpoint_outcomes, checkpoints
 from session_service.storage.checkpoints import AlreadyWriting, NewCheckpoint
 from session_service.vault.packing import Damaged
 from session_service.vault.reading import Reader, corrupt, whole_of
@@ -73,7 +73,7 @@ class Vault:
         """
         kind = required_kind(session, kind)
         for _ in range(TRIES):
-            for left in await checkpoints.supersede(
+            for left in await checkpoint_outcomes.supersede(
                 self._database, session.session_id, session.epoch
             ):
                 await self.retention.clean(left)

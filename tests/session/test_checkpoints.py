@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from roost.session.v1 import session_pb2
-from session_service.storage import checkpoints, chunks
-from session_service.storage.checkpoints import Proved
+from session_service.storage import checkpoint_outcomes, checkpoints, chunks
+from session_service.storage.checkpoint_outcomes import Proved
 from tests.container.harness import failing
 from tests.session.harness import request_id, spec
 from tests.session.saving import Checkpoint, client, counting, execute, flip
@@ -253,12 +253,12 @@ async def test_what_failed_is_never_ready_any_more(roost: World) -> None:
         await connection.execute(
             "UPDATE checkpoints SET state = 'WRITING', lease_until = now() + interval '1 minute'"
         )
-    assert await checkpoints.fail(database, checkpoint_id, "SUPERSEDED") is not None
+    assert await checkpoint_outcomes.fail(database, checkpoint_id, "SUPERSEDED") is not None
     late = Proved(2, 10, b"")
-    ready = checkpoints.ready(database, checkpoint_id, late, epoch=1, answers=False)
+    ready = checkpoint_outcomes.ready(database, checkpoint_id, late, epoch=1, answers=False)
     assert await ready is None
     assert not await chunks.put(database, checkpoint_id, 7, b"late")
     assert not await checkpoints.renew(database, checkpoint_id, timedelta(seconds=9))
-    assert await checkpoints.fail(database, checkpoint_id, "AGAIN") is None
+    assert await checkpoint_outcomes.fail(database, checkpoint_id, "AGAIN") is None
     shown = await client(roost.one).get(first.checkpoint_id)
     assert (shown.state, shown.failure) == (Checkpoint.STATE_FAILED, "SUPERSEDED")
