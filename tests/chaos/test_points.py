@@ -29,7 +29,7 @@ from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
 from session_service import points
 from tests.chaos.zygote import Zygote
-from tests.container.harness import APP, TOKEN, config_for, make_app, read_failure
+from tests.container.harness import APP, TOKEN, UNPACED, config_for, make_app, read_failure
 from tests.eventually import eventually
 from tests.session.harness import IMAGE, World, key, replica, request_id, session_config
 
@@ -283,7 +283,8 @@ async def _ground(folder: Path) -> AsyncGenerator[Ground]:
     async with AsyncExitStack() as stack:
         emulator = await stack.enter_async_context(serve_emulator(settings))
         await make_app(emulator)
-        containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
+        unpaced = config_for(emulator, fly_rate_share=UNPACED)
+        containers = await stack.enter_async_context(serve_containers(unpaced))
         yield Ground(
             emulator,
             await stack.enter_async_context(Admin(emulator.api_url)),

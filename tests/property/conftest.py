@@ -12,7 +12,7 @@ from container_service.main import serve as serve_containers
 from local.fly.emulator import serve
 from local.fly.settings import Settings
 from session_service.clients.containers import GrpcContainers
-from tests.container.harness import APP, TOKEN, config_for, make_app
+from tests.container.harness import APP, TOKEN, UNPACED, config_for, make_app
 from tests.property.memory_containers import Cloud, MemoryContainers
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ async def containers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
         )  # fmt: skip
         emulator = await stack.enter_async_context(serve(settings))
         await make_app(emulator)
-        service = await stack.enter_async_context(serve_containers(config_for(emulator)))
+        unpaced = config_for(emulator, fly_rate_share=UNPACED)
+        service = await stack.enter_async_context(serve_containers(unpaced))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(service.target))
         yield GrpcContainers(channel)
 

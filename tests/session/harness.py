@@ -19,7 +19,7 @@ from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
 from session_service.config import Config
 from session_service.main import Running
 from session_service.main import serve as serve_sessions
-from tests.container.harness import APP, TOKEN, config_for
+from tests.container.harness import APP, TOKEN, UNPACED, config_for
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
@@ -257,9 +257,10 @@ async def replica(config: Config) -> AsyncGenerator[Replica]:
 async def world(
     emulator: Emulator, database_url: str, replicas: int = 2, **more: Any
 ) -> AsyncGenerator[World]:
-    """Run container_service and replicas over the emulator."""
+    """Run container_service and replicas over an emulator without rate limits."""
     async with AsyncExitStack() as stack:
-        containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
+        unpaced = config_for(emulator, fly_rate_share=UNPACED)
+        containers = await stack.enter_async_context(serve_containers(unpaced))
         admin = await stack.enter_async_context(Admin(emulator.api_url))
         http = await stack.enter_async_context(
             httpx.AsyncClient(trust_env=False, verify=False, timeout=TIMEOUT)

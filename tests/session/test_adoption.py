@@ -11,7 +11,7 @@ import pytest
 from container_service.main import serve as serve_containers
 from roost.session.v1 import session_pb2 as pb
 from session_service.storage.adoption_staging import LOCK
-from tests.container.harness import APP, config_for
+from tests.container.harness import APP, UNPACED, config_for
 from tests.session.adoption import Row, adopt, contents, fill, fly, machine, rows_of
 from tests.session.harness import request_id
 
@@ -29,7 +29,7 @@ A, B, C, D, E = (f"{letter * 14}" for letter in "abcde")
 @pytest.fixture
 async def target(emulator: Emulator) -> AsyncIterator[str]:
     """Where a container_service of the import's own answers."""
-    async with serve_containers(config_for(emulator)) as running:
+    async with serve_containers(config_for(emulator, fly_rate_share=UNPACED)) as running:
         yield running.target
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from container_service.fly import pacing
 from roost.session.v1 import session_pb2 as pb
 from session_service.domain import keeping
 from session_service.domain.keeping import Action, Habits
@@ -47,16 +46,8 @@ ACTIVE, PAUSED = pb.Session.STATE_ACTIVE, pb.Session.STATE_PAUSED
 
 
 @pytest.fixture
-async def roost(
-    emulator: Emulator, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    """Two replicas whose sessions have ten minutes, and a minute from the warning on.
-
-    Unpaced: at Fly's own create a second the thirty sessions of one test take half a minute.
-    """
-    rate = pacing.Rate(per_second=1000, burst=1000)
-    monkeypatch.setattr(pacing, "DEFAULT_RATE", rate)
-    monkeypatch.setattr(pacing, "GET_RATE", rate)
+async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas whose sessions have ten minutes, and a minute from the warning on."""
     async with world(emulator, database_url, idle_timeout=IDLE, idle_warning=WARNING) as running:
         yield running
 

@@ -25,7 +25,7 @@ from local.fly.emulator import serve
 from local.fly.settings import Settings
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from tests.container.harness import TOKEN, config_for, failing, make_app, read_failure
+from tests.container.harness import TOKEN, UNPACED, config_for, failing, make_app, read_failure
 from tests.eventually import eventually
 from tests.session.harness import Replica, key, replica, request_id, session_config, world
 from tests.session.test_hard_cases import SILENT, rows
@@ -140,7 +140,7 @@ async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[
         emulator = await stack.enter_async_context(serve(settings))
         await make_app(emulator)
         admin = await stack.enter_async_context(Admin(emulator.api_url))
-        hasty = config_for(emulator, fly_rate_share=1000.0)
+        hasty = config_for(emulator, fly_rate_share=UNPACED)
         unpaced = await stack.enter_async_context(serve_containers(hasty))
         containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
         values: dict[str, Any] = {
