@@ -44,6 +44,14 @@ class Reason(StrEnum):
     SCHEDULE = "SCHEDULE"
     ROLLBACK = "ROLLBACK"
     """Before an older one was restored: restoring this one undoes that."""
+    RECREATE = "RECREATE"
+    """Before its container was made anew of another spec."""
+    UNSPECIFIED = "UNSPECIFIED"
+    """A later version's word, which this one does not know."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Reason:
+        return cls.UNSPECIFIED
 
 
 class Place(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from session_service.domain import spec as specs
@@ -28,15 +29,26 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ..
     return tuple(name for name in PARTS if (one.get(name) or None) != (other.get(name) or None))
 
 
+class Carrier(StrEnum):
+    """What brings a container's files, or its application's state, into one of another spec."""
+
+    VOLUME = "VOLUME"
+    """The volume that both mount."""
+    CHECKPOINT = "CHECKPOINT"
+    """A checkpoint of what the application hands out by the state hook that both declare."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A start asks for another spec than the container was created from."""
 
     parts: tuple[str, ...]
     """Which parts differ; never how."""
-    keeps_files: bool = False
-    """Whether a new container of the wanted spec would have the old one's files: those on a volume
-    that both mount, since the root file system goes with its container."""
+    same_volume: bool = False
+    """Whether both mount the same: the root file system goes with its container, a volume stays."""
+    same_hook: bool = False
+    """Whether both declare the same state hook. Who declares it of both says so that the one takes
+    what the other hands out: to Roost it is bytes."""
 
 
 def change(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Change | None:
@@ -44,5 +56,9 @@ def change(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> Change | Non
     parts = differing(before, wanted)
     if not parts:
         return None
-    mounts = before.get("mounts")
-    return Change(parts, bool(mounts) and mounts == wanted.get("mounts"))
+    return Change(parts, _same("mounts", before, wanted), _same("state_hook", before, wanted))
+
+
+def _same(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both have it, and the same."""
+    return bool(one.get(name)) and one.get(name) == other.get(name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.session import (
     Container,
     ContainerState,
@@ -105,8 +106,9 @@ class Climb(Plan):
     """Bring the session back by these rungs, each only if those before it are proved lost."""
 
     rungs: tuple[Rung, ...] = ()
-    recreate: bool = False
-    """Whether its container is destroyed first, and made anew of the wanted spec."""
+    recreate: Carrier | None = None
+    """Where its container is destroyed first, and made anew of the wanted spec: what brings over
+    what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +213,15 @@ def decide(
         return Ask("CHOICE", "a session stands at this key, and the policy is to ask the user")
     if wish.checkpoint_id is not None and record.session.state in (State.ACTIVE, State.PAUSED):
         return Climb("ROLLBACK", "an older state was asked for by its checkpoint", (Rung.RESTORE,))
-    if change is not None and (plan := _changed(wish, policy, record, change)) is not None:
-        return plan
+    saved = restorable(checkpoints)
+    if change is not None:
+        plan = _changed(wish, policy, record, change, saved=saved)
+        if plan is not None:
+            return plan
     match record.session.state:
         case State.ACTIVE:
-            return _active(wish, policy, record, evidence, freshness, restorable(checkpoints))
+            return _active(wish, policy, record, evidence, freshness, saved)
         case State.PAUSED:
-            saved = restorable(checkpoints)
             return _climb(wish, policy, record.session, record.container, saved=saved)
         case State.STARTING | State.PAUSING | State.ENDING | State.ENDED:
             return Refuse("NOT_STARTABLE", f"the session is {record.session.state}")
@@ -232,7 +236,7 @@ def _replace(wish: Wish) -> Replace:
 
 
 def _changed(
-    wish: Wish, policy: policies.Policy, record: Record, change: Change
+    wish: Wish, policy: policies.Policy, record: Record, change: Change, *, saved: bool
 ) -> Climb | Refuse | None:
     """What the policy says of another spec than the container was created from; None: go on."""
     names = ", ".join(change.parts)
@@ -240,21 +244,46 @@ def _changed(
     match policy.on_fingerprint_change:
         case policies.OnFingerprintChange.ALLOW:
             return None
-        case policies.OnFingerprintChange.RECREATE_KEEPING_FILES if change.keeps_files:
-            wanted = least(wish, policy)
-            if wanted is not None and wanted > Continuity.FILESYSTEM:
-                told = f"{because}; made anew it would keep its volume's files, and no more"
-                return Refuse("FINGERPRINT_CHANGED", told, Refusal.CONTINUITY_UNAVAILABLE)
-            return Climb("FINGERPRINT_CHANGED", because, (Rung.CREATE,), recreate=True)
         case policies.OnFingerprintChange.RECREATE_KEEPING_FILES:
+            by = _carrier(record, change, saved=saved)
+            if by is not None:
+                return _recreate(wish, policy, record, by, because, saved=saved)
             because += (
-                ". Its files are on no volume that both mount, and would go with the container"
+                ". Its files are on no volume that both mount, and both declare no state hook, or "
+                "not the same, to hand its state over by: all would go with the container"
             )
         case policies.OnFingerprintChange.REFUSE:
             pass
         case other:
             assert_never(other)
     return Refuse("FINGERPRINT_CHANGED", because, Refusal.FINGERPRINT_CHANGED, change.parts)
+
+
+def _carrier(record: Record, change: Change, *, saved: bool) -> Carrier | None:
+    """What would bring over what the session has: files on a volume are more than a checkpoint, but
+    where the container is gone the checkpoint is what it rests on.
+    """
+    rests_on_it = saved and not _stood(record.container)
+    if change.same_hook and (rests_on_it or not change.same_volume):
+        return Carrier.CHECKPOINT
+    return Carrier.VOLUME if change.same_volume else None
+
+
+def _recreate(
+    wish: Wish, policy: policies.Policy, record: Record, by: Carrier, because: str, *, saved: bool
+) -> Climb | Refuse:
+    """Make the container anew, unless that would keep less than is asked for."""
+    rungs: tuple[Rung, ...] = (Rung.CREATE,)
+    most, kept = Continuity.FILESYSTEM, "its volume's files"
+    if by is Carrier.CHECKPOINT:
+        # A container that is there has its state saved first.
+        rungs = (Rung.RESTORE,) if _stood(record.container) else _anew(saved=saved)
+        most, kept = BEST_OF[rungs[0]], "what is saved of it"
+    wanted = least(wish, policy)
+    if wanted is not None and wanted > most:
+        told = f"{because}; made anew it would keep {kept}, and no more"
+        return Refuse("FINGERPRINT_CHANGED", told, Refusal.CONTINUITY_UNAVAILABLE)
+    return Climb("FINGERPRINT_CHANGED", because, rungs, recreate=by)
 
 
 def _in_flight(
@@ -273,7 +302,7 @@ def _in_flight(
     equal = leader.mode is Mode.FRESH and leader.spec_hash == wish.spec_hash
     if mode is Mode.FRESH and not equal:
         return TakeTurn("FRESH_AFTER_START", "a start of another kind is in flight")
-    if change is not None and _changed(wish, policy, record, change) is not None:
+    if change is not None and _changed(wish, policy, record, change, saved=False) is not None:
         return TakeTurn("OTHER_SPEC", "a start is in flight of another spec than is wanted")
     return Join("START_IN_FLIGHT", "a start of this key is in flight")
 
@@ -393,13 +422,18 @@ def rungs_for(
     """
     if saved is None:
         saved = session.checkpoint_id is not None
-    new = (Rung.RESTORE, Rung.CREATE) if saved else (Rung.CREATE,)
+    new = _anew(saved=saved)
     if not _stood(container):
         return new
     stopped = session.pause_depth is PauseDepth.STOPPED
     if seen is not None:
         stopped = seen is not ContainerState.SUSPENDED
     return (Rung.RESTART if stopped else Rung.RESUME, *new)
+
+
+def _anew(*, saved: bool) -> tuple[Rung, ...]:
+    """The rungs that make a new container."""
+    return (Rung.RESTORE, Rung.CREATE) if saved else (Rung.CREATE,)
 
 
 def expected_continuity(session: Session, container: Container | None) -> Continuity:

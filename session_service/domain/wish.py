@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.session import Continuity, Mode
 
 
@@ -19,6 +21,8 @@ class Recreate:
     """What the next one is made of, as JSON."""
     source: str
     """Where that came from (`domain.effective.Source`)."""
+    by: Carrier = Carrier.VOLUME
+    """What brings over what is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,14 @@ class Wish:
 def dump(wish: Wish) -> str:
     """Its form in the row."""
     form: list[object] = [wish.mode, wish.spec_hash, wish.min_continuity]
-    anew = wish.recreate
-    if anew is not None or wish.checkpoint_id is not None:
-        form.append(None if anew is None else [anew.generation, anew.spec, anew.source])
+    if (anew := wish.recreate) is not None:
+        # Beside the hash, which earlier versions do nothing with but compare: taking over from us,
+        # they read a start of another spec, destroy nothing, and say that the spec is the old one.
+        form[1] = [wish.spec_hash, [anew.generation, anew.spec, anew.source, anew.by]]
     if wish.checkpoint_id is not None:
-        # Storage looks for it by its place.
-        form += [str(wish.checkpoint_id), None if wish.saved_id is None else str(wish.saved_id)]
+        # Storage looks for it by its place. The one before it was an earlier version's `recreate`.
+        saved_id = None if wish.saved_id is None else str(wish.saved_id)
+        form += [None, str(wish.checkpoint_id), saved_id]
     return json.dumps(form)
 
 
@@ -59,11 +65,18 @@ def load(raw: str | None) -> Wish:
         return Wish()
     mode, spec_hash, least, *more = json.loads(raw)
     anew, checkpoint_id, saved_id = [*more, None, None, None][:3]
+    if isinstance(spec_hash, list):
+        spec_hash, anew = spec_hash
     return Wish(
         Mode(mode),
         spec_hash,
         None if least is None else Continuity(least),
-        None if anew is None else Recreate(*anew),
+        None if anew is None else _recreate(*anew),
         None if checkpoint_id is None else UUID(checkpoint_id),
         None if saved_id is None else UUID(saved_id),
     )
+
+
+def _recreate(generation: int, spec: str, source: str, *by: Any) -> Recreate:
+    """Any: JSON; an earlier version knew volumes only, and said nothing."""
+    return Recreate(generation, spec, source, *map(Carrier, by))

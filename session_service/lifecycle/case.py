@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from session_service.domain import choice, effective, fingerprint, ladder
 from session_service.domain import spec as specs
+from session_service.domain import wish as wishes
 from session_service.domain.choice import CHOSEN, REMEMBERED
 from session_service.domain.effective import NOTHING, Source
 from session_service.domain.policy import Persistence
@@ -70,7 +71,13 @@ class Case:
             return None
         session = self.record.session
         wanted = self.wanted(session)
-        if wanted is None or fingerprint.fingerprint(wanted) == session.fingerprint:
+        if wanted is None:
+            return None
+        anew = wishes.load(session.wish).recreate
+        if anew is not None:
+            # It is just being made anew, and will be what that says.
+            return fingerprint.change(specs.load(anew.spec), wanted)
+        if fingerprint.fingerprint(wanted) == session.fingerprint:
             return None
         return fingerprint.change(specs.load(session.spec), wanted)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.session import (
     Attempt,
     AttemptResult,
@@ -82,6 +83,11 @@ class Climb:
         return self.container.start_time is not None
 
     @property
+    def stays(self) -> bool:
+        """Whether its container is one that the user has something in, and that is to stay."""
+        return self.stood and self.container.wanted
+
+    @property
     def unborn(self) -> bool:
         """Whether its container was created by an owner that is gone, and never stood."""
         container = self.container
@@ -91,9 +97,28 @@ class Climb:
     @property
     def rolls_back(self) -> bool:
         """Whether there is a container whose state is to give way to an older one."""
+        return self.wish.checkpoint_id is not None and self._stands
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether there is a container whose state is still to be saved, for one of another spec:
+        until that is done nothing of it was changed.
+        """
+        anew = self.wish.recreate
+        return (
+            anew is not None
+            and anew.by is Carrier.CHECKPOINT
+            and anew.generation == self.container.generation
+            and self.container.wanted
+            and self._stands
+        )
+
+    @property
+    def _stands(self) -> bool:
+        """Whether what the user has something in is there, as far as is known."""
         container = self.container
         here = container.destroy_time is None and container.generation not in self.lost
-        return self.wish.checkpoint_id is not None and self.stood and here
+        return self.stood and here
 
     def note(self, rung: Rung, result: AttemptResult, reason: str, began: float) -> None:
         """Record how a rung went."""

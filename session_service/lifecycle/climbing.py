@@ -11,11 +11,12 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from session_service.domain import conditions
+from session_service.domain import keeping
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.checkpoint import Kind
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.ladder import BEST_OF, least, rungs_for, untold
 from session_service.domain.session import (
     AttemptResult,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.session import Record
+    from session_service.domain.wish import Recreate
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.ownership import Ownership
     from session_service.lifecycle.restoring import Restorer
@@ -93,7 +95,7 @@ class Climber:
         self._looker = looker
         self._installation_id = installation_id
         self._turns = turns
-        self._recreator = Recreator(containers, looker)
+        self._recreator = Recreator(containers, looker, restorer)
         self.lander = Lander(database, containers, looker, ownership)
 
     async def carry_out(self, held: Held) -> None:
@@ -108,15 +110,14 @@ class Climber:
         wanted = least(wish, policy) if asked else None
         turn = self._turns.turn(session, held)
         climb = Climb(held, session, record.container, wanted, record.now, turn, wish)
-        if _lost(record) and wish.recreate is None:
+        if _lost(record) and (wish.recreate is None or wish.recreate.by is Carrier.CHECKPOINT):
             climb.found = (ConditionType.CONTAINER_LOST,)
         try:
             async with turn:
                 if turn.waited:
                     await self._reread(climb)
                 if wish.recreate is not None:
-                    await self._recreator.take_away(climb, wish.recreate, self._write)
-                    landing = kept(await self._climb(climb), wish.recreate)
+                    landing = await self._recreate(climb, wish.recreate)
                 else:
                     climb.checkpoints = await self._restorer.choices(climb.session)
                     landing = await self._climb(climb)
@@ -125,6 +126,15 @@ class Climber:
             await self.lander.refuse_running(climb, less)
         except RoostError as error:
             await self.lander.fail(climb, error)
+
+    async def _recreate(self, climb: Climb, wanted: Recreate) -> Landing:
+        """A container of another spec, with what was kept of the one before it."""
+        if wanted.by is Carrier.CHECKPOINT:
+            await self._recreator.hand_over(climb, self._bring_up, self._write)
+        await self._recreator.take_away(climb, wanted, self._write)
+        if wanted.by is Carrier.CHECKPOINT:
+            climb.checkpoints = await self._restorer.choices(climb.session)
+        return kept(climb, await self._climb(climb), wanted)
 
     async def _climb(self, climb: Climb) -> Landing:
         """Try the rungs that the row says are left, each only after those before are lost."""
@@ -330,6 +340,9 @@ class Climber:
         session, container = climb.session, climb.container
         if container.container_id is None and container.destroy_time is None:
             return
+        if not container.wanted and container.destroy_time is None:
+            # Its state was saved so that it could go: never two that run.
+            await self._recreator.destroy(climb)
         gone = Change(session.session_id, session.epoch, container=outcomes.GONE, advance=False)
         if await transitions.write(self._database, gone) is None:
             raise OwnershipLost
@@ -379,10 +392,11 @@ def _lost(record: Record) -> bool:
     saved so that it could go.
     """
     session, container = record.session, record.container
+    if keeping.lost(session, container):
+        return True
     if container is None or container.destroy_time is None or container.start_time is None:
         return False
-    told = ConditionType.CONTAINER_LOST in conditions.kinds(session.conditions)
-    return told or session.pause_depth is not PauseDepth.CHECKPOINT
+    return container.wanted and session.pause_depth is not PauseDepth.CHECKPOINT
 
 
 def _rungs(climb: Climb) -> tuple[Rung, ...]:

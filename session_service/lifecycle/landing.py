@@ -150,10 +150,10 @@ class Lander:
             ]
         elif isinstance(error, InDoubt):
             changes = [_with(outcomes.left_open(session, error.cause), tried)]
-        elif session.prior_state is State.ACTIVE and climb.rolls_back:
+        elif session.prior_state is State.ACTIVE and (climb.rolls_back or climb.hands_over):
             # It ran before, and the application has what it had. Unseen, so that the next looks.
             changes = [_with(outcomes.gone_back(session, error, verified_at=None), tried)]
-        elif session.prior_state is not None and climb.up and climb.stood:
+        elif session.prior_state is not None and climb.up and climb.stays:
             await self._put_to_rest(session, error, tried)
             return
         elif session.prior_state is not None:
@@ -213,6 +213,8 @@ def _back_to_rest(
 ) -> Change:
     """PAUSED, as deep as is known: without a container where that was found lost."""
     lost = bool(climb.lost) or ConditionType.CONTAINER_LOST in climb.found
+    # Its state is saved, and anybody may destroy it.
+    lost = lost or not climb.container.wanted
     depth = PauseDepth.CHECKPOINT if lost else session.pause_depth or PauseDepth.SUSPENDED
     columns = outcomes.paused(session, depth)
     columns["pause_time"] = session.pause_time or NOW

@@ -109,15 +109,16 @@ class Restorer:
         wish = climb.wish
         if wish.saved_id is not None:
             return
-        saved = await self._vault.save(
-            climb.session,
-            address(climb.container),
-            Reason.ROLLBACK,
-            kind=kind,
-            timeout=climb.held.left,
-        )
+        saved = await self.save(climb, Reason.ROLLBACK, kind)
         climb.wish = wishes.saved(wish, saved.checkpoint_id)
         await self._note(climb, {"wish": wishes.dump(climb.wish)})
+
+    async def save(self, climb: Climb, reason: Reason, kind: Kind) -> Checkpoint:
+        """A checkpoint of what the climb's container has in it, READY. Raises RoostError."""
+        where = address(climb.container)
+        return await self._vault.save(
+            climb.session, where, reason, kind=kind, timeout=climb.held.left
+        )
 
     async def _note(self, climb: Climb, columns: dict[str, object]) -> None:
         """Keep what was learned on the way. Raises OwnershipLost where the epoch has moved on."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Request
+    from session_service.domain.fingerprint import Carrier
     from session_service.domain.ladder import Evidence
     from session_service.domain.session import Record, Session
     from session_service.domain.wish import Wish
@@ -277,7 +278,7 @@ class Starts:
         decision = decided(case.start, plan, record, case.evidence)
         wish = case.start.wish
         if plan.recreate:
-            wish = replace(wish, recreate=_recreate(case, record))
+            wish = replace(wish, recreate=_recreate(case, record, plan.recreate))
         change = intents.climbing(
             record.session, wish, case.evidence, decision.decision_id, self._work.terms, case.policy
         )
@@ -395,12 +396,12 @@ class Starts:
         return await self._joining.answer(written)
 
 
-def _recreate(case: Case, record: Record) -> Recreate:
+def _recreate(case: Case, record: Record, by: Carrier) -> Recreate:
     """The container that is there is to go, for one of the wanted spec."""
     wanted = case.wanted(record.session)
     assert wanted is not None, "a change is one between two specs"
     source = Source.REQUEST if case.start.spec is not None else case.rules.spec[1]
-    return Recreate(record.session.generation, specs.dump(wanted), source)
+    return Recreate(record.session.generation, specs.dump(wanted), source, by)
 
 
 def _told(start: Start, answer: Answer, case: Case | None) -> Answer:

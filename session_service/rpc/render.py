@@ -11,6 +11,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.domain import conditions, keeping, ladder
 from session_service.domain.decision import load_attempts
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.keeping import Action
 from session_service.domain.session import ConditionType, Continuity
 from session_service.domain.states import State
@@ -157,7 +158,7 @@ def preview(seen: Previewed) -> rpc_pb.PreviewStartResponse:
             answer.outcome = pb.START_OUTCOME_REUSED
             answer.rungs.append(pb.RUNG_LIVE)
             answer.expected_continuity = _continuity(plan.continuity)
-        case ladder.Climb(recreate=True):
+        case ladder.Climb(recreate=Carrier.VOLUME):
             answer.outcome = pb.START_OUTCOME_CREATED
             answer.rungs.append(pb.RUNG_CREATE)
             answer.expected_continuity = pb.CONTINUITY_FILESYSTEM

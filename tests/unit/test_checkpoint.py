@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 from itertools import product
@@ -24,6 +25,7 @@ from session_service.domain.checkpoint import (
     supports,
 )
 from session_service.domain.decision import dump_attempts, load_attempts
+from session_service.domain.fingerprint import Carrier
 from session_service.domain.ladder import Evidence, Presence, decide
 from session_service.domain.session import (
     Attempt,
@@ -229,13 +231,28 @@ def test_the_ladder_is_total_with_checkpoints_too() -> None:
 def test_a_wish_is_read_back_as_it_was_written() -> None:
     """With and without each of its parts; and what earlier versions wrote."""
     one, two = UUID(int=1), UUID(int=2)
-    for recreate, checkpoint_id, saved_id in product(
-        [None, Recreate(3, "{}", "REQUEST")], [None, one], [None, two]
-    ):
+    by = [Recreate(3, "{}", "REQUEST", carrier) for carrier in Carrier]
+    for recreate, checkpoint_id, saved_id in product([None, *by], [None, one], [None, two]):
         wish = Wish(Mode.FRESH, "h", Continuity.MEMORY, recreate, checkpoint_id, saved_id)
         expected = wish if checkpoint_id else replace(wish, saved_id=None)
         assert wishes.load(wishes.dump(wish)) == expected
     assert wishes.load('["CONTINUE", null, 4]') == Wish(min_continuity=Continuity.MEMORY)
+    before = wishes.load('["CONTINUE", "h", null, [3, "{}", "REQUEST"]]')
+    assert before == Wish(Mode.CONTINUE, "h", recreate=Recreate(3, "{}", "REQUEST"))
+
+
+def test_earlier_versions_read_a_wish_to_make_anew_as_a_plain_one() -> None:
+    """Three parts, as the first version had them; taking over, they destroy nothing."""
+    for carrier in Carrier:
+        wish = Wish(Mode.CONTINUE, "h", None, Recreate(3, "{}", "REQUEST", carrier))
+        mode, spec_hash, least = json.loads(wishes.dump(wish))
+        assert (Mode(mode), least) == (Mode.CONTINUE, None)
+        assert spec_hash != "h", "nor do they take it for a start of theirs"
+
+
+def test_a_later_versions_reason_is_read_as_none() -> None:
+    """One that an older replica does not know keeps no session from coming back."""
+    assert Reason("PHASE_OF_THE_MOON") is Reason.UNSPECIFIED
 
 
 def test_an_attempts_checkpoint_is_kept_where_there_was_one() -> None:

@@ -99,6 +99,8 @@ class Checkpoint(message.Message):
         """Its policy's `checkpoint_every` had passed since it was last saved."""
         REASON_ROLLBACK: Checkpoint._Reason.ValueType  # 5
         """An older one was about to be restored; restoring this one undoes that."""
+        REASON_RECREATE: Checkpoint._Reason.ValueType  # 6
+        """Its container was about to be made anew of another spec (RECREATE_KEEPING_FILES)."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
         """Why a checkpoint was taken."""
@@ -115,6 +117,8 @@ class Checkpoint(message.Message):
     """Its policy's `checkpoint_every` had passed since it was last saved."""
     REASON_ROLLBACK: Checkpoint.Reason.ValueType  # 5
     """An older one was about to be restored; restoring this one undoes that."""
+    REASON_RECREATE: Checkpoint.Reason.ValueType  # 6
+    """Its container was about to be made anew of another spec (RECREATE_KEEPING_FILES)."""
 
     CHECKPOINT_ID_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int

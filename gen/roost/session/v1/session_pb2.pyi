@@ -761,8 +761,15 @@ class Policy(message.Message):
         ON_FINGERPRINT_CHANGE_REFUSE: Policy._OnFingerprintChange.ValueType  # 1
         """Refuse the start: FINGERPRINT_CHANGED, which names what differs."""
         ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES: Policy._OnFingerprintChange.ValueType  # 2
-        """Create a new container that keeps the files. Only where they are on a volume, since the root
-        file system goes with the container: otherwise as REFUSE.
+        """Destroy the container and create one of the wanted spec. Where both specs mount the same
+        volume, the files on it are kept: CREATED, FILESYSTEM. Otherwise where both declare the same
+        `state_hook`, the application's state is: it is saved first, of a container at rest after that
+        was woken, and restored into the new one: RESTORED, CHECKPOINT. Nothing is destroyed before
+        the checkpoint is READY; where that fails the start is refused with what failed
+        (STATE_HOOK_FAILED, CHECKPOINT_TOO_LARGE, …), and the session is what it was. Where there is no
+        container any more, what was last saved is restored. Memory, the root file system and, in the
+        second case, what users do while their state is on its way are not kept. `min_continuity` above
+        what would be kept: CONTINUITY_UNAVAILABLE. Neither volume nor hook in both: as REFUSE.
         """
         ON_FINGERPRINT_CHANGE_ALLOW: Policy._OnFingerprintChange.ValueType  # 3
         """Go on with the old one, and say so."""
@@ -775,8 +782,15 @@ class Policy(message.Message):
     ON_FINGERPRINT_CHANGE_REFUSE: Policy.OnFingerprintChange.ValueType  # 1
     """Refuse the start: FINGERPRINT_CHANGED, which names what differs."""
     ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES: Policy.OnFingerprintChange.ValueType  # 2
-    """Create a new container that keeps the files. Only where they are on a volume, since the root
-    file system goes with the container: otherwise as REFUSE.
+    """Destroy the container and create one of the wanted spec. Where both specs mount the same
+    volume, the files on it are kept: CREATED, FILESYSTEM. Otherwise where both declare the same
+    `state_hook`, the application's state is: it is saved first, of a container at rest after that
+    was woken, and restored into the new one: RESTORED, CHECKPOINT. Nothing is destroyed before
+    the checkpoint is READY; where that fails the start is refused with what failed
+    (STATE_HOOK_FAILED, CHECKPOINT_TOO_LARGE, …), and the session is what it was. Where there is no
+    container any more, what was last saved is restored. Memory, the root file system and, in the
+    second case, what users do while their state is on its way are not kept. `min_continuity` above
+    what would be kept: CONTINUITY_UNAVAILABLE. Neither volume nor hook in both: as REFUSE.
     """
     ON_FINGERPRINT_CHANGE_ALLOW: Policy.OnFingerprintChange.ValueType  # 3
     """Go on with the old one, and say so."""

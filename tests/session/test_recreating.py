@@ -1,0 +1,343 @@
+"""RECREATE_KEEPING_FILES by a checkpoint: another spec, the same state hook, the state kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.container.harness import failing
+from tests.session.harness import TIMEOUT, key, request_id, spec, world
+from tests.session.saving import Checkpoint, client, counting, execute, flip, hooked, large
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.fly.emulator import Emulator
+    from tests.session.harness import World
+
+ACTIVE = pb.Session.STATE_ACTIVE
+PAUSED = pb.Session.STATE_PAUSED
+#: What a replica is to be set to. Any: fields of every type.
+RECREATE: dict[str, Any] = {"on_fingerprint_change": "recreate_keeping_files"}
+WANTED = hooked(A="2")
+RESTORED = (pb.START_OUTCOME_RESTORED, pb.CONTINUITY_CHECKPOINT, True)
+
+
+@pytest.fixture
+async def recreating(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas under a policy that follows another spec."""
+    async with world(emulator, database_url, **RECREATE) as running:
+        yield running
+
+
+def told(answer: Any) -> tuple[Any, ...]:
+    """What the answer claims. Any: of starts and resumes."""
+    return answer.outcome, answer.continuity, answer.continuity_verified
+
+
+def conditions(session: pb.Session) -> list[int]:
+    """The conditions' types."""
+    return [condition.type for condition in session.conditions]
+
+
+def tried(answer: Any) -> list[tuple[str, str, int]]:
+    """The rungs, why, and about which checkpoint. Any: of starts and decisions."""
+    return [
+        (pb.Rung.Name(each.rung).removeprefix("RUNG_"), each.reason, each.checkpoint_number)
+        for each in answer.attempts
+    ]
+
+
+# --- what is there -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["running", "suspended", "stopped"])
+async def test_a_container_is_made_anew_with_its_applications_state(
+    recreating: World, before: str
+) -> None:
+    """The same session, the next generation, the new spec, the old count, one machine. What was
+    suspended is woken, so that what it had in memory is in its state.
+    """
+    session = await counting(recreating, 2, A="1", COUNTER_FILE="" if before != "stopped" else "c")
+    if before != "running":
+        depth = pb.PAUSE_DEPTH_STOPPED if before == "stopped" else pb.PAUSE_DEPTH_SUSPENDED
+        await recreating.one.pause(session.session_id, depth=depth)
+    preview = rpc_pb.PreviewStartRequest(start=rpc_pb.StartSessionRequest(key=key(), spec=WANTED))
+    seen = await recreating.one.stub.PreviewStart(preview, timeout=TIMEOUT)
+    assert (seen.outcome, seen.expected_continuity) == RESTORED[:2]
+    assert list(seen.rungs) == [pb.RUNG_RESTORE]
+    assert await recreating.committed("destroy") == 0
+
+    answer = await recreating.two.start(spec=WANTED)
+    assert told(answer) == RESTORED
+    assert tried(answer) == [("RESTORE", "CHECKPOINT_RESTORED", 1)]
+    assert (answer.session.session_id, answer.session.generation) == (session.session_id, 2)
+    assert answer.session.fingerprint != session.fingerprint
+    assert await recreating.counter(answer.session) == "2"
+    assert await recreating.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
+    (kept,) = await client(recreating.one).of()
+    assert (kept.reason, kept.state) == (Checkpoint.REASON_RECREATE, Checkpoint.STATE_READY)
+    assert kept.fingerprint == session.fingerprint
+    assert await recreating.committed("destroy", session.session_id) == 1
+    assert await recreating.committed("create", session.session_id) == 2
+    lost = [pb.CONDITION_TYPE_MEMORY_LOST] if before == "stopped" else []
+    assert conditions(answer.session) == lost
+    again = await recreating.one.start(spec=WANTED)
+    assert (again.outcome, again.session.generation) == (pb.START_OUTCOME_REUSED, 2)
+
+
+async def test_what_rests_on_a_checkpoint_is_restored_into_the_new_spec(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Nothing is there to be saved: the head goes into the new one."""
+    policy: dict[str, Any] = {
+        "on_fingerprint_change": "recreate_keeping_files",
+        "persistence": "checkpoint",
+    }
+    async with world(emulator, database_url, **policy) as roost:
+        session = await counting(roost, 2, A="1")
+        await roost.one.stop(session.session_id)
+        answer = await roost.two.start(spec=WANTED, min_continuity=pb.CONTINUITY_CHECKPOINT)
+        assert told(answer) == RESTORED
+        assert not answer.session.conditions
+        assert await roost.counter(answer.session) == "2"
+        assert await roost.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
+        (kept,) = await client(roost.one).of()
+        assert kept.reason == Checkpoint.REASON_STOP
+        assert await roost.committed("destroy", session.session_id) == 1
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_lost_container_is_told_and_the_newest_restored(
+    recreating: World, known: bool
+) -> None:
+    """Found lost by the start itself, or by one before it."""
+    session = await counting(recreating, 1, A="1")
+    await client(recreating.one).create(session.session_id)
+    await recreating.counter(session, "/click")
+    await recreating.one.stop(session.session_id)
+    await recreating.destroy_behind_our_back(session)
+    if known:
+        await failing(recreating.one.start(min_continuity=pb.CONTINUITY_MEMORY))
+    answer = await recreating.two.start(spec=WANTED)
+    assert told(answer) == RESTORED
+    assert conditions(answer.session) == [pb.CONDITION_TYPE_CONTAINER_LOST]
+    assert await recreating.counter(answer.session) == "1"
+    assert tried(answer)[-1] == ("RESTORE", "CHECKPOINT_RESTORED", 1)
+
+
+async def test_a_lost_container_of_which_nothing_was_saved_is_made_anew_empty(
+    recreating: World,
+) -> None:
+    """CREATED and NONE, told as lost; with min_continuity it is refused."""
+    session = await counting(recreating, 1, A="1")
+    await recreating.destroy_behind_our_back(session)
+    failure = await failing(
+        recreating.one.start(spec=WANTED, min_continuity=pb.CONTINUITY_CHECKPOINT)
+    )
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    answer = await recreating.two.start(spec=WANTED)
+    assert told(answer) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE, True)
+    assert conditions(answer.session) == [pb.CONDITION_TYPE_CONTAINER_LOST]
+    assert answer.session.session_id == session.session_id
+
+
+async def test_memory_that_was_lost_before_the_save_is_told(recreating: World) -> None:
+    """The snapshot is dropped: what is saved is what a cold boot has, and the answer says so."""
+    session = await counting(recreating, 2, A="1")
+    await recreating.one.pause(session.session_id)
+    await recreating.admin.set_fault("snapshot_dropped")
+    answer = await recreating.one.start(spec=WANTED)
+    assert told(answer) == RESTORED
+    assert conditions(answer.session) == [pb.CONDITION_TYPE_MEMORY_LOST]
+    again = await recreating.two.start(spec=WANTED)
+    assert (again.outcome, again.continuity) == (pb.START_OUTCOME_REUSED, pb.CONTINUITY_MEMORY)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("least", [pb.CONTINUITY_FILESYSTEM, pb.CONTINUITY_MEMORY])
+async def test_more_than_a_checkpoint_keeps_is_refused(
+    recreating: World, least: pb.Continuity.ValueType
+) -> None:
+    """CONTINUITY_UNAVAILABLE, before anything is done."""
+    session = await counting(recreating, 2, A="1")
+    failure = await failing(recreating.one.start(spec=WANTED, min_continuity=least))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    assert await client(recreating.one).of() == []
+    assert (await recreating.one.get(session.session_id)).state == ACTIVE
+    answer = await recreating.one.start(spec=WANTED, min_continuity=pb.CONTINUITY_CHECKPOINT)
+    assert told(answer) == RESTORED
+
+
+@pytest.mark.parametrize("hook", [None, container_pb.StateHook(http_path="/other")])
+async def test_another_hook_or_none_is_no_way_over(
+    recreating: World, hook: container_pb.StateHook | None
+) -> None:
+    """Nobody says that the new one takes the old one's state: FINGERPRINT_CHANGED."""
+    session = await counting(recreating, 2, A="1")
+    failure = await failing(recreating.one.start(spec=spec(env={"A": "2"}, state_hook=hook)))
+    assert (failure.reason, failure.metadata["parts"]) == ("FINGERPRINT_CHANGED", "env")
+    assert "state hook" in failure.message
+    assert await recreating.counter(session) == "2"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_where_saving_fails_nothing_is_destroyed(recreating: World, paused: bool) -> None:
+    """Refused with what failed; the session is as it was, memory and all."""
+    hook = container_pb.StateHook(http_path="/nowhere")
+    session = (await recreating.one.start(spec=spec(env={"A": "1"}, state_hook=hook))).session
+    await recreating.click_twice(session)
+    if paused:
+        await recreating.one.pause(session.session_id)
+    wanted = spec(env={"A": "2"}, state_hook=hook)
+    failure = await failing(recreating.one.start(spec=wanted))
+    assert (failure.code, failure.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "STATE_HOOK_FAILED",
+    )
+    assert "the container is kept" in failure.message
+    assert await recreating.committed("destroy") == 0
+    shown = await recreating.until_state(session.session_id, PAUSED if paused else ACTIVE)
+    assert (shown.generation, shown.fingerprint) == (1, session.fingerprint)
+    (decision,) = [d for d in await recreating.one.decisions(session.session_id) if d.attempts][:1]
+    assert tried(decision) == [("RESTORE", "STATE_HOOK_FAILED", 0)]
+    answer = await recreating.one.start()
+    outcome = pb.START_OUTCOME_RESUMED if paused else pb.START_OUTCOME_REUSED
+    assert (answer.outcome, answer.continuity) == (outcome, pb.CONTINUITY_MEMORY)
+    assert await recreating.counter(answer.session) == "2"
+
+
+async def test_a_provider_that_is_down_leaves_the_session_running(recreating: World) -> None:
+    """UNAVAILABLE; it goes through once the provider answers again."""
+    session = await counting(recreating, 2, A="1")
+    await recreating.admin.set_fault("unavailable", times=None)
+    failure = await failing(recreating.one.start(spec=WANTED))
+    assert failure.code is grpc.StatusCode.UNAVAILABLE
+    assert (await recreating.one.get(session.session_id)).state == ACTIVE
+    await recreating.admin.clear_faults()
+    answer = await recreating.two.start(spec=WANTED)
+    assert told(answer) == RESTORED
+    assert await recreating.counter(answer.session) == "2"
+
+
+# --- what fails once the old one is gone ---------------------------------------------------------
+
+
+async def test_a_state_that_the_new_one_refuses_is_not_lost(recreating: World) -> None:
+    """The checkpoint stands, the next start goes on from there; a start with the old spec goes
+    back.
+    """
+    old = large(1000)
+    session = (await recreating.one.start(spec=old)).session
+    before = await recreating.counter(session)
+    for _ in range(2):
+        failure = await failing(recreating.one.start(spec=hooked()))
+        assert failure.reason == "STATE_HOOK_FAILED"
+        shown = await recreating.one.get(session.session_id)
+        assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+        assert shown.expected_continuity == pb.CONTINUITY_CHECKPOINT
+    assert (await failing(recreating.two.start())).reason == "STATE_HOOK_FAILED"
+    back = await recreating.two.start(spec=old)
+    assert told(back) == RESTORED
+    assert back.session.fingerprint == session.fingerprint
+    assert await recreating.counter(back.session) == before
+    assert len(await client(recreating.one).of()) == 1
+    created = await recreating.committed("create", session.session_id)
+    assert await recreating.committed("destroy", session.session_id) == created - 1
+
+
+async def test_an_image_that_there_is_not_loses_nothing(recreating: World) -> None:
+    """Refused after the old one went; the old spec brings the state back."""
+    session = await counting(recreating, 2, A="1")
+    wanted = container_pb.ContainerSpec(image="roost/none", state_hook=hooked().state_hook)
+    failure = await failing(recreating.one.start(spec=wanted))
+    assert failure.reason == "PROVIDER_REFUSED"
+    shown = await recreating.one.get(session.session_id)
+    assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+    back = await recreating.one.start(spec=hooked(A="1"))
+    assert told(back) == RESTORED
+    assert await recreating.counter(back.session) == "2"
+
+
+async def test_a_checkpoint_damaged_in_between_gives_way_to_an_older_one(
+    emulator: Emulator, database_url: str
+) -> None:
+    """As at every start."""
+    policy: dict[str, Any] = {
+        "on_fingerprint_change": "recreate_keeping_files",
+        "persistence": "checkpoint",
+    }
+    async with world(emulator, database_url, 1, **policy) as roost:
+        session = await counting(roost, 1, A="1")
+        await client(roost.one).create(session.session_id)
+        await roost.counter(session, "/click")
+        await roost.one.stop(session.session_id)
+        newest, _ = await client(roost.one).of()
+        flip(database_url, newest.checkpoint_id)
+        answer = await roost.one.start(spec=WANTED)
+        assert tried(answer) == [
+            ("RESTORE", "CHECKPOINT_CORRUPT", 2),
+            ("RESTORE", "CHECKPOINT_RESTORED", 1),
+        ]
+        assert await roost.counter(answer.session) == "1"
+
+
+# --- several at once, and versions ---------------------------------------------------------------
+
+
+async def test_starts_of_the_same_new_spec_join(recreating: World) -> None:
+    """One is made anew, once; a start of the old spec meanwhile comes after it, and goes back."""
+    session = await counting(recreating, 2, A="1")
+    starts = [recreating.replicas[n % 2].start(spec=WANTED) for n in range(6)]
+    answers = await asyncio.gather(*starts)
+    assert {answer.session.generation for answer in answers} == {2}
+    assert {answer.outcome for answer in answers} <= {
+        pb.START_OUTCOME_RESTORED,
+        pb.START_OUTCOME_REUSED,
+    }
+    assert sum(answer.joined for answer in answers) >= 1
+    assert await recreating.committed("create", session.session_id) == 2
+    both = (recreating.one.start(spec=hooked(A=value)) for value in ("3", "4"))
+    for answer in await asyncio.gather(*both):
+        assert told(answer) == RESTORED
+    shown = await recreating.one.get(session.session_id)
+    assert shown.generation == 4
+    assert await recreating.counter(shown) == "2"
+
+
+async def test_one_request_counts_once(recreating: World) -> None:
+    """The same request id, at once and later."""
+    session = await counting(recreating, 1, A="1")
+    once = request_id()
+    calls = [r.start(spec=WANTED, request_id=once) for r in recreating.replicas * 2]
+    answers = await asyncio.gather(*calls)
+    assert len({answer.decision_id for answer in answers}) == 1
+    assert len(await client(recreating.one).of()) == 1
+    assert await recreating.committed("create", session.session_id) == 2
+
+
+async def test_a_volume_that_both_mount_goes_before_the_hook(
+    recreating: World, database_url: str
+) -> None:
+    """More is kept of it: no checkpoint is taken."""
+    from tests.session.test_policies import fly, mounted
+
+    volume = await fly(recreating, "/volumes", {"name": "data", "region": "iad", "size_gb": 1})
+    hook = hooked().state_hook
+    first = mounted(str(volume["id"]), env={"A": "1"}, state_hook=hook)
+    await recreating.one.start(spec=first)
+    wanted = mounted(str(volume["id"]), env={"A": "2"}, state_hook=hook)
+    answer = await recreating.one.start(spec=wanted)
+    assert (answer.outcome, answer.continuity) == (
+        pb.START_OUTCOME_CREATED,
+        pb.CONTINUITY_FILESYSTEM,
+    )
+    assert execute(database_url, "SELECT count(*) FROM checkpoints") == [(0,)]
