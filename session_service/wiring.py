@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -48,6 +49,7 @@ from session_service.vault import vault as vaults
 from session_service.vault.saving import Habits
 
 if TYPE_CHECKING:
+    import ssl
     from contextlib import AsyncExitStack
 
     from session_service.background import Background
@@ -103,7 +105,7 @@ async def reach(
     notices = Notices(config.database_url)
     await stack.enter_async_context(notices.listening())
     http = await stack.enter_async_context(
-        httpx.AsyncClient(follow_redirects=False, trust_env=False)
+        httpx.AsyncClient(follow_redirects=False, trust_env=False, verify=_authorities())
     )
     previews, containers = Preview(config.url_template, http), GrpcContainers(channel)
     activities = Activity(previews, containers)
@@ -122,6 +124,12 @@ async def reach(
     return Outside(database, notices, containers, previews, activities, installed, vault)
 
 
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Who is believed over TLS; read once in a process, since it takes 30 ms."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 def own(config: Config, database: Database) -> Ownership:
     """Who carries this replica's transitions."""
     pace = Pace(lease=config.lease, renew_every=config.lease * 0.3, budget=config.start_budget)
@@ -136,7 +144,9 @@ def default_policy(config: Config) -> Policy:
         idle_timeout=config.idle_timeout,
         deepen_after=config.deepen_after,
         expire_after=config.expire_after,
+        checkpoint_after=config.checkpoint_after,
         grace_period=config.grace_period,
+        checkpoint_every=config.checkpoint_every,
     )
 
 
@@ -194,7 +204,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
         stats=Stats(database),
     )
     behind = background.build(
-        config, database, containers, outside.activities, looker, work, installed
+        config, database, containers, outside.activities, looker, work, installed, vault
     )
     return Wired(cases, work, behind, policies, checkpoints, turns)
 

@@ -153,7 +153,8 @@ async def until(check: Callable[[], Awaitable[bool]], interval: float = 0.02) ->
 
 async def make_app(emulator: Emulator, name: str = APP) -> None:
     """Make an app to create containers in."""
-    async with httpx.AsyncClient(base_url=emulator.api_url, trust_env=False) as client:
+    api = httpx.AsyncClient(base_url=emulator.api_url, trust_env=False, verify=False)
+    async with api as client:
         body = {"app_name": name, "org_slug": "personal"}
         headers = {"authorization": f"Bearer {TOKEN}"}
         (await client.post("/v1/apps", json=body, headers=headers)).raise_for_status()
