@@ -7,11 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 _LAUNCHER = str(Path(__file__).with_name("launch.py"))
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _UNDERTAKER = str(Path(__file__).with_name("undertaker.py"))
 
 
@@ -98,16 +99,17 @@ class Spawner:
         # Does not block for long: fork and exec of a small interpreter, about a millisecond.
         waits, tells = os.pipe()
         try:
-            popen = subprocess.Popen(
-                [*launcher(), str(waits), *argv],
-                cwd=cwd,
-                env=env,
-                stdin=stdin or subprocess.DEVNULL,
-                stdout=stdout or subprocess.DEVNULL,
-                stderr=stderr or subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=(waits,),
-            )
+            with _stops_wait():
+                popen = subprocess.Popen(
+                    [*launcher(), str(waits), *argv],
+                    cwd=cwd,
+                    env=env,
+                    stdin=stdin or subprocess.DEVNULL,
+                    stdout=stdout or subprocess.DEVNULL,
+                    stderr=stderr or subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=(waits,),
+                )
             self._tell("+", popen.pid)
             os.write(tells, b".")
         finally:
@@ -124,6 +126,20 @@ class Spawner:
         # Without an undertaker there is nobody to tell, and nothing else is the worse for it.
         with contextlib.suppress(OSError):
             self._line.send(f"{change}{pid}\n".encode())
+
+
+@contextlib.contextmanager
+def _stops_wait() -> Iterator[None]:
+    """Let a child begin with the signals that stop it held back, which its launcher lets in.
+
+    One that comes while the launcher's interpreter begins would be lost: that ignores what we
+    ignore, as a shell's background job does SIGINT, and drops a KeyboardInterrupt here and there.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def launcher() -> list[str]:

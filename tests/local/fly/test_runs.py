@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,18 @@ async def test_a_started_machine_stops(app: App, body: object) -> None:
     assert (newest["type"], newest["status"], newest["source"]) == ("exit", "stopped", "flyd")
     assert newest["request"]["exit_event"]["requested_stop"] is True
     assert [event["status"] for event in (await machine.get())["events"]][1] == "stopping"
+
+
+async def test_a_stop_is_not_lost_on_a_guest_that_only_begins(app: App) -> None:
+    """Also where we ignore SIGINT ourselves, as a shell's background job does."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        machine = await app.running("sleep", "infinity")
+        await machine.stopped()
+    finally:
+        signal.signal(signal.SIGINT, former)
+    exit_event = (await machine.get())["events"][0]["request"]["exit_event"]
+    assert exit_event["signal"] == signal.SIGINT, "it was killed when its time was over"
 
 
 async def test_a_stop_sends_its_signal_and_then_kills(app: App) -> None:
