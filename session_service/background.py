@@ -12,6 +12,7 @@ from session_service.domain.survey import Caution
 from session_service.lifecycle.discarding import Discarder
 from session_service.lifecycle.following import Follower
 from session_service.lifecycle.keeper import Keeper
+from session_service.lifecycle.scheduling import Scheduling
 from session_service.lifecycle.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from session_service.ports import Activities, Containers
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
+    from session_service.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +59,13 @@ def build(
     looker: Looker,
     work: Work,
     installation: Installation,
+    vault: Vault,
 ) -> Background:
     """The single shots, wired."""
+    slots = config.keeper_slots
+    scheduling = Scheduling(database, vault, config.start_budget, max(1, slots // 2))
     return Background(
-        Keeper(database, work, activities, habits(config), config.keeper_slots),
+        Keeper(database, work, activities, scheduling, habits(config), slots),
         Sweeper(
             database,
             containers,

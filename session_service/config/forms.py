@@ -50,6 +50,17 @@ def span(low: float, high: float) -> Form:
     return Form(lambda text: timedelta(seconds=number(text)), _seconds_rule(low, high))
 
 
+def span_or_never(low: float, high: float) -> Form:
+    """The same, or 0, which means never."""
+    within = span(low, high)
+
+    def parse(text: str) -> timedelta:
+        value: timedelta = timedelta(0) if float(text) == 0 else within.parse(text)
+        return value
+
+    return Form(parse, f"{within.rule}, or 0 for never")
+
+
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)

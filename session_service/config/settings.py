@@ -100,6 +100,9 @@ class Config:
     expire_after: timedelta = timedelta(days=30)
     """How long a session rests stopped before it is ended."""
 
+    checkpoint_every: timedelta = timedelta(0)
+    """How long after it was last saved the state of a running session is saved again; 0: never."""
+
     abandoned_after: timedelta = timedelta(minutes=2)
     """How long a first start that failed waits for somebody to try again."""
 

@@ -14,6 +14,7 @@ from session_service.config.forms import (
     TRUTH,
     seconds,
     span,
+    span_or_never,
     whole,
     words,
 )
@@ -124,6 +125,10 @@ VARIABLES = (
     Variable(
         "ROOST_EXPIRE_AFTER", "expire_after", span(0.1, 316_224_000),
         "seconds that a session rests stopped before it is ended",
+    ),
+    Variable(
+        "ROOST_CHECKPOINT_EVERY", "checkpoint_every", span_or_never(1, 316_224_000),
+        "seconds after which the state of a running session is saved again; 0 is never",
     ),
     Variable(
         "ROOST_ABANDONED_AFTER", "abandoned_after", span(0, 86_400),

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from session_service.domain import holds, keeping
+from session_service.domain import holds, keeping, schedule
 from session_service.domain import policy as policies
 from session_service.domain.states import State
 
@@ -39,7 +39,7 @@ def explain(record: Record, habits: Habits) -> Explanation:
         return Explanation((), None, step, (why, *_next(step)))
     found = holds.in_force(session.holds, record.now)
     idle = keeping.idle_time(session)
-    return Explanation(found, idle, step, (*_awake(record, found), *_next(step)))
+    return Explanation(found, idle, step, (*_awake(record, found), *_next(step), *_saved(record)))
 
 
 def _awake(record: Record, found: tuple[Hold, ...]) -> tuple[str, ...]:
@@ -59,6 +59,18 @@ def _next(step: Step) -> tuple[str, ...]:
     if step.time is None:
         return ()
     return (f"Next: {step.action}, since {step.because}.",)
+
+
+def _saved(record: Record) -> tuple[str, ...]:
+    """Beside what is next, and in no way of it."""
+    due = schedule.due_time(record)
+    if due is None:
+        return ()
+    every = policies.load(record.session.policy).checkpoint_every
+    left = _seconds(due - record.now)
+    return (
+        f"Its state is saved every {_seconds(every)}, next in {left}; it goes idle all the same.",
+    )
 
 
 def _seconds(span: timedelta) -> str:

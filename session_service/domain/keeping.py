@@ -11,7 +11,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, assert_never
 
-from session_service.domain import conditions
+from session_service.domain import conditions, schedule
 from session_service.domain import policy as policies
 from session_service.domain.session import ConditionType, Continuity, EndReason, PauseDepth
 from session_service.domain.states import State, Transition
@@ -43,6 +43,8 @@ class Action(StrEnum):
     """Finish or undo the transition of an owner that is gone."""
     DISCARD = "DISCARD"
     """Give up a session that never stood and that nobody came back for."""
+    CHECKPOINT = "CHECKPOINT"
+    """Save the state of what runs, on its schedule: no transition, and no activity."""
     FORGET = "FORGET"
     """Delete its rows; decisions stay."""
 
@@ -91,6 +93,16 @@ def warned(session: Session, habits: Habits) -> bool:
 
 def next_step(record: Record, habits: Habits) -> Step:
     """What the keeper is to do next about this session, and when."""
+    step = but_saving(record, habits)
+    saving = schedule.due_time(record)
+    if saving is None or step.time is None or step.due(record.now) or step.time <= saving:
+        # A warning or a pause is not late for a checkpoint.
+        return step
+    return Step(Action.CHECKPOINT, saving, "its policy has its state saved every so often")
+
+
+def but_saving(record: Record, habits: Habits) -> Step:
+    """What becomes of the session itself next: all but a checkpoint that is taken as it runs."""
     session = record.session
     if session.transition is not None:
         return _in_flight(record, habits)
@@ -109,9 +121,11 @@ def next_step(record: Record, habits: Habits) -> Step:
 
 
 def shown_step(record: Record, habits: Habits) -> Step:
-    """The same, as a caller is shown it: a warning is no news, what it warns of is."""
+    """The same, as a caller is shown it: what becomes of the session. A warning is no news, what it
+    warns of is; nor is a checkpoint, which changes nothing.
+    """
     session = record.session
-    step = next_step(record, habits)
+    step = but_saving(record, habits)
     if step.action is Action.WARN:
         because = "it goes idle then, unless somebody is there or holds it"
         step = Step(Action.PAUSE, idle_time(session), because)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from session_service.domain.session import Record, Session
+    from session_service.lifecycle.scheduling import Scheduling
     from session_service.lifecycle.takeover import Work
     from session_service.ports import Activities
     from session_service.storage.database import Database
@@ -58,6 +59,7 @@ class Keeper:
         database: Database,
         work: Work,
         activities: Activities,
+        scheduling: Scheduling,
         habits: Habits,
         slots: int = 16,
     ) -> None:
@@ -65,6 +67,7 @@ class Keeper:
         self._database = database
         self._work = work
         self._activities = activities
+        self._scheduling = scheduling
         self._habits = habits
         self._slots = slots
         self._tasks: set[asyncio.Task[None]] = set()
@@ -132,8 +135,8 @@ class Keeper:
                 await self._defer(record, step)
                 return
             told["step"] = step.action
-            await self._do(record, step)
-            self._kept.actions[step.action] += 1
+            if await self._do(record, step):
+                self._kept.actions[step.action] += 1
         except RoostError as error:
             _log.warning("a session was not kept: %s", error, extra=told)
         except Exception:  # noqa: BLE001  # one fault must not end the keeping of all others
@@ -142,7 +145,8 @@ class Keeper:
     async def _defer(self, record: Record, step: Step) -> None:
         await due.defer(self._database, record.session, step.time)
 
-    async def _do(self, record: Record, step: Step) -> None:
+    async def _do(self, record: Record, step: Step) -> bool:
+        """Do it; False where nothing came of it."""
         match step.action:
             case Action.NOTHING:
                 await self._defer(record, step)
@@ -152,6 +156,9 @@ class Keeper:
                 await transitions.write(self._database, own_steps.warning(record, self._habits))
             case Action.TAKE_OVER:
                 await self._finish(await self._work.take_over(record))
+            case Action.CHECKPOINT:
+                other = keeping.but_saving(record, self._habits).time
+                return await self._scheduling.save(record, other)
             case Action.FORGET:
                 await self._forget(record, step)
             case Action.RECOVER:
@@ -164,6 +171,7 @@ class Keeper:
                 await self._change(own_steps.intent(record, step, self._work.terms), *others)
             case other:
                 assert_never(other)
+        return True
 
     async def _in_use(self, record: Record) -> bool:
         """Whether the activity source says that somebody is there after all. Asked before the

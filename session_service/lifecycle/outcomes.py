@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from session_service.domain import conditions, decision
+from session_service.domain import conditions, decision, schedule
 from session_service.domain import policy as policies
 from session_service.domain.session import (
     ConditionType,
@@ -61,7 +61,7 @@ def active(session: Session) -> dict[str, object]:
         "pause_depth": None,
         "pause_time": None,
         # No later than any warning; the keeper then works out when to look next.
-        "due_at": Now(policies.load(session.policy).idle_timeout / 2),
+        "due_at": Now(schedule.look_after(session, policies.load(session.policy).idle_timeout / 2)),
     }
 
 

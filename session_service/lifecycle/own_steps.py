@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils.compat as uuids
 
-from session_service.domain import keeping
+from session_service.domain import keeping, schedule
 from session_service.domain import policy as policies
 from session_service.domain.decision import Request
 from session_service.domain.keeping import Action
@@ -37,7 +37,7 @@ def warning(record: Record, habits: Habits) -> Change:
     return Change(
         session.session_id,
         session.epoch,
-        {"warn_time": NOW, "due_at": Now(lead)},
+        {"warn_time": NOW, "due_at": Now(schedule.look_within(record, lead))},
         advance=False,
         event="IDLE_WARNING",
         details={"pause_time": when.isoformat()},
@@ -51,7 +51,7 @@ def awake(record: Record) -> Change:
     return Change(
         session.session_id,
         session.epoch,
-        {"last_active_time": NOW, "due_at": Now(idle / 2)},
+        {"last_active_time": NOW, "due_at": Now(schedule.look_within(record, idle / 2))},
         advance=False,
     )
 

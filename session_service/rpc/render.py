@@ -61,6 +61,7 @@ _ACTIONS = {
     Action.PURGE: pb.NextAction.ACTION_PURGE,
     Action.TAKE_OVER: pb.NextAction.ACTION_TAKE_OVER,
     Action.DISCARD: pb.NextAction.ACTION_DISCARD,
+    Action.CHECKPOINT: pb.NextAction.ACTION_UNSPECIFIED,
     Action.FORGET: pb.NextAction.ACTION_FORGET,
 }
 

@@ -93,14 +93,16 @@ class Vault:
         session: Session,
         kind: Kind,
         reason: Reason,
-        label: str,
-        decision: NewDecision,
+        label: str = "",
+        decision: NewDecision | None = None,
     ) -> Checkpoint | None:
-        """Commit the want of a checkpoint of a session that has settled, with its call's decision.
+        """Commit the want of a checkpoint of a session that has settled, with the decision of the
+        call that asks for it, where one does.
 
         None where the session changed, or the request id is taken. Raises AlreadyWriting.
         """
-        new = self._new(session, kind, reason, label, decision.decision_id)
+        decision_id = None if decision is None else decision.decision_id
+        new = self._new(session, kind, reason, label, decision_id)
         return await checkpoints.begin(self._database, new, decision)
 
     async def write(

@@ -1,7 +1,7 @@
 """When a session's state was last saved, and when that was last tried on a schedule.
 
-Only adds: replicas of the version before run on beside it. What they save is not noted here, so that
-the next one on a schedule comes early, once.
+Only adds: replicas of the version before run on beside it. What they save is not noted here, so
+that the next one on a schedule comes early, once.
 """
 
 from __future__ import annotations
