@@ -144,7 +144,6 @@ def default_policy(config: Config) -> Policy:
         idle_timeout=config.idle_timeout,
         deepen_after=config.deepen_after,
         expire_after=config.expire_after,
-        checkpoint_after=config.checkpoint_after,
         grace_period=config.grace_period,
         checkpoint_every=config.checkpoint_every,
     )
