@@ -144,6 +144,7 @@ def default_policy(config: Config) -> Policy:
         idle_timeout=config.idle_timeout,
         deepen_after=config.deepen_after,
         expire_after=config.expire_after,
+        checkpoint_after=config.checkpoint_after,
         grace_period=config.grace_period,
         checkpoint_every=config.checkpoint_every,
     )
@@ -152,7 +153,7 @@ def default_policy(config: Config) -> Policy:
 def policies_of(config: Config, database: Database) -> Policies:
     """What is in force, and who sets it."""
     spec = {"image": config.default_image} if config.default_image else None
-    operator = Operator(default_policy(config), config.tier, spec)
+    operator = Operator(default_policy(config), config.tier, spec, config.live_sessions_per_tenant)
     # A start reads what is in force anew before each commit; this is longer than any goes on.
     return Policies(database, operator, 2 * config.start_budget + timedelta(minutes=1))
 
@@ -180,11 +181,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     )
     work = Work(database, ownership, climber, resting)
     joining = Joining(database, outside.notices, work)
-    defaults = Defaults(
-        app=config.app,
-        freshness=config.freshness_window,
-        live_quota=config.live_sessions_per_tenant,
-    )
+    defaults = Defaults(app=config.app, freshness=config.freshness_window)
     policies = policies_of(config, database)
     choosing = Choosing(database, config.choice_expiry)
     starts = Starts(database, looker, work, joining, defaults, turns, policies, choosing)
@@ -196,7 +193,7 @@ def build(config: Config, outside: Outside, ownership: Ownership) -> Wired:
     cases = UseCases(
         starts=starts,
         previewing=Previewing(database, looker, policies, choosing, config.freshness_window),
-        rests=Rests(database, work, joining, policies, config.live_sessions_per_tenant),
+        rests=Rests(database, work, joining, policies),
         lookups=Lookups(database, background.habits(config)),
         holding=Holding(database),
         watching=Watching(database, outside.notices),

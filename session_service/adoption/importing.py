@@ -91,7 +91,7 @@ def _values(wish: Wish, now: datetime) -> Values:
         lost=conditions.dump([conditions.condition(ConditionType.CONTAINER_LOST, now)]),
         source=wish.terms.source,
         idle_timeout=policy.idle_timeout,
-        deepen_after=policy.deepen_after,
+        deepen_after=min(policy.deepen_after, policy.checkpoint_after or policy.deepen_after),
         grace_period=policy.grace_period,
     )
 

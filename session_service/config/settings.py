@@ -71,7 +71,7 @@ class Config:
     """How many transitions may wait for their turn, in a replica."""
 
     live_sessions_per_tenant: int = 0
-    """The most live sessions of a tenant, paused ones included; 0 is no bound."""
+    """The most live sessions of any tenant, paused ones included; 0: as many as its tier allows."""
 
     persistence: str = "hibernate"
     """What sessions are kept by where their project has not set it."""
@@ -99,6 +99,10 @@ class Config:
 
     expire_after: timedelta = timedelta(days=30)
     """How long a session rests stopped before it is ended."""
+
+    checkpoint_after: timedelta = timedelta(0)
+    """How long a session rests with a container before its state is saved and that destroyed, where
+    the application hands its state out; 0: never."""
 
     checkpoint_every: timedelta = timedelta(0)
     """How long after it was last saved the state of a running session is saved again; 0: never."""

@@ -86,7 +86,7 @@ VARIABLES = (
     ),
     Variable(
         "ROOST_LIVE_SESSIONS_PER_TENANT", "live_sessions_per_tenant", whole(0, 1_000_000),
-        "most live sessions of a tenant, paused ones included; 0 is no bound",
+        "most live sessions of a tenant, paused ones included; 0: as its tier allows",
     ),
     Variable(
         "ROOST_PERSISTENCE", "persistence",
@@ -125,6 +125,10 @@ VARIABLES = (
     Variable(
         "ROOST_EXPIRE_AFTER", "expire_after", span(0.1, 316_224_000),
         "seconds that a session rests stopped before it is ended",
+    ),
+    Variable(
+        "ROOST_CHECKPOINT_AFTER", "checkpoint_after", span(0, 316_224_000),
+        "seconds that a session rests before it is saved and its container destroyed; 0: never",
     ),
     Variable(
         "ROOST_CHECKPOINT_EVERY", "checkpoint_every", span_or_never(1, 316_224_000),

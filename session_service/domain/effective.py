@@ -37,6 +37,7 @@ class Setting:
     idle_timeout: timedelta | None = None
     deepen_after: timedelta | None = None
     expire_after: timedelta | None = None
+    checkpoint_after: timedelta | None = None
     grace_period: timedelta | None = None
     min_continuity: Continuity | None = None
     max_lifetime: timedelta | None = None
@@ -84,6 +85,10 @@ def _size(name: str) -> Callable[[Any], Any]:
             return DOES.__getitem__
         case "max_lifetime":
             return lambda span: float("inf") if span is None else span.total_seconds()
+        case "checkpoint_after":
+            # It is how long a container is kept that nobody uses, which is what costs: never to let
+            # go of it, which is 0, keeps most.
+            return lambda span: span.total_seconds() or float("inf")
         case "checkpoint_every":
             # Saving more rarely does less; 0 is never, and so the least.
             return lambda span: -span.total_seconds() if span else float("-inf")
@@ -108,6 +113,8 @@ class Tier:
 
     name: str
     caps: Setting = NOTHING
+    live_sessions: int | None = None
+    """The most live sessions, paused ones included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +160,7 @@ AT_ONCE = (
     "idle_timeout",
     "deepen_after",
     "expire_after",
+    "checkpoint_after",
     "grace_period",
     "max_lifetime",
     "recover_at_once",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from session_service.domain import conditions, schedule
 from session_service.domain import policy as policies
+from session_service.domain.deepening import saves
 from session_service.domain.session import ConditionType, Continuity, EndReason, PauseDepth
 from session_service.domain.states import State, Transition
 
@@ -32,7 +33,7 @@ class Action(StrEnum):
     PAUSE = "PAUSE"
     """Put it to rest for idleness; where its policy keeps nothing over a stop, end it."""
     DEEPEN = "DEEPEN"
-    """From suspended to stopped."""
+    """From suspended to stopped, or to saved and destroyed."""
     EXPIRE = "EXPIRE"
     """End it: it rested for too long."""
     RECOVER = "RECOVER"
@@ -68,6 +69,8 @@ class Step:
     action: Action
     time: datetime | None = None
     because: str = ""
+    depth: PauseDepth | None = None
+    """Of a rest that is deepened: how deep it is to be."""
 
     def due(self, now: datetime) -> bool:
         """Whether its time has come."""
@@ -186,9 +189,32 @@ def _paused(record: Record, policy: Policy) -> Step:
     # Not for ever, where it cannot be: what nobody came back to in all that time ends.
     if record.now < expiry and recovers(session) and lost(session, record.container):
         return Step(Action.RECOVER, session.change_time, "its container was lost")
-    if session.pause_depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT):
+    if session.pause_depth is PauseDepth.CHECKPOINT:
         return Step(Action.EXPIRE, expiry, "it rested for too long")
-    return Step(Action.DEEPEN, since + policy.deepen_after, "it was suspended for long")
+    return _deeper(record, policy, since)
+
+
+def _deeper(record: Record, policy: Policy, since: datetime) -> Step:
+    """What comes first of what a rest with a container comes to."""
+    session = record.session
+    stopped = session.pause_depth is PauseDepth.STOPPED
+    end = since + policy.expire_after + (timedelta(0) if stopped else policy.deepen_after)
+    over = Step(Action.EXPIRE, end, "it rested for too long")
+    if record.now >= end and ConditionType.CHECKPOINT_FAILED in _kinds(session):
+        # What cannot be saved is not put deeper, and not kept for ever either.
+        return over
+    stop = Step(
+        Action.DEEPEN,
+        since + policy.deepen_after,
+        "it was suspended for long",
+        PauseDepth.STOPPED,
+    )
+    steps = [over if stopped else stop]
+    if saves(session, record.container, policy):
+        because = "it rested for so long that it is saved, and its container destroyed"
+        when = since + policy.checkpoint_after
+        steps.append(Step(Action.DEEPEN, when, because, PauseDepth.CHECKPOINT))
+    return min(steps, key=lambda step: step.time or end)
 
 
 def _kinds(session: Session) -> list[ConditionType]:

@@ -55,6 +55,9 @@ class Policy:
     """Suspended this long, it is stopped."""
     expire_after: timedelta = timedelta(days=30)
     """At rest and not deeper than that can be for this long, it is ended."""
+    checkpoint_after: timedelta = timedelta(0)
+    """At rest with a container for this long, its state is saved and the container destroyed, where
+    the application hands its state out and a start may come back with that; 0: never."""
     grace_period: timedelta = timedelta(minutes=10)
     """How long an ended session can be brought back."""
     min_continuity: Continuity | None = None
@@ -115,6 +118,7 @@ FORMS: Mapping[str, Form] = {
     "idle_timeout": _SPAN,
     "deepen_after": _SPAN,
     "expire_after": _SPAN,
+    "checkpoint_after": _SPAN,
     "grace_period": _SPAN,
     "min_continuity": _optional(Form(int, Continuity)),
     "max_lifetime": _optional(_SPAN),

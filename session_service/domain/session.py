@@ -189,6 +189,10 @@ class Container:
     create_time: datetime
     destroy_time: datetime | None
     """When it was known to be gone; None before."""
+    saved_checkpoint_id: UUID | None = None
+    """The checkpoint that the last pause took of it whose boot is known; None before."""
+    saved_start_time: datetime | None = None
+    """The provider's start event of that boot: a newer one means that it ran since."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ FREE = Tier(
         # As few as there can be: what a user asks to be saved is kept until something newer is.
         keep_checkpoints=1,
     ),
+    # A few users who try it out; who is more has customers.
+    live_sessions=10,
 )
 PAID = Tier("paid")
 
@@ -36,3 +39,23 @@ TIERS: Mapping[str, Tier] = {tier.name: tier for tier in (FREE, PAID)}
 def tier_of(name: str) -> Tier:
     """The tier of this name; one that this version does not know, any more or yet, caps most."""
     return TIERS.get(name, FREE)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveQuota:
+    """The most live sessions that a tenant may have, and who says so."""
+
+    most: int
+    tier: str | None
+    """The name of the tier that says so; None: the operator."""
+
+
+def live_quota(operator: int, tier: Tier) -> LiveQuota | None:
+    """The smaller of what the operator allows every tenant (0: as many as are asked for) and the
+    tier; None where neither says anything.
+    """
+    if tier.live_sessions is None:
+        return LiveQuota(operator, None) if operator else None
+    if operator and operator <= tier.live_sessions:
+        return LiveQuota(operator, None)
+    return LiveQuota(tier.live_sessions, tier.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from session_service.domain import policy as policies
 from session_service.domain.session import (
     Cause,
     ConditionType,
@@ -143,7 +142,7 @@ def _change(record: Record, listed: Listed, verdict: Verdict) -> Change:
         case Verdict.SANK:
             return _sank(record.session, record.now)
         case Verdict.WOKE:
-            return _woke(record.session)
+            return outcomes.woken(record.session, "the provider shows its container running")
         case _:
             raise AssertionError(f"nothing to write for {verdict}")
 
@@ -175,27 +174,10 @@ def _sank(session: Session, now: datetime) -> Change:
         session={
             "pause_depth": PauseDepth.STOPPED,
             "conditions": outcomes.marked((ConditionType.MEMORY_LOST,), now),
-            "due_at": Now(policies.load(session.policy).expire_after),
+            "due_at": Now(outcomes.rest_span(session, PauseDepth.STOPPED)),
         },
         container={"state": ContainerState.STOPPED},
         event="MEMORY_LOST",
-    )
-
-
-def _woke(session: Session) -> Change:
-    """Traffic woke it: somebody is there. What survived is for the next start to prove."""
-    return Change(
-        session.session_id,
-        session.epoch,
-        session={
-            **outcomes.active(session),
-            "cause": Cause.WOKEN,
-            "last_active_time": NOW,
-            "start_time": NOW,
-            "verified_at": None,
-        },
-        container={"state": ContainerState.STARTED},
-        details={"cause": Cause.WOKEN, "because": "the provider shows its container running"},
     )
 
 
@@ -210,7 +192,7 @@ def _found(session: Session, seen: Seen) -> Change:
         session={
             "pause_depth": depth,
             "conditions": "[]",
-            "due_at": Now(policies.load(session.policy).deepen_after),
+            "due_at": Now(outcomes.rest_span(session, depth)),
         },
         container={"state": seen.state, "destroy_time": None},
         event="CONTAINER_FOUND",

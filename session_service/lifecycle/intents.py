@@ -36,8 +36,6 @@ class Defaults:
 
     app: str
     freshness: timedelta
-    live_quota: int = 0
-    """The most live sessions of a tenant; 0 is as many as are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

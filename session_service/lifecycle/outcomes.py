@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from session_service.domain import conditions, decision, schedule
 from session_service.domain import policy as policies
 from session_service.domain.session import (
+    Cause,
     ConditionType,
     ContainerState,
     EndReason,
@@ -68,15 +69,24 @@ def active(session: Session) -> dict[str, object]:
 def paused(session: Session, depth: PauseDepth | None) -> dict[str, object]:
     """The columns of a session at rest; the depth is None where it is not known."""
     check_move(session.state, State.PAUSED)
-    policy = policies.load(session.policy)
-    deep = depth in (PauseDepth.STOPPED, PauseDepth.CHECKPOINT)
     return {
         **SETTLED,
         "state": State.PAUSED,
         "pause_depth": depth,
         "pause_time": NOW,
-        "due_at": Now(policy.expire_after if deep else policy.deepen_after),
+        "due_at": Now(rest_span(session, depth)),
     }
+
+
+def rest_span(session: Session, depth: PauseDepth | None) -> timedelta:
+    """How long it can rest this deep before the keeper has something to do about it; it works out
+    whether there is.
+    """
+    policy = policies.load(session.policy)
+    if depth is PauseDepth.CHECKPOINT:
+        return policy.expire_after
+    span = policy.expire_after if depth is PauseDepth.STOPPED else policy.deepen_after
+    return min(span, policy.checkpoint_after) if policy.checkpoint_after else span
 
 
 def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict[str, object]:
@@ -97,6 +107,25 @@ def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict
         # What is gone for good needs no checkpoint to come back.
         **({"checkpoint_id": None} if purged else {}),
     }
+
+
+def woken(session: Session, because: str) -> Change:
+    """Its container runs, woken by traffic: somebody is there. What survived is for the next start
+    to prove.
+    """
+    return Change(
+        session.session_id,
+        session.epoch,
+        session={
+            **active(session),
+            "cause": Cause.WOKEN,
+            "last_active_time": NOW,
+            "start_time": NOW,
+            "verified_at": None,
+        },
+        container={"state": ContainerState.STARTED},
+        details={"cause": Cause.WOKEN, "because": because},
+    )
 
 
 def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, object]) -> Change:
@@ -122,9 +151,11 @@ def turned_to_pause(session: Session, error: RoostError, terms: Mapping[str, obj
     )
 
 
-def tried_again(session: Session, longest: timedelta = LAST_RETRY) -> dict[str, object]:
+def tried_again(
+    session: Session, longest: timedelta = LAST_RETRY, first: timedelta = FIRST_RETRY
+) -> dict[str, object]:
     """The columns by which the keeper tries again, after a pause that grows with each failure."""
-    pause = min(FIRST_RETRY * 2 ** min(session.failure_count, 20), longest)
+    pause = min(first * 2 ** min(session.failure_count, 20), longest)
     return {"due_at": Now(pause), "failure_count": Plus()}
 
 

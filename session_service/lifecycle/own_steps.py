@@ -72,7 +72,7 @@ def recovery(record: Record, step: Step, terms: Terms) -> tuple[Change, NewDecis
 def intent(record: Record, step: Step, terms: Terms) -> Change:
     """The intent of a step that puts a container to rest, or takes it away."""
     session = record.session
-    state, transition, cause, more = _aim(session, step.action)
+    state, transition, cause, more = _aim(session, step)
     check_move(session.state, state)
     prior = session.prior_state if record.abandoned else session.state
     idle = policies.load(session.policy).idle_timeout if step.action is Action.PAUSE else None
@@ -98,9 +98,9 @@ def _told(cause: Cause, step: Step) -> dict[str, str]:
     return {"cause": cause, "because": step.because}
 
 
-def _aim(session: Session, action: Action) -> tuple[State, Transition, Cause, dict[str, object]]:
+def _aim(session: Session, step: Step) -> tuple[State, Transition, Cause, dict[str, object]]:
     """Where a step leads: state, transition, cause, and further columns."""
-    match action:
+    match step.action:
         case Action.PAUSE if ends_when_idle(policies.load(session.policy)):
             more: dict[str, object] = {"end_reason": EndReason.EPHEMERAL}
             return State.ENDING, Transition.END, Cause.IDLE, more
@@ -108,7 +108,7 @@ def _aim(session: Session, action: Action) -> tuple[State, Transition, Cause, di
             more = {"pause_depth": _depth(session, PauseDepth.SUSPENDED)}
             return State.PAUSING, Transition.PAUSE, Cause.IDLE, more
         case Action.DEEPEN:
-            more = {"pause_depth": _depth(session, PauseDepth.STOPPED)}
+            more = {"pause_depth": _depth(session, step.depth or PauseDepth.STOPPED)}
             return State.PAUSING, Transition.PAUSE, Cause.DEEPEN, more
         case Action.EXPIRE:
             more = {"end_reason": EndReason.EXPIRED}
@@ -119,7 +119,7 @@ def _aim(session: Session, action: Action) -> tuple[State, Transition, Cause, di
             more = {"end_reason": EndReason.CREATE_FAILED}
             return State.ENDING, Transition.PURGE, Cause.ABANDONED, more
         case _:
-            raise AssertionError(f"not a step of this kind: {action}")
+            raise AssertionError(f"not a step of this kind: {step.action}")
 
 
 def _depth(session: Session, otherwise: PauseDepth) -> PauseDepth:

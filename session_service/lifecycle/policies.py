@@ -17,7 +17,7 @@ from session_service.domain.choice import Preference
 from session_service.domain.effective import NOTHING, Setting, Source
 from session_service.domain.fingerprint import fingerprint
 from session_service.domain.policy import OnFingerprintChange
-from session_service.domain.tiers import TIERS, tier_of
+from session_service.domain.tiers import TIERS, LiveQuota, live_quota, tier_of
 from session_service.storage import decisions
 from session_service.storage import policies as stored
 from session_service.storage.decisions import NewDecision
@@ -47,6 +47,8 @@ class Operator:
     policy: Policy
     tier: str
     spec: Mapping[str, Any] | None
+    live_sessions: int = 0
+    """The most live sessions of any tenant; 0 is as many as its tier allows."""
 
     @property
     def base(self) -> str:
@@ -68,6 +70,11 @@ class Rules:
     def tier(self) -> str:
         """The name of the tenant's tier."""
         return self.stored.tier or self.operator.tier
+
+    @property
+    def live_quota(self) -> LiveQuota | None:
+        """The most live sessions that the tenant may have; None is as many as are asked for."""
+        return live_quota(self.operator.live_sessions, tier_of(self.tier))
 
     @property
     def version(self) -> str:

@@ -8,18 +8,12 @@ What was observed is what is written, not what was asked for.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from session_service.domain import keeping
-from session_service.domain.session import (
-    Cause,
-    ConditionType,
-    ContainerState,
-    EndReason,
-    PauseDepth,
-    Session,
-)
+from session_service.domain.deepening import deepens
+from session_service.domain.session import Cause, ContainerState, PauseDepth, Session
 from session_service.domain.states import State, Transition
 from session_service.errors import (
     ProviderUnavailable,
@@ -28,19 +22,18 @@ from session_service.errors import (
     SuspendFailedStillRunning,
     SuspendUnsupported,
 )
-from session_service.lifecycle import outcomes, saving
+from session_service.lifecycle import outcomes, rested, saving
 from session_service.lifecycle.evidence import LOOK_TIMEOUT, address
 from session_service.lifecycle.ownership import Held, OwnershipLost
+from session_service.lifecycle.rested import DEPTHS, OVER, Rest, Task, depth_of
 from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
 from session_service.storage import sessions, transitions
 from session_service.storage.assignments import NOW
-from session_service.storage.transitions import Change, finished
+from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from session_service.domain.session import Condition, Container
     from session_service.lifecycle.evidence import Looker
     from session_service.lifecycle.saving import Saving
     from session_service.lifecycle.turns import Turns
@@ -51,34 +44,8 @@ _log = logging.getLogger(__name__)
 
 #: Beyond another's machine lease, in s, before it counts as held by somebody who is not us.
 LEASE_PATIENCE = 5.0
-#: Transitions after which the session is over.
-OVER = frozenset({Transition.END, Transition.PURGE})
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What was observed of a container that was to be put to rest."""
-
-    depth: PauseDepth | None
-    """How deep it rests; None where it runs on."""
-    cordoned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One transition being worked on."""
-
-    held: Held
-    session: Session
-    container: Container
-    now: datetime
-    unsaved: RoostError | None = None
-    """Why its state could not be saved, where it was to be."""
-
-    @property
-    def target(self) -> PauseDepth:
-        """How deep to go, as the intent says."""
-        return self.session.pause_depth or PauseDepth.SUSPENDED
+#: Why what was to rest deeper does not.
+CAME = "somebody came while its rest was to be deepened"
 
 
 class Rester:
@@ -165,6 +132,8 @@ class Rester:
         if _no_longer_idle(task):
             await self._write(outcomes.gone_back(task.session, None))
             return
+        if await self._is_wanted_again(task):
+            return
         saved = await self._saved(task)
         if saved is None:
             return
@@ -192,30 +161,56 @@ class Rester:
         await self._release(task, nonce)
         await self._settle(task, rest)
 
+    async def _is_wanted_again(self, task: Task) -> bool:
+        """Whether somebody came to what was to rest deeper; then it does not. What another owner
+        began may run because that one woke it.
+        """
+        if not deepens(task.session) or not task.container.wanted:
+            return False
+        if _came(task):
+            await self._write(rested.awake(task, CAME))
+            return True
+        if task.held.taken_over:
+            return False
+        seen = await self._containers.get(address(task.container), timeout=LOOK_TIMEOUT)
+        if seen.state is not ContainerState.STARTED:
+            return False
+        await self._write(outcomes.woken(task.session, "its container was found running"))
+        return True
+
     async def _saved(self, task: Task) -> Task | None:
         """The task once the state is saved that is to be. Where that fails the container stays: it
-        is suspended, and why is told. None where somebody came meanwhile to what was idle.
+        is suspended, or rests as it did, and why is told. None where somebody came meanwhile.
         """
         if saving.wanted(task.held, task.session, task.container):
-            error = await self._saving.save(task.held, task.session, task.container)
+            saved = await self._saving.save(task.held, task.session, task.container)
             again = await self._read(task.held)
             if again is None:
                 return None
-            if _no_longer_idle(again):
-                await self._write(outcomes.gone_back(again.session, None))
+            task = replace(again, saved=saved)
+            if await self._let_go(task):
                 return None
-            if await self._saving.in_use(again.session, again.container):
-                came = outcomes.gone_back(again.session, None, last_active_time=NOW)
-                await self._write(came)
-                return None
-            task = again
-            if error is not None:
-                return _shallower(task, error)
+            if saved.error is not None:
+                return rested.shallower(task)
         if task.session.transition is Transition.PAUSE and task.target is PauseDepth.CHECKPOINT:
-            # From here on it may go, whoever sees to that.
-            free = Change(task.held.session_id, task.held.epoch, container={"wanted": False})
-            await self._write(replace(free, advance=False))
+            task = replace(task, session=await self._write(rested.free(task)))
         return task
+
+    async def _let_go(self, task: Task) -> bool:
+        """Whether somebody came while the state was saved, and the session is theirs again."""
+        if _no_longer_idle(task):
+            await self._write(outcomes.gone_back(task.session, None))
+            return True
+        runs = task.saved.woken or not deepens(task.session)
+        in_use = runs and await self._saving.in_use(task.session, task.container)
+        if deepens(task.session):
+            if in_use or _came(task):
+                await self._write(rested.awake(task, CAME))
+                return True
+            return False
+        if in_use:
+            await self._write(outcomes.gone_back(task.session, None, last_active_time=NOW))
+        return in_use
 
     async def _release(self, task: Task, nonce: str) -> None:
         """Give the lease back once it is known what came of the last request under it.
@@ -233,12 +228,14 @@ class Rester:
         """Bring it to rest, and say how deep it rests; None where it runs on."""
         if task.session.prior_state is State.PAUSED:
             seen = await self._containers.get(address(task.container), timeout=LOOK_TIMEOUT)
-            if seen.state in _DEPTHS and (ending or _DEPTHS[seen.state] is task.target):
-                return _DEPTHS[seen.state]
+            if seen.state in DEPTHS:
+                depth = DEPTHS[seen.state]
+                if ending or task.unsaved is not None or depth is task.target:
+                    return depth
         elif task.held.taken_over and not ending and task.unsaved is None:
             return await self._observe(task)
         try:
-            return _depth(await self._ask(task, nonce))
+            return depth_of(await self._ask(task, nonce))
         except SuspendUnsupported:
             # Nobody is there to be asked: files are kept, and the loss of memory is told.
             if not ending and task.session.cause is not Cause.IDLE:
@@ -246,7 +243,7 @@ class Rester:
             seen = await self._containers.stop(
                 address(task.container), nonce, timeout=task.held.left
             )
-            return _depth(seen.state)
+            return depth_of(seen.state)
 
     async def _ask(self, task: Task, nonce: str) -> ContainerState:
         where, timeout = address(task.container), task.held.left
@@ -259,47 +256,30 @@ class Rester:
         where = address(task.container)
         resting = await self._containers.wait_resting(where, timeout=max(1.0, self._lag))
         if resting is not None:
-            return _depth(resting)
-        return _depth((await self._containers.get(where, timeout=LOOK_TIMEOUT)).state)
+            return depth_of(resting)
+        return depth_of((await self._containers.get(where, timeout=LOOK_TIMEOUT)).state)
 
     # --- outcomes ------------------------------------------------------------------------------
 
     async def _settle(self, task: Task, rest: Rest) -> None:
         session = task.session
         if session.transition is Transition.END:
-            await self._write(_ended(task, rest))
+            await self._write(rested.ended(task, rest))
             return
         if rest.depth is None:
             error = SuspendFailedStillRunning(
                 "the container was found still running after the pause; it is used as it is. "
                 "Pause again, or pause with depth STOPPED"
             )
-            await self._write(_still_running(task, error))
+            await self._write(rested.still_running(task, error))
             return
-        await self._write(_paused(task, rest.depth))
+        await self._write(rested.paused(task, rest.depth))
 
     async def _settle_gone(
         self, held: Held, session: Session, now: datetime, *, gone: bool, saved: bool = False
     ) -> None:
-        """There is no container (any more): at rest without one, or over. What was `saved` is not
-        lost.
-        """
-        if session.transition in OVER:
-            columns = outcomes.ended(session, EndReason.REQUESTED, PauseDepth.CHECKPOINT)
-        else:
-            columns = outcomes.paused(session, PauseDepth.CHECKPOINT)
-            found = () if saved else (ConditionType.CONTAINER_LOST,)
-            columns["conditions"] = outcomes.marked(found, now)
-        await self._write(
-            Change(
-                held.session_id,
-                held.epoch,
-                session=columns,
-                container=outcomes.GONE if gone else {},
-                decision=finished(),
-                decision_id=session.decision_id,
-            )
-        )
+        """There is no container (any more). What was `saved` is not lost."""
+        await self._write(rested.gone(session, now, destroyed=gone, saved=saved))
 
     async def _absent(self, task: Task) -> None:
         """It was not found: lost if that is confirmed, unknown otherwise."""
@@ -312,7 +292,7 @@ class Rester:
             again = await self._read(task.held)
             if again is not None:
                 saved = not again.container.wanted
-                await self._settle_gone(task.held, task.session, task.now, gone=True, saved=saved)
+                await self._settle_gone(task.held, again.session, task.now, gone=True, saved=saved)
         else:
             await self._fail(
                 task, ProviderUnavailable("the provider contradicts itself; try again")
@@ -340,13 +320,15 @@ class Rester:
             # Its state is saved, and from then on anybody may destroy it: nothing to go back to.
             await self._write(outcomes.left_open(session, error))
             return
-        depth = _DEPTHS.get(task.container.state)
+        depth = DEPTHS.get(task.container.state)
         before = {} if session.prior_state is State.ACTIVE else {"pause_depth": depth}
         await self._write(outcomes.gone_back(session, error, **before))
 
-    async def _write(self, change: Change) -> None:
-        if await transitions.write(self._database, change) is None:
+    async def _write(self, change: Change) -> Session:
+        written = await transitions.write(self._database, change)
+        if written is None:
             raise OwnershipLost
+        return written
 
 
 def _no_longer_idle(task: Task) -> bool:
@@ -357,98 +339,7 @@ def _no_longer_idle(task: Task) -> bool:
     return keeping.idle_time(session) > task.now
 
 
-def _shallower(task: Task, error: RoostError) -> Task:
-    """The same with its container kept, since what is in it is nowhere else."""
+def _came(task: Task) -> bool:
+    """Whether somebody came since a rest began to be deepened."""
     session = task.session
-    if task.target is PauseDepth.CHECKPOINT:
-        session = replace(session, pause_depth=PauseDepth.SUSPENDED)
-    return replace(task, session=session, unsaved=error)
-
-
-def _unsaved(task: Task) -> list[Condition]:
-    """What is told of state that could not be saved."""
-    return [] if task.unsaved is None else [saving.told(task.unsaved, task.now)]
-
-
-def _depth(state: ContainerState) -> PauseDepth | None:
-    """How deep a container in this state rests; None where it runs.
-
-    Raises ProviderUnavailable for a state that says neither.
-    """
-    match state:
-        case ContainerState.SUSPENDED:
-            return PauseDepth.SUSPENDED
-        case ContainerState.STOPPED | ContainerState.FAILED | ContainerState.CREATED:
-            return PauseDepth.STOPPED
-        case ContainerState.STARTED:
-            return None
-        case ContainerState.DESTROYED:
-            raise ContainerAbsent("the container is destroyed")
-        case _:
-            raise ProviderUnavailable(f"the container is {state}; try again")
-
-
-def _paused(task: Task, depth: PauseDepth) -> Change:
-    session = task.session
-    lost = depth is PauseDepth.STOPPED and task.target is PauseDepth.SUSPENDED
-    found = (ConditionType.MEMORY_LOST,) if lost else ()
-    return Change(
-        session.session_id,
-        session.epoch,
-        session={
-            **outcomes.paused(session, depth),
-            "conditions": outcomes.marked(found, task.now, *_unsaved(task)),
-            "verified_at": NOW,
-        },
-        container={"state": _STATES[depth]},
-        decision=finished(),
-        decision_id=session.decision_id,
-    )
-
-
-def _still_running(task: Task, error: RoostError) -> Change:
-    session = task.session
-    still = (ConditionType.SUSPEND_FAILED_STILL_RUNNING,)
-    found = outcomes.marked(still, task.now, *_unsaved(task))
-    return Change(
-        session.session_id,
-        session.epoch,
-        # Unseen, so that the next start looks: what runs on may have restarted meanwhile.
-        session={**outcomes.active(session), "conditions": found, "verified_at": None},
-        container={"state": ContainerState.STARTED},
-        decision=outcomes.refused(error),
-        decision_id=session.decision_id,
-    )
-
-
-def _ended(task: Task, rest: Rest) -> Change:
-    session = task.session
-    columns = outcomes.ended(session, EndReason.REQUESTED, rest.depth)
-    columns["verified_at"] = NOW
-    if rest.depth is None:
-        columns["conditions"] = outcomes.marked(
-            (ConditionType.SUSPEND_FAILED_STILL_RUNNING,), task.now
-        )
-    container: Mapping[str, object] = {
-        "cordoned": rest.cordoned,
-        "state": ContainerState.STARTED if rest.depth is None else _STATES[rest.depth],
-    }
-    return Change(
-        session.session_id,
-        session.epoch,
-        session=columns,
-        container=container,
-        decision=finished(),
-        decision_id=session.decision_id,
-    )
-
-
-_DEPTHS = {
-    ContainerState.SUSPENDED: PauseDepth.SUSPENDED,
-    ContainerState.STOPPED: PauseDepth.STOPPED,
-}
-_STATES = {
-    PauseDepth.SUSPENDED: ContainerState.SUSPENDED,
-    PauseDepth.STOPPED: ContainerState.STOPPED,
-    PauseDepth.CHECKPOINT: ContainerState.DESTROYED,
-}
+    return deepens(session) and session.last_active_time > session.change_time

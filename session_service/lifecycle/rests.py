@@ -57,14 +57,11 @@ class Rests:
         work: Work,
         joining: Joining,
         policies: Policies,
-        live_quota: int = 0,
     ) -> None:
-        """`live_quota` is the most live sessions of a tenant; 0 is no bound."""
         self._database = database
         self._work = work
         self._joining = joining
         self._policies = policies
-        self._live_quota = live_quota
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -306,11 +303,12 @@ class Rests:
                 "pause_time": session.pause_time or NOW,
             },
         )
-        most = self._live_quota
-        held = Quota(session.tenant, most) if most else None
+        most = (await self._policies.of(session.key)).live_quota
+        held = None if most is None else Quota(session.tenant, most.most)
         try:
             begun = await commits.begin(self._database, change, decision, quota=held)
         except QuotaReached:
+            assert most is not None, "only a quota is reached"
             raise quota.exceeded(most) from None
         except LiveKeyTaken:
             raise errors.LiveSessionExists(

@@ -13,6 +13,7 @@ from session_service import errors
 from session_service.domain import ladder
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.deepening import deepens
 from session_service.domain.effective import Source
 from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import Continuity, Mode, Outcome
@@ -205,6 +206,11 @@ class Starts:
             case ladder.Join():
                 return await self._join(case, plan, record)
             case ladder.TakeTurn():
+                if deepens(record.session):
+                    # Somebody is there: whoever puts it to rest deeper lets go of it.
+                    await sessions.touch(
+                        self._database, record.session.tenant, record.session.session_id
+                    )
                 await self._joining.settled(record.session.session_id, record.session.epoch)
                 return None
             case ladder.TakeOver():
@@ -262,14 +268,15 @@ class Starts:
         )
         waits = None if replaced is None else intents.waiting(replaced.session, opening)
         # In place of a live one it makes none more, also for who has too many already.
-        most = self._defaults.live_quota if replaced is None else 0
-        held = Quota(start.key.tenant, most) if most else None
+        most = case.rules.live_quota if replaced is None else None
+        held = None if most is None else Quota(start.key.tenant, most.most)
         intent = commits.open_session(
             self._database, opening, decision, waits, held, case.also(decision.decision_id)
         )
         try:
             return await self._carried(intent, decision)
         except QuotaReached:
+            assert most is not None, "only a quota is reached"
             return await self._append(case, refused(decision, quota.exceeded(most)), made=False)
 
     async def _climb(self, case: Case, plan: ladder.Climb, record: Record) -> Answer | None:

@@ -32,9 +32,10 @@ SPANS: Mapping[str, tuple[float, float]] = {
     "grace_period": (0, 2_592_000),
     "max_lifetime": (0.1, 316_224_000),
     "checkpoint_every": (1, 316_224_000),
+    "checkpoint_after": (0.1, 316_224_000),
 }
 #: Spans of which 0 means never.
-NEVER = frozenset({"checkpoint_every"})
+NEVER = frozenset({"checkpoint_every", "checkpoint_after"})
 KEEP_LIMIT = 1000
 #: Fields that a mask names also where they are false.
 FLAGS = ("recover_at_once", "checkpoint_on_stop")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _SPANS = (
     *("idle_timeout", "deepen_after", "expire_after", "grace_period", "max_lifetime"),
     "checkpoint_every",
+    "checkpoint_after",
 )
 
 

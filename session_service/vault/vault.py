@@ -140,6 +140,12 @@ class Vault:
             decision_id,
         )
 
+    async def head(self, session: Session) -> Checkpoint | None:
+        """The checkpoint that the session's state descends from; None where it has none."""
+        if session.checkpoint_id is None:
+            return None
+        return await checkpoint_lists.get(self._database, session.tenant, session.checkpoint_id)
+
     # --- restoring -----------------------------------------------------------------------------
 
     async def find(self, tenant: str, checkpoint_id: UUID) -> Checkpoint:

@@ -13,9 +13,10 @@ from session_service.storage.quotas import Quota, QuotaReached, held_to
 from tests.container.harness import failing
 from tests.session.ageing import sql
 from tests.session.harness import World, request_id, world
+from tests.session.test_policies import set_tier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from local.fly.emulator import Emulator
 
@@ -60,7 +61,8 @@ async def test_the_refusal_says_how_many_and_what_to_do(roost: World) -> None:
     sessions = await fill(roost)
     refusal = await failing(roost.one.start("one-more"))
     assert refusal.reason == "QUOTA_EXCEEDED"
-    assert refusal.metadata["limit"] == str(QUOTA)
+    assert (refusal.metadata["limit"], refusal.metadata["source"]) == (str(QUOTA), "OPERATOR")
+    assert "the operator allows" in refusal.message
     assert "EndSession" in refusal.message
     # As told: a paused one counts.
     await roost.one.pause(sessions[0].session_id)
@@ -141,3 +143,34 @@ async def test_a_tenant_neither_counts_for_another_nor_waits_for_it(roost: World
     with pytest.raises(QuotaReached):
         async with database.transaction() as third, held_to(third, Quota("default", QUOTA - 1)):
             pass
+
+
+@pytest.mark.parametrize(("cap", "most", "source"), [(0, 10, "TIER"), (3, 3, "OPERATOR")])
+async def test_a_tier_has_a_quota_of_its_own_and_the_smaller_of_both_holds(
+    emulator: Emulator, database_url: str, cap: int, most: int, source: str
+) -> None:
+    """Starts and undeletes are held to it, and are told whose it is; another tier, and there is
+    room.
+    """
+    async with world(emulator, database_url, tier="free", live_sessions_per_tenant=cap) as roost:
+        await asyncio.gather(*(roost.replicas[n % 2].start(f"user-{n}") for n in range(most)))
+
+        async def refused(call: Awaitable[object]) -> None:
+            refusal = await failing(call)
+            assert (refusal.reason, refusal.metadata["limit"]) == ("QUOTA_EXCEEDED", str(most))
+            assert refusal.metadata["source"] == source
+            assert refusal.metadata.get("tier") == ("free" if source == "TIER" else None)
+            assert ("its tier 'free' allows" in refusal.message) is (source == "TIER")
+
+        await refused(roost.one.start("one-more"))
+        # EPHEMERAL: in place of what is there, which makes no more.
+        ended = (await roost.two.start("user-0")).session
+        await roost.one.end(ended.session_id)
+        await roost.one.start("another")
+        await refused(roost.two.undelete(ended.session_id))
+        await set_tier(roost, "paid")
+        if source == "TIER":
+            await roost.two.undelete(ended.session_id)
+            await roost.one.start("one-more")
+        else:
+            await refused(roost.one.start("one-more"))

@@ -100,6 +100,9 @@ CONTAINER = Container(
     destroy_time=None,
 )
 
+#: Of an application that hands its state out.
+HOOKED = '{"state_hook": {"http_path": "/state"}}'
+
 #: A few lengths, so that a record has times on either side of what its policy says, and equal ones.
 _SPANS = [timedelta(seconds=n) for n in (0, 0.1, 1, 60, 1800, 86_400)] + [TEN_YEARS]
 spans = st.sampled_from(_SPANS) | st.timedeltas(timedelta(0), TEN_YEARS)
@@ -125,6 +128,7 @@ def records(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Record
         grace_period=draw(spans),
         max_lifetime=draw(st.none() | spans),
         expire_after=draw(spans),
+        checkpoint_after=draw(st.just(timedelta(0)) | spans),
         recover_at_once=draw(st.booleans()),
     )
     found = draw(st.lists(st.sampled_from(ConditionType), max_size=2, unique=True))
@@ -139,6 +143,7 @@ def records(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Record
         pause_depth=draw(st.none() | st.sampled_from(PauseDepth)),
         conditions=conditions.dump(Condition(kind, "", NOW) for kind in found),
         policy=policies.dump(policy),
+        spec=draw(st.sampled_from(["{}", HOOKED])),
         last_active_time=draw(times),
         pause_time=draw(perhaps),
         end_time=draw(perhaps),

@@ -16,7 +16,7 @@ from session_service.domain import policy as policies
 from session_service.domain.effective import NOTHING, Setting, Source, Tier, follow, less
 from session_service.domain.policy import NAMES, OnFingerprintChange, Persistence, Policy, Stop
 from session_service.domain.session import Continuity
-from session_service.domain.tiers import FREE, PAID, TIERS, tier_of
+from session_service.domain.tiers import FREE, PAID, TIERS, LiveQuota, live_quota, tier_of
 
 spans = st.integers(0, 10**7).map(lambda tenths: timedelta(seconds=tenths / 10))
 VALUES: dict[str, st.SearchStrategy[Any]] = {  # Any: fields of every type
@@ -31,6 +31,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {  # Any: fields of every type
     "checkpoint_on_stop": st.booleans(),
     "keep_checkpoints": st.integers(0, 1000),
     "on_fingerprint_change": st.sampled_from(OnFingerprintChange),
+    "checkpoint_after": st.just(timedelta(0)) | spans,
     "checkpoint_every": st.just(timedelta(0)) | spans,
 }
 OPTIONAL = ("max_lifetime", "min_continuity")
@@ -245,6 +246,25 @@ def test_every_tier_keeps_a_checkpoint() -> None:
         assert tier.caps.keep_checkpoints is None or tier.caps.keep_checkpoints >= 1
 
 
+@pytest.mark.parametrize(
+    ("operator", "tier", "most", "by"),
+    [
+        (0, PAID, None, None),
+        (7, PAID, 7, None),
+        (0, FREE, 10, "free"),
+        (7, FREE, 7, None),
+        (10, FREE, 10, None),
+        (11, FREE, 10, "free"),
+        (5, Tier("none at all", live_sessions=0), 0, "none at all"),
+    ],
+)
+def test_the_smaller_quota_of_live_sessions_holds(
+    operator: int, tier: Tier, most: int | None, by: str | None
+) -> None:
+    """The operator's of 0 is none; a tier's of 0 is one."""
+    assert live_quota(operator, tier) == (None if most is None else LiveQuota(most, by))
+
+
 def test_fingerprints_of_before_stay_what_they_were() -> None:
     """A part that was added later counts only where it is set."""
     spec = {"image": "i", "env": {"A": "secret"}, "region": "", "command": ["x"]}
@@ -270,3 +290,32 @@ def test_parts_differ_just_where_the_fingerprints_do(
     same = fingerprint.fingerprint(one) == fingerprint.fingerprint(other)
     assert same == (parts == ())
     assert set(parts) <= set(fingerprint.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("default", "project", "request_", "expected", "source"),
+    [
+        (0, None, None, 0, Source.DEFAULT),
+        (0, None, 60, 60, Source.REQUEST),
+        (60, 0, None, 0, Source.PROJECT),
+        (60, None, 0, 60, Source.DEFAULT),
+        (60, None, 90, 60, Source.DEFAULT),
+        (60, 90, 30, 30, Source.REQUEST),
+    ],
+)
+def test_to_keep_a_container_at_rest_for_ever_is_most(
+    default: int, project: int | None, request_: int | None, expected: int, source: Source
+) -> None:
+    """A request can have it go sooner, and never stay; a project can say never, as the operator."""
+
+    def setting(seconds: int | None) -> Setting:
+        return NOTHING if seconds is None else Setting(checkpoint_after=timedelta(seconds=seconds))
+
+    made = effective.effective(
+        Policy(checkpoint_after=timedelta(seconds=default)),
+        TIERS["paid"],
+        setting(project),
+        setting(request_),
+    )
+    assert made.policy.checkpoint_after == timedelta(seconds=expected)
+    assert made.sources.get("checkpoint_after", Source.DEFAULT) is source

@@ -115,6 +115,8 @@ containers = sa.Table(
     sa.Column("wanted", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
     sa.Column("destroy_time", TIME),
+    sa.Column("saved_checkpoint_id", UUID),
+    sa.Column("saved_start_time", TIME),
 )
 sa.Index(
     "containers_unwanted",

@@ -33,8 +33,8 @@ class PolicyServiceStub:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
-    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
+    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 
@@ -77,8 +77,8 @@ class PolicyServiceServicer:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
-    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
+    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 
@@ -152,8 +152,8 @@ class PolicyService:
     asked for less. `Session.policy` has it, with the source of each value.
 
     A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold for live sessions
-    at once; everything else at their next start or stop, and nothing of what is there is destroyed by
+    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
+    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
     A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
 

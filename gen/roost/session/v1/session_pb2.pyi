@@ -827,6 +827,7 @@ class Policy(message.Message):
     EXPIRE_AFTER_FIELD_NUMBER: builtins.int
     RECOVER_AT_ONCE_FIELD_NUMBER: builtins.int
     CHECKPOINT_EVERY_FIELD_NUMBER: builtins.int
+    CHECKPOINT_AFTER_FIELD_NUMBER: builtins.int
     SPEC_FIELD_NUMBER: builtins.int
     SOURCES_FIELD_NUMBER: builtins.int
     persistence: Policy.Persistence.ValueType
@@ -877,6 +878,21 @@ class Policy(message.Message):
         """
 
     @builtins.property
+    def checkpoint_after(self) -> duration_pb2.Duration:
+        """At rest with a container for this long, since it was paused or last put deeper, its state is
+        saved, and its container destroyed: the next start is RESTORED, with continuity CHECKPOINT. What
+        is in no checkpoint is lost by that: memory, and files that the application does not hand out.
+        At least 0.1 s; 0: never. Only where the spec has a state_hook (a volume is not traded for its
+        snapshot, which the provider keeps for days), and only where `min_continuity` asks for no more
+        than CHECKPOINT.
+
+        With it, what is put from suspended to stopped is saved first, while its memory is there. What
+        is saved already, and did not run since, is not woken again. Where saving fails the session
+        rests as before, has the condition CHECKPOINT_FAILED, and is tried again, ever more rarely, at
+        least every 6 h, until it is ended.
+        """
+
+    @builtins.property
     def spec(self) -> container_service_pb2.ContainerSpec:
         """What containers are made of where a start does not say."""
 
@@ -901,12 +917,13 @@ class Policy(message.Message):
         expire_after: duration_pb2.Duration | None = ...,
         recover_at_once: builtins.bool | None = ...,
         checkpoint_every: duration_pb2.Duration | None = ...,
+        checkpoint_after: duration_pb2.Duration | None = ...,
         spec: container_service_pb2.ContainerSpec | None = ...,
         sources: abc.Mapping[builtins.str, PolicySource.ValueType] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_every", b"checkpoint_every", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "recover_at_once", b"recover_at_once", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_after", b"checkpoint_after", "checkpoint_every", b"checkpoint_every", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "max_lifetime", b"max_lifetime", "recover_at_once", b"recover_at_once", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_every", b"checkpoint_every", "checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "sources", b"sources", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once", "checkpoint_after", b"checkpoint_after", "checkpoint_every", b"checkpoint_every", "checkpoint_on_stop", b"checkpoint_on_stop", "deepen_after", b"deepen_after", "expire_after", b"expire_after", "grace_period", b"grace_period", "idle_timeout", b"idle_timeout", "keep_checkpoints", b"keep_checkpoints", "max_lifetime", b"max_lifetime", "min_continuity", b"min_continuity", "on_fingerprint_change", b"on_fingerprint_change", "persistence", b"persistence", "recover_at_once", b"recover_at_once", "sources", b"sources", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__recover_at_once: _TypeAlias = typing.Literal["recover_at_once"]  # noqa: Y015
     _WhichOneofArgType__recover_at_once: _TypeAlias = typing.Literal["_recover_at_once", b"_recover_at_once"]  # noqa: Y015
