@@ -21,7 +21,7 @@ from tests.chaos import test_points as deaths
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import key, request_id
-from tests.session.saving import Checkpoint, client, counting, execute, large
+from tests.session.saving import Checkpoint, client, counting, execute, hooked, large
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,14 +36,18 @@ KB = 1024
 AT_ONCE = 4
 
 
-async def _save_at_stop(replica: Replica) -> None:
-    """Let the project's stops save and destroy."""
+async def _set(replica: Replica, path: str, policy: pb.Policy) -> None:
+    """Set this of the project's policy."""
     request = policy_pb.UpdateProjectPolicyRequest(
-        project_id="nest",
-        policy=pb.Policy(persistence=pb.Policy.PERSISTENCE_CHECKPOINT),
-        update_mask=FieldMask(paths=["persistence"]),
+        project_id="nest", policy=policy, update_mask=FieldMask(paths=[path])
     )
     await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=9)
+
+
+async def _save_at_stop(replica: Replica) -> None:
+    """Let the project's stops save and destroy."""
+    policy = pb.Policy(persistence=pb.Policy.PERSISTENCE_CHECKPOINT)
+    await _set(replica, "persistence", policy)
 
 
 # --- a replica killed at every point -------------------------------------------------------------
@@ -133,6 +137,40 @@ async def _roll_back(case: Case) -> None:
     assert await case.machines(session.session_id) == ["started"]
 
 
+async def _recreate(case: Case, *, suspended: bool = False) -> None:
+    keeping = pb.Policy.ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES
+    policy = pb.Policy(on_fingerprint_change=keeping)
+    await _set(case.other, "on_fingerprint_change", policy)
+    session = await counting(case.world, 2, A="1")
+    if suspended:
+        await case.other.pause(session.session_id)
+    request = rpc_pb.StartSessionRequest(key=key(), spec=hooked(A="2"), request_id=request_id())
+    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert (answer.outcome, answer.continuity, answer.session.generation) == (
+        pb.START_OUTCOME_RESTORED,
+        pb.CONTINUITY_CHECKPOINT,
+        2,
+    )
+    assert not answer.session.conditions, "nothing was lost"
+    assert await case.world.counter(answer.session) == "2"
+    assert await case.world.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
+    assert sorted(await case.machines(session.session_id)) == ["destroyed", "started"]
+    kept = [each for each in await client(case.other).of() if each.state == Checkpoint.STATE_READY]
+    # Saved once more where the owner died before it could say that it was saved.
+    assert {each.reason for each in kept} == {Checkpoint.REASON_RECREATE}
+    assert len(kept) in (1, 2)
+    assert len({each.sha256 for each in kept}) == 1
+    # And back.
+    back = await case.other.start(spec=hooked(A="1"))
+    assert (back.outcome, back.session.generation) == (pb.START_OUTCOME_RESTORED, 3)
+    assert await case.world.counter(back.session) == "2"
+
+
+async def _recreate_suspended(case: Case) -> None:
+    await _recreate(case, suspended=True)
+
+
 PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
     _stop: (
         *("intent.after", "capture.during", "capture.after", "chunk.before", "chunk.after"),
@@ -148,6 +186,18 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
         *("intent.after", "resume.after", "capture.during", "chunk.after", "ready.during"),
         *("ready.after", "note.before", "note.after", "restore.before", "restore.during"),
         *("restore.after", "outcome.before"),
+    ),
+    _recreate: (
+        *("intent.after", "resume.during", "capture.during", "capture.after", "chunk.after"),
+        *("ready.before", "ready.during", "ready.after", "note.before", "note.during"),
+        *("note.after", "acquire_lease.during", "acquire_lease.after", "destroy.before"),
+        *("destroy.during", "destroy.after", "create.before", "create.during", "create.after"),
+        *("wait_started.after", "read_boot_id.after", "restore.before", "restore.during"),
+        *("restore.after", "outcome.before", "outcome.during", "outcome.after"),
+    ),
+    _recreate_suspended: (
+        *("intent.after", "resume.during", "resume.after", "capture.during", "ready.during"),
+        *("note.after", "destroy.during", "create.during", "restore.during", "outcome.before"),
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.lifecycle import recreating as recreating_module
 from tests.container.harness import failing
 from tests.session.harness import TIMEOUT, key, request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, hooked, large
@@ -229,6 +231,34 @@ async def test_a_provider_that_is_down_leaves_the_session_running(recreating: Wo
 
 
 # --- what fails once the old one is gone ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("anew", [False, True])
+async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_another(
+    emulator: Emulator, database_url: str, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """Its state is saved, so that whoever comes next takes it away first: for the old spec or for
+    the wanted one.
+    """
+    monkeypatch.setattr(recreating_module, "LEASE", 2.0)
+    quick = {**RECREATE, "start_budget": timedelta(seconds=4)}
+    async with world(emulator, database_url, **quick) as roost:
+        session = await counting(roost, 2, A="1")
+        await roost.admin.set_fault("server_error", action="destroy", times=None)
+        failure = await failing(roost.one.start(spec=WANTED))
+        assert failure.code is grpc.StatusCode.UNAVAILABLE
+        shown = await roost.one.get(session.session_id)
+        assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
+        assert shown.fingerprint == session.fingerprint
+        assert await roost.provider_state(session) == "started"
+        await roost.admin.clear_faults()
+        answer = await roost.two.start(spec=WANTED if anew else None)
+        assert told(answer) == RESTORED
+        assert not answer.session.conditions
+        assert await roost.counter(answer.session) == "2"
+        assert await roost.in_guest(answer.session, "sh", "-c", "echo $A") == f"{1 + anew}\n"
+        assert await roost.committed("destroy", session.session_id) == 1
+        assert len(await client(roost.one).of()) == 1
 
 
 async def test_a_state_that_the_new_one_refuses_is_not_lost(recreating: World) -> None:
