@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import grpc
@@ -44,6 +45,18 @@ def nothing_blocks_the_event_loop() -> Iterator[None]:
         # Starting a program waits for its exec, which vfork makes a matter of a millisecond.
         guard.functions["os.read"].can_block_in("/subprocess.py", "_execute_child")
         yield
+
+
+@pytest.fixture(autouse=True)
+def logging_is_left_as_found() -> Iterator[None]:
+    """A command that runs in this process says what is logged, to the end of the process: other
+    tests look for lines that it silences.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session", autouse=True)
