@@ -31,7 +31,8 @@ from session_service.domain.states import State
 from session_service.errors import ProviderUnavailable, RoostError
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.climb import LessSurvived, RungLost, capped, proved
-from session_service.lifecycle.evidence import address
+from session_service.lifecycle.evidence import LOOK_TIMEOUT, address
+from session_service.lifecycle.saving import RESTING
 from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
 from session_service.storage.transitions import Change
 
@@ -66,16 +67,17 @@ class Recreator:
         that, so that what it has in memory is in the state. Does nothing where that was done
         before, or where there is nothing of the user's in it; one that is found lost is noted.
 
-        Raises RoostError, and LessSurvived; then all is as it was.
+        Raises RoostError, and LessSurvived; then it is there, with all that is in it.
         """
         if not climb.hands_over:
             return
         rung, began = rungs_for(climb.session, climb.container)[0], monotonic()
         try:
-            booted = await bring_up(climb)
-            await _note_loss(climb, booted, write)
-            rung, began = Rung.RESTORE, monotonic()
-            await self._restorer.save(climb, Reason.RECREATE, Kind.APPLICATION)
+            if not await self._is_saved(climb):
+                booted = await bring_up(climb)
+                await _note_loss(climb, booted, write)
+                rung, began = Rung.RESTORE, monotonic()
+                await self._restorer.save(climb, Reason.RECREATE, Kind.APPLICATION)
         except RungLost as lost:
             climb.note(rung, AttemptResult.FAILED, str(lost), began)
             climb.lost.add(climb.container.generation)
@@ -92,6 +94,19 @@ class Recreator:
             climb.note(rung, AttemptResult.FAILED, "PROVIDER_BUSY", began)
             raise ProviderUnavailable(f"{error}; try again") from error
         await write(climb, _noted(climb, {}, {"wanted": False}))
+
+    async def _is_saved(self, climb: Climb) -> bool:
+        """Whether its state was saved as it was put to rest, and it did not run since: what it had
+        in memory then may be there no more.
+        """
+        container = climb.container
+        if climb.session.prior_state is not State.PAUSED or container.saved_checkpoint_id is None:
+            return False
+        try:
+            seen = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
+        except ContainerAbsent:
+            return False
+        return seen.state in RESTING and await self._restorer.has_all(climb, seen.last_start_time)
 
     async def take_away(self, climb: Climb, wanted: Recreate, write: Write) -> None:
         """Destroy the container that is to go, and `write` that it is gone and what comes in its

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.checkpoint import Kind, Reason
+from session_service.domain.deepening import holds_all
 from session_service.domain.session import AttemptResult, Continuity, Outcome, Rung
 from session_service.errors import CheckpointCorrupt, VolumeAbsent
 from session_service.lifecycle.climb import Landing, NothingToRestore
@@ -23,6 +24,8 @@ from session_service.vault.lines import candidates
 from session_service.vault.reading import corrupt
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.session import Session
     from session_service.lifecycle.climb import Climb
@@ -85,6 +88,19 @@ class Restorer:
         mount = (spec.get("mounts") or specs.load(checkpoint.spec)["mounts"])[0]
         spec["mounts"] = [{**mount, "volume_id": volume_id}]
         await self._note(climb, {"spec": specs.dump(spec)})
+        return True
+
+    async def has_all(self, climb: Climb, last_start: datetime | None) -> bool:
+        """Whether the checkpoint that the session descends from is sound, and has all that is in
+        the climb's container, which rests and was last started then.
+        """
+        head = await self._vault.head(climb.session)
+        if head is None or not holds_all(head, climb.session, climb.container, last_start):
+            return False
+        try:
+            await self._vault.check(head)
+        except CheckpointCorrupt:
+            return False
         return True
 
     async def put(self, climb: Climb, checkpoint: Checkpoint) -> None:

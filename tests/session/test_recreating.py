@@ -94,6 +94,30 @@ async def test_a_container_is_made_anew_with_its_applications_state(
     assert (again.outcome, again.session.generation) == (pb.START_OUTCOME_REUSED, 2)
 
 
+async def test_what_was_saved_before_it_was_stopped_is_not_woken(
+    emulator: Emulator, database_url: str
+) -> None:
+    """`checkpoint_after`: what it had in memory is in the checkpoint alone."""
+    hour = timedelta(hours=1)
+    policy = {**RECREATE, "deepen_after": hour, "checkpoint_after": 2 * hour}
+    async with world(emulator, database_url, 1, **policy) as roost:
+        session = await counting(roost, 2, A="1")
+        await roost.one.pause(session.session_id)
+        execute(
+            database_url,
+            "UPDATE sessions SET pause_time = now() - interval '61 minutes', due_at = now()",
+        )
+        await roost.one.running.background.keeper.settle()
+        shown = await roost.one.get(session.session_id)
+        assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED
+        answer = await roost.one.start(spec=WANTED)
+        assert told(answer) == RESTORED
+        assert not answer.session.conditions, "nothing was lost"
+        assert await roost.counter(answer.session) == "2"
+        (kept,) = await client(roost.one).of()
+        assert kept.reason == Checkpoint.REASON_IDLE
+
+
 async def test_what_rests_on_a_checkpoint_is_restored_into_the_new_spec(
     emulator: Emulator, database_url: str
 ) -> None:
