@@ -12,6 +12,7 @@ import pytest
 from blockbuster import blockbuster_ctx
 
 from tests.database import Databases, running_server
+from tests.launching import close_zygotes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +64,13 @@ def logging_is_left_as_found() -> Iterator[None]:
 def grpc_stays_up() -> None:
     """Keep gRPC's poller thread: its end, when the last channel goes, is waited for by blocking."""
     grpc.aio.init_grpc_aio()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zygotes_are_closed() -> Iterator[None]:
+    """What forks our processes ends with the run."""
+    yield
+    close_zygotes()
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from tests.launching import fork
+
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import AsyncGenerator
+
+    from tests.launching import Forked
 
 
 class Service:
@@ -20,22 +22,20 @@ class Service:
     def __init__(self, database_url: str, target: str) -> None:
         self.target = target
         self._url = database_url
-        self._process: Process | None = None
+        self._process: Forked | None = None
 
     async def start(self) -> None:
         """Start it, and wait until it serves."""
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "session_service"),
-            env={
+        self._process = await fork(
+            "session_service",
+            environment={
                 "PATH": os.environ["PATH"],
                 "ROOST_DATABASE_URL": self._url,
                 "ROOST_SESSION_LISTEN": self.target,
                 # Agent sessions have no need of it.
                 "ROOST_CONTAINER_TARGET": "127.0.0.1:9",
             },
-            stderr=asyncio.subprocess.PIPE,
         )
-        assert self._process.stderr is not None
         line = ""
         while not re.search(r"serving on (\S+)", line):
             line = (await asyncio.wait_for(self._process.stderr.readline(), 20)).decode()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import struct_pb2
@@ -13,6 +12,7 @@ from google.protobuf import struct_pb2
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from tests.agent.harness import TIMEOUT, Replica, numbers, replica, said
+from tests.launching import fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -167,14 +167,13 @@ async def test_a_broken_off_import_is_repeated_from_the_start(agents: Replica) -
 
 async def command(agents: Replica, *arguments: str, text: str = "") -> tuple[int, str, str]:
     """`python -m session_service agent …`: status, output, errors."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "session_service", "agent", "--target", agents.target),
-        *arguments,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    process = await fork(
+        "session_service",
+        *("agent", "--target", agents.target, *arguments),
+        environment={"PATH": os.environ["PATH"]},
+        data=text.encode(),
     )
-    out, err = await asyncio.wait_for(process.communicate(text.encode()), 30)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 

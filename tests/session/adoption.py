@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from tests.container.harness import APP, TOKEN
+from tests.launching import fork
 from tests.session.harness import IMAGE, LAG_WINDOW
 
 if TYPE_CHECKING:
@@ -83,22 +83,26 @@ async def adopt(
     database_url: str, *options: str, target: str = "127.0.0.1:9", data: str = ""
 ) -> Outcome:
     """Run the command; without a target nobody answers as container_service."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "session_service", "import-preview-sessions", *options),
-        env={
-            "PATH": os.environ["PATH"],
-            "ROOST_DATABASE_URL": database_url,
-            "ROOST_CONTAINER_TARGET": target,
-            "ROOST_FLY_APP": APP,
-            "ROOST_DEFAULT_IMAGE": IMAGE,
-            "ROOST_LAG_WINDOW": str(LAG_WINDOW.total_seconds()),
-        },
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    process = await fork(
+        "session_service",
+        *("import-preview-sessions", *options),
+        environment=environment(database_url, target),
+        data=data.encode(),
     )
-    out, err = await asyncio.wait_for(process.communicate(data.encode()), 50)
+    out, err = await asyncio.wait_for(process.communicate(), 50)
     return Outcome(process.returncode, out.decode(), err.decode())
+
+
+def environment(database_url: str, target: str) -> dict[str, str]:
+    """What the command finds in its environment."""
+    return {
+        "PATH": os.environ["PATH"],
+        "ROOST_DATABASE_URL": database_url,
+        "ROOST_CONTAINER_TARGET": target,
+        "ROOST_FLY_APP": APP,
+        "ROOST_DEFAULT_IMAGE": IMAGE,
+        "ROOST_LAG_WINDOW": str(LAG_WINDOW.total_seconds()),
+    }
 
 
 async def contents(url: str) -> dict[str, str]:

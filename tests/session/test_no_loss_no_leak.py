@@ -41,10 +41,10 @@ from tests.session.sweeping import QUICK, every_pass, fly, machines, sql
 from tests.session.test_process import launch
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
+    from tests.launching import Forked
     from tests.session.front import Asked
 
 ACTIVE = pb.Session.STATE_ACTIVE
@@ -101,7 +101,7 @@ async def touch(roost: World, session: pb.Session) -> None:
 @asynccontextmanager
 async def process(
     database_url: str, container_target: str
-) -> AsyncGenerator[tuple[Process, SessionServiceStub]]:
+) -> AsyncGenerator[tuple[Forked, SessionServiceStub]]:
     """A replica that can be killed."""
     child = await launch(
         ROOST_DATABASE_URL=database_url,
@@ -109,7 +109,6 @@ async def process(
         ROOST_CONTAINER_TARGET=container_target,
         ROOST_LEASE="1",
     )
-    assert child.stderr is not None
     try:
         line = ""
         while not (found := re.search(r"serving on (\S+)", line)):

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -19,40 +18,45 @@ from container_service.main import serve as serve_containers
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from session_service.main import COMMANDS
 from tests.container.harness import APP, config_for
 from tests.eventually import eventually
+from tests.launching import anew, fork
 from tests.session.harness import IMAGE, key
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
+    from tests.launching import Forked
 
 NOWHERE = "postgresql://roost@127.0.0.1:9/roost"
 BASE = {"PATH": os.environ["PATH"], "ROOST_DEFAULT_IMAGE": IMAGE, "ROOST_FLY_APP": APP}
 
 
-async def launch(*arguments: str, **environment: str) -> Process:
-    """The service as a child."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "session_service", *arguments),
-        env=BASE | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+async def launch(*arguments: str, **environment: str) -> Forked:
+    """The service, or one of its commands, as a process."""
+    return await fork("session_service", *arguments, environment=BASE | environment)
 
 
-async def outcome(process: Process) -> tuple[int | None, str, str]:
+async def launch_anew(*arguments: str, **environment: str) -> Process:
+    """The same as a user runs it."""
+    return await anew("session_service", *arguments, environment=BASE | environment)
+
+
+async def outcome(process: Forked | Process) -> tuple[int | None, str, str]:
     """Its exit status and what it wrote."""
-    out, err = await asyncio.wait_for(process.communicate(), 20)
+    out, err = await asyncio.wait_for(process.communicate(), 50)
     return process.returncode, out.decode(), err.decode()
 
 
 @asynccontextmanager
 async def running(
-    database_url: str, container_target: str
-) -> AsyncGenerator[tuple[Process, grpc.aio.Channel]]:
+    database_url: str,
+    container_target: str,
+    launch: Callable[..., Awaitable[Forked | Process]] = launch,
+) -> AsyncGenerator[tuple[Forked | Process, grpc.aio.Channel]]:
     """A process that serves, and a channel to it."""
     process = await launch(
         ROOST_DATABASE_URL=database_url,
@@ -108,10 +112,22 @@ async def test_a_wrong_setting_is_one_line_and_status_2(variable: str, value: st
 
 async def test_help_lists_every_variable() -> None:
     """With what it means and its default."""
-    status, out, _ = await outcome(await launch("--help"))
+    status, out, _ = await outcome(await launch_anew("--help"))
     assert status == 0
     assert "ROOST_DATABASE_URL" in out
     assert "(default 127.0.0.1:50051)" in out
+
+
+async def test_every_command_is_reached_by_its_name() -> None:
+    """As a user types it; what each does is tested where it is at home."""
+    answers = await asyncio.gather(*(_help_of(command) for command in COMMANDS))
+    for command, (status, out, err) in zip(COMMANDS, answers, strict=True):
+        assert (status, err) == (0, "")
+        assert out.startswith(f"usage: python -m session_service {command}")
+
+
+async def _help_of(command: str) -> tuple[int | None, str, str]:
+    return await outcome(await launch_anew(command, "--help"))
 
 
 async def test_a_taken_port_is_one_line_and_status_2(database_url: str) -> None:
@@ -160,7 +176,7 @@ async def test_a_stop_signal_lets_calls_in_flight_finish(
     async with (
         Admin(emulator.api_url) as admin,
         serve_containers(config_for(emulator)) as containers,
-        running(database_url, containers.target) as (process, channel),
+        running(database_url, containers.target, launch_anew) as (process, channel),
     ):
         await admin.set_fault("slow_before", action="create", delay_ms=700)
         request = rpc_pb.StartSessionRequest(key=key())

@@ -12,16 +12,16 @@ import pytest
 from container_service.main import serve as serve_containers
 from roost.session.v1 import session_pb2 as pb
 from session_service.storage import installation
-from tests.container.harness import config_for
+from tests.container.harness import UNPACED, config_for
 from tests.session.harness import World, replica, session_config
 from tests.session.sweeping import an_hour_passes, everything, fly, machines, sql, stray
 from tests.session.test_process import NOWHERE, launch
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
 
     from local.fly.emulator import Emulator
+    from tests.launching import Forked
 
 
 #: A process takes a second to begin, and many times that where the machine is busy.
@@ -29,7 +29,7 @@ PATIENCE = 90.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-async def ended(process: Process) -> tuple[int | None, str, str]:
+async def ended(process: Forked) -> tuple[int | None, str, str]:
     """A command's exit status and what it wrote."""
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode, out.decode(), err.decode()
@@ -75,7 +75,7 @@ async def operated(emulator: Emulator, database_url: str) -> AsyncIterator[Opera
     from local.fly.admin import Admin
 
     async with (
-        serve_containers(config_for(emulator)) as containers,
+        serve_containers(config_for(emulator, fly_rate_share=UNPACED)) as containers,
         Admin(emulator.api_url) as admin,
         httpx.AsyncClient(trust_env=False, verify=False, timeout=20) as http,
         replica(session_config(database_url, containers.target, emulator.proxy_url)) as one,
