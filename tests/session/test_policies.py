@@ -150,6 +150,7 @@ SPANS = {
     "grace_period": 2_592_000,
     "max_lifetime": 316_224_000,
     "checkpoint_every": 316_224_000,
+    "checkpoint_after": 316_224_000,
 }
 
 

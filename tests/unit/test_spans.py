@@ -1,0 +1,48 @@
+"""How long a setting may be: never longer than a timestamp can bear, and refused by its name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from session_service.config import Config, ConfigError
+from session_service.config.variables import VARIABLES
+
+URL = {"ROOST_DATABASE_URL": "postgresql://roost@127.0.0.1/roost"}
+TEN_YEARS = timedelta(days=3660)
+_DEFAULTS = Config(database_url="")
+SPANS = [
+    variable.name
+    for variable in VARIABLES
+    if isinstance(getattr(_DEFAULTS, variable.field), timedelta)
+]
+
+
+def test_there_are_spans_to_check() -> None:
+    assert {"ROOST_IDLE_TIMEOUT", "ROOST_CHECKPOINT_EVERY"} <= set(SPANS)
+
+
+@pytest.mark.parametrize("name", SPANS)
+@pytest.mark.parametrize("seconds", ["3162240001", "1e18", "inf", "nan", "-1", "a day"])
+def test_a_span_that_is_too_long_or_none_is_refused_by_its_name(name: str, seconds: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Config.from_env({**URL, name: seconds})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", timedelta(0)),
+        ("0.0", timedelta(0)),
+        ("1", timedelta(seconds=1)),
+        ("316224000", TEN_YEARS),
+    ],
+)
+def test_the_interval_of_checkpoints_may_be_never(text: str, expected: timedelta) -> None:
+    assert Config.from_env({**URL, "ROOST_CHECKPOINT_EVERY": text}).checkpoint_every == expected
+
+
+def test_the_interval_of_checkpoints_is_a_second_at_least() -> None:
+    with pytest.raises(ConfigError, match=r"ROOST_CHECKPOINT_EVERY.*or 0 for never"):
+        Config.from_env({**URL, "ROOST_CHECKPOINT_EVERY": "0.5"})
