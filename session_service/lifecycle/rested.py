@@ -147,7 +147,7 @@ def paused(task: Task, depth: PauseDepth) -> Change:
             "conditions": outcomes.marked(found, task.now, *_unsaved(task)),
             "verified_at": NOW,
         },
-        container={"state": STATES[depth], **task.saved.columns},
+        container={"state": STATES[depth]},
         decision=finished(),
         decision_id=session.decision_id,
     )

@@ -190,6 +190,9 @@ class Rester:
             task = replace(again, saved=saved)
             if await self._let_go(task):
                 return None
+            if saved.columns:
+                # Before it is put to rest: whoever takes over would wake it in vain, or worse.
+                await self._write(_noted(task))
             if saved.error is not None:
                 return rested.shallower(task)
         if task.session.transition is Transition.PAUSE and task.target is PauseDepth.CHECKPOINT:
@@ -343,3 +346,9 @@ def _came(task: Task) -> bool:
     """Whether somebody came since a rest began to be deepened."""
     session = task.session
     return deepens(session) and session.last_active_time > session.change_time
+
+
+def _noted(task: Task) -> Change:
+    """Which checkpoint was taken of it, and of which boot."""
+    session = task.session
+    return Change(session.session_id, session.epoch, container=task.saved.columns, advance=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from roost.session.v1 import checkpoint_service_pb2 as checkpoint_pb
@@ -16,6 +17,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service.storage.installation import HERE
 from session_service.vault.retention import Retention
 from tests.chaos import test_points as deaths
 from tests.container.harness import failing
@@ -137,6 +139,91 @@ async def _roll_back(case: Case) -> None:
     assert await case.machines(session.session_id) == ["started"]
 
 
+async def _rests(case: Case, *, stopped: int, gone: int) -> pb.Session:
+    """A session that rests suspended, 2 in memory, and a replica that dies as its keeper has it
+    rest deeper: stopped after so many seconds, saved and gone after so many.
+    """
+    # A copy of the template, which no keeper would touch.
+    execute(
+        case.environment["ROOST_DATABASE_URL"],
+        f"UPDATE installation SET system_identifier = {HERE}",
+    )
+    request = policy_pb.UpdateProjectPolicyRequest(
+        project_id="nest",
+        policy=pb.Policy(
+            deepen_after=Duration(seconds=stopped), checkpoint_after=Duration(seconds=gone)
+        ),
+    )
+    await PolicyServiceStub(case.other.channel).UpdateProjectPolicy(request, timeout=9)
+    session = await counting(case.world, 2)
+    await case.other.pause(session.session_id)
+    case.environment["ROOST_KEEPER_INTERVAL"] = "0.05"
+
+    async def comes_due(stub: Any) -> None:
+        """The keeper needs no call. Any: a stub."""
+        await _aged(case, "61 minutes")
+
+    await case.dies(comes_due)
+    return session
+
+
+async def _aged(case: Case, span: str) -> None:
+    execute(
+        case.environment["ROOST_DATABASE_URL"],
+        "UPDATE sessions SET pause_time = now() - %s::interval, due_at = now()",
+        span,
+    )
+
+
+async def _settled(case: Case, session: pb.Session) -> pb.Session:
+    """The session once the keeper of the other replica has finished what was begun."""
+
+    async def at_rest() -> pb.Session | None:
+        execute(
+            case.environment["ROOST_DATABASE_URL"],
+            "UPDATE sessions SET due_at = now() WHERE transition IS NOT NULL",
+        )
+        await case.other.running.background.keeper.settle()
+        shown = await case.other.get(session.session_id)
+        return shown if shown.state == pb.Session.STATE_PAUSED else None
+
+    found: pb.Session | None = await eventually(at_rest, timeout=deaths.PATIENCE, interval=0.1)
+    assert found is not None
+    return found
+
+
+async def _deepen(case: Case) -> None:
+    """From suspended to stopped: what is in memory is saved first, wherever an owner died."""
+    session = await _rests(case, stopped=3600, gone=7200)
+    shown = await _settled(case, session)
+    if shown.pause_depth == pb.PAUSE_DEPTH_SUSPENDED:
+        # It died before it had begun.
+        await _aged(case, "61 minutes")
+        await case.other.running.background.keeper.settle()
+        shown = await case.other.get(session.session_id)
+    assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED, shown
+    assert not shown.conditions
+    assert await case.machines(session.session_id) == ["stopped"]
+    await _goes(case, session)
+
+
+async def _goes(case: Case, session: pb.Session) -> None:
+    """It is saved and gone in the end, and comes back with its count; nothing is left beside."""
+    await _aged(case, "3 hours")
+    shown = await _settled(case, session)
+    assert shown.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT, shown
+    assert await case.machines(session.session_id) == ["destroyed"]
+    back = await case.other.start()
+    assert back.outcome == pb.START_OUTCOME_RESTORED
+    assert await case.world.counter(back.session) == "2"
+
+
+async def _go(case: Case) -> None:
+    """From suspended to saved and destroyed, at once."""
+    session = await _rests(case, stopped=7200, gone=3600)
+    await _goes(case, session)
+
+
 async def _recreate(case: Case, *, suspended: bool = False) -> None:
     keeping = pb.Policy.ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES
     policy = pb.Policy(on_fingerprint_change=keeping)
@@ -180,6 +267,15 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
     _restore: (
         *("intent.after", "note.before", "note.after", "create.during", "wait_started.after"),
         *("restore.before", "restore.during", "restore.after", "outcome.before", "outcome.after"),
+    ),
+    _deepen: (
+        *("intent.after", "get.after", "resume.during", "resume.after", "capture.during"),
+        *("capture.after", "ready.before", "ready.after", "note.before", "note.after"),
+        *("acquire_lease.after", "stop.during", "stop.after", "outcome.before", "outcome.after"),
+    ),
+    _go: (
+        *("intent.after", "resume.after", "capture.after", "ready.after", "note.before"),
+        *("note.after", "destroy.during", "destroy.after", "outcome.before", "outcome.after"),
     ),
     _create: ("capture.during", "chunk.after", "ready.before", "ready.during", "ready.after"),
     _roll_back: (
