@@ -14,6 +14,7 @@ BENCHMARKS = {
     "stats": "bench.stats",
     "keeper": "bench.keeper",
     "checkpoints": "bench.checkpoints",
+    "leases": "bench.leases",
 }
 #: Those that take long: by name only.
 LONG = {"soak": "bench.soak"}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from session_service.errors import ProviderUnavailable, StorageUnavailable
 from session_service.lifecycle.outcomes import refused
-from session_service.storage import leases, transitions
+from session_service.lifecycle.renewing import Renewing
+from session_service.storage import transitions
 from session_service.storage.assignments import NOW
 from session_service.storage.leases import Terms
 from session_service.storage.transitions import Change
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Between tries to renew a lease while the database does not answer, in s.
-RENEW_PAUSE = 0.1
 #: How often work that was stopped is told so, once a second.
 STOP_TRIES = 5
 
@@ -79,7 +78,7 @@ class Ownership:
         self._replica_id = replica_id
         self._pace = pace
         self._tasks: set[asyncio.Task[None]] = set()
-        self._renewing: set[asyncio.Future[bool]] = set()
+        self._renewing = Renewing(database, pace.lease, pace.renew_every)
 
     @property
     def terms(self) -> Terms:
@@ -115,12 +114,15 @@ class Ownership:
             task.cancel()
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=5)
+        await self._renewing.close()
 
     async def _run(self, held: Held, began: float, work: Callable[[Held], Awaitable[None]]) -> None:
         job = asyncio.ensure_future(work(held))
-        beat = asyncio.create_task(self._beat(held, began))
+        lost = asyncio.create_task(
+            self._renewing.until_lost(held.session_id, held.epoch, began), name="lease"
+        )
         try:
-            await asyncio.wait({job, beat}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({job, lost}, return_when=asyncio.FIRST_COMPLETED)
             if job.done():
                 await self._ended(held, job)
         except asyncio.CancelledError:
@@ -128,7 +130,7 @@ class Ownership:
             await asyncio.shield(self._let_go(held))
             raise
         finally:
-            beat.cancel()
+            lost.cancel()
             await self._stop(job)
 
     async def _ended(self, held: Held, job: asyncio.Future[None]) -> None:
@@ -177,52 +179,3 @@ class Ownership:
                 return
             job.cancel()
             await asyncio.wait({job}, timeout=1)
-
-    async def _beat(self, held: Held, began: float) -> None:
-        """Renew until the lease is lost: refused, or not confirmed for as long as it lasts."""
-        lease, every = self._pace.lease, self._pace.renew_every.total_seconds()
-        confirmed = began
-        while True:
-            await asyncio.sleep(min(every, confirmed + lease.total_seconds() - monotonic()))
-            asked = monotonic()
-            renewed = await self._renew(held, lease, lease.total_seconds() - (asked - confirmed))
-            if renewed is None:
-                if monotonic() - confirmed < lease.total_seconds():
-                    await asyncio.sleep(RENEW_PAUSE)
-                    continue
-                renewed = False
-            if not renewed:
-                _log.warning(
-                    "a transition's lease was lost; its work here is stopped",
-                    extra={"action": "renew", "session_id": str(held.session_id)},
-                )
-                return
-            confirmed = asked
-
-    async def _renew(self, held: Held, lease: timedelta, seconds: float) -> bool | None:
-        """Whether the lease was renewed; None where there was no answer within `seconds`.
-
-        The statement is left behind then, not waited for: to call it off takes a database that
-        hangs as long as to answer it, and meanwhile somebody else may own the transition.
-        """
-        renewing = asyncio.ensure_future(
-            leases.renew(self._database, held.session_id, held.epoch, lease)
-        )
-        self._renewing.add(renewing)
-        renewing.add_done_callback(self._answered)
-        try:
-            await asyncio.wait({renewing}, timeout=max(0.0, seconds))
-        finally:
-            renewing.cancel()
-        if not renewing.done():
-            return None
-        try:
-            return renewing.result()
-        except StorageUnavailable:
-            return None
-
-    def _answered(self, renewing: asyncio.Future[bool]) -> None:
-        self._renewing.discard(renewing)
-        if not renewing.cancelled():
-            # Looked at, so that nobody reports as lost what was left behind.
-            renewing.exception()

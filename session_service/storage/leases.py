@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from session_service.storage.assignments import Now
 from session_service.storage.database import compiled
@@ -14,6 +16,7 @@ from session_service.storage.rows import make_session, session_columns
 from session_service.storage.tables import sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import timedelta
     from uuid import UUID
 
@@ -63,17 +66,6 @@ _CLAIMED = (
 _CLAIM = compiled(
     sa.select(*session_columns(_CLAIMED)).add_cte(event_insert(_CLAIMED)), make_session
 )
-_RENEW = compiled(
-    sa.update(sessions)
-    .where(
-        sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
-        sessions.c.epoch == sa.bindparam("epoch", type_=sa.BigInteger),
-        sessions.c.lease_until > sa.func.now(),
-    )
-    .values(lease_until=sa.func.now() + sa.bindparam("lease", type_=sa.Interval))
-    .returning(sessions.c.epoch),
-    lambda row: int(row[0]),
-)
 
 
 async def claim(database: Database, session_id: UUID, epoch: int, terms: Terms) -> Session | None:
@@ -91,7 +83,70 @@ async def claim(database: Database, session_id: UUID, epoch: int, terms: Terms) 
     return await database.fetch_one(_CLAIM, params)
 
 
-async def renew(database: Database, session_id: UUID, epoch: int, lease: timedelta) -> bool:
-    """Hold the lease longer; False where it ran out or the session is another's now."""
-    params = {"session_id": session_id, "epoch": epoch, "lease": lease}
-    return await database.fetch_one(_RENEW, params) is not None
+class Renewal(StrEnum):
+    """What became of a lease that was to be renewed."""
+
+    KEPT = "KEPT"
+    LOST = "LOST"
+    """It ran out, or the session is another's now."""
+    BUSY = "BUSY"
+    """Somebody writes the session at this moment: nothing is known, and it must be asked again."""
+
+
+_EACH = sa.select(
+    sa.func.unnest(
+        sa.bindparam("session_ids", type_=postgresql.ARRAY(sessions.c.session_id.type))
+    ).label("session_id"),
+    sa.func.unnest(sa.bindparam("epochs", type_=postgresql.ARRAY(sa.BigInteger))).label("epoch"),
+).cte("each")
+_OURS = (
+    (sessions.c.session_id == _EACH.c.session_id)
+    & (sessions.c.epoch == _EACH.c.epoch)
+    & (sessions.c.lease_until > sa.func.now())
+)
+# Nobody is waited for. Others lock two rows in an order of their own, which could be a deadlock;
+# and one row that is long locked would cost all others their leases.
+_LOCKED = (
+    sa.select(sessions.c.session_id)
+    .join(_EACH, _OURS)
+    .with_for_update(of=sessions, key_share=True, skip_locked=True)
+    .cte("locked")
+)
+_KEPT = (
+    sa.update(sessions)
+    .where(sessions.c.session_id == _LOCKED.c.session_id)
+    .values(lease_until=sa.func.now() + sa.bindparam("lease", type_=sa.Interval))
+    .returning(sessions.c.session_id, sessions.c.epoch)
+    .cte("kept")
+)
+_RENEW = compiled(
+    sa.select(
+        _EACH.c.session_id,
+        _EACH.c.epoch,
+        sa.case(
+            (_KEPT.c.session_id.is_not(None), sa.text("'KEPT'")),
+            # As it was before this statement.
+            (sessions.c.session_id.is_not(None), sa.text("'BUSY'")),
+            else_=sa.text("'LOST'"),
+        ),
+    ).select_from(
+        _EACH.outerjoin(
+            _KEPT, (_KEPT.c.session_id == _EACH.c.session_id) & (_KEPT.c.epoch == _EACH.c.epoch)
+        ).outerjoin(sessions, _OURS)
+    ),
+    lambda row: ((row[0], row[1]), Renewal(row[2])),
+)
+
+
+async def renew(
+    database: Database, owned: Sequence[tuple[UUID, int]], lease: timedelta
+) -> dict[tuple[UUID, int], Renewal]:
+    """Hold the leases of these sessions at these epochs longer, all with one statement that waits
+    for no lock; what became of each.
+    """
+    params = {
+        "session_ids": [session_id for session_id, _ in owned],
+        "epochs": [epoch for _, epoch in owned],
+        "lease": lease,
+    }
+    return dict(await database.fetch_all(_RENEW, params))

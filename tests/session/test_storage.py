@@ -23,7 +23,7 @@ from session_service.storage.assignments import NOW
 from session_service.storage.commits import Opening
 from session_service.storage.database import Database
 from session_service.storage.decisions import NewDecision
-from session_service.storage.leases import Terms
+from session_service.storage.leases import Renewal, Terms
 from session_service.storage.migrate import engine_url, upgrade
 from session_service.storage.tables import metadata
 from session_service.storage.transitions import Change
@@ -130,9 +130,9 @@ async def test_only_a_lapsed_transition_can_be_claimed_and_only_once(database: D
     claims = [leases.claim(database, session.session_id, session.epoch, TERMS) for _ in range(5)]
     won = [claimed for claimed in await asyncio.gather(*claims) if claimed]
     assert [claimed.epoch for claimed in won] == [session.epoch + 1]
-    lease = timedelta(seconds=5)
-    assert not await leases.renew(database, session.session_id, session.epoch, lease)
-    assert await leases.renew(database, session.session_id, won[0].epoch, lease)
+    mine, theirs = (session.session_id, session.epoch), (session.session_id, won[0].epoch)
+    renewed = await leases.renew(database, [mine, theirs], timedelta(seconds=5))
+    assert renewed == {mine: Renewal.LOST, theirs: Renewal.KEPT}
 
 
 async def test_a_state_on_its_way_needs_somebody_who_brings_it_there(database: Database) -> None:
