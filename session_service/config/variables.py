@@ -127,7 +127,7 @@ VARIABLES = (
         "seconds that a session rests stopped before it is ended",
     ),
     Variable(
-        "ROOST_CHECKPOINT_AFTER", "checkpoint_after", span(0, 316_224_000),
+        "ROOST_CHECKPOINT_AFTER", "checkpoint_after", span_or_never(0.1, 316_224_000),
         "seconds that a session rests before it is saved and its container destroyed; 0: never",
     ),
     Variable(
