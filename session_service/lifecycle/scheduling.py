@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Where all places are taken, a session is looked at again so much later.
-FULL_PAUSE = timedelta(seconds=2)
+#: Where all places are taken, a session is looked at again so much later: a look costs a claim, and
+#: there may be thousands of them.
+FULL_PAUSE = timedelta(seconds=10)
 #: Between two looks at whether what is being saved still runs, in s.
 LOOK = 1.0
 
@@ -56,10 +57,11 @@ class Scheduling:
     async def save(self, record: Record, other: datetime | None) -> bool:
         """Save the session's state, or find out why that is not to be had; True where it is saved.
 
-        `other` is when the next other step is due. Raises StorageUnavailable.
+        `other` is when the next other step is due, which is not to wait. Raises StorageUnavailable.
         """
         if not self._free:
-            await due.defer(self._database, record.session, record.now + FULL_PAUSE)
+            later = record.now + FULL_PAUSE
+            await due.defer(self._database, record.session, min(later, other or later))
             return False
         self._free -= 1
         try:
@@ -69,8 +71,7 @@ class Scheduling:
 
     async def _save(self, record: Record, other: datetime | None) -> bool:
         look = schedule.look_again(record)
-        look = look if other is None else min(look, other)
-        if not await notes.begin(self._database, record.session, look):
+        if not await notes.begin(self._database, record.session, min(look, other or look)):
             return False
         begun = await self._begun(record.session)
         if begun is None:

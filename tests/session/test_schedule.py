@@ -6,6 +6,7 @@ import asyncio
 import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -16,6 +17,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
 from session_service.domain.keeping import Action
+from session_service.storage import schedule, sessions
 from tests.container.harness import config_for
 from tests.eventually import eventually
 from tests.session.ageing import sql
@@ -320,6 +322,33 @@ async def test_two_replicas_take_one(often: World) -> None:
         shown = await client(often.one).of()
         assert [c.number for c in shown if c.state == READY] == list(range(number, 0, -1))
         assert len(shown) == number
+
+
+async def test_of_two_that_read_the_same_one_may_save(often: World) -> None:
+    """The note is by compare-and-set: also where both held the row to be theirs."""
+    session = await counting(often, 1)
+    await age(often)
+    database = often.one.running.database
+    for _ in range(2):
+        record = await sessions.find(database, UUID(session.session_id))
+        assert record is not None
+        both = [schedule.begin(database, record.session, record.now) for _ in range(2)]
+        assert sorted(await asyncio.gather(*both)) == [False, True]
+        # What was saved since it was read is not saved again, either.
+        again = await sessions.find(database, UUID(session.session_id))
+        assert again is not None
+        await client(often.one).create(session.session_id)
+        assert not await schedule.begin(database, again.session, again.now)
+
+
+async def test_a_checkpoint_that_is_asked_for_waits_for_the_one_on_schedule(often: World) -> None:
+    """Both come to be, one after the other, and the interval begins with the later one."""
+    session = (await often.one.start(spec=large(1_000_000, SLOW_MS="50"))).session
+    passing = await until_writing(often)
+    asked = await client(often.two).create(session.session_id)
+    assert (await passing).actions[Action.CHECKPOINT] == 1
+    assert (asked.number, asked.state) == (2, READY)
+    assert [c.state for c in await client(often.one).of()] == [READY, READY]
 
 
 async def test_what_a_dead_keeper_left_is_taken_anew(often: World) -> None:

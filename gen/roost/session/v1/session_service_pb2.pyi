@@ -1139,7 +1139,8 @@ class WatchSessionResponse(message.Message):
     type: builtins.str
     """What happened, as a machine-readable word: the state that the session came to be in (`STARTING`,
     `ACTIVE`, `PAUSING`, `PAUSED`, `ENDING`, `ENDED`), `TAKEN_OVER` (the transition's owner was gone),
-    `IDLE_WARNING`, `HOLD_PUT`, `HOLD_RELEASED`. More may be added.
+    `IDLE_WARNING`, `HOLD_PUT`, `HOLD_RELEASED`, `CHECKPOINT_FAILED` (on its schedule). More may be
+    added.
     """
     past_is_gone: builtins.bool
     """True in the first message where events before it are no longer kept. Where all are gone, this
