@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from session_service.domain import ladder
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import in_order, supports
 from session_service.domain.policy import Persistence
+from session_service.domain.rungs import expected_continuity, rungs_for
 from session_service.domain.session import Continuity, Mode, Outcome, Rung
 from session_service.domain.states import State, Transition
 
@@ -103,11 +103,11 @@ def candidates(
     """
     session = record.session
     running = session.state is State.ACTIVE
-    rung = Rung.LIVE if running else ladder.rungs_for(session, record.container)[0]
+    rung = Rung.LIVE if running else rungs_for(session, record.container)[0]
     going_on = Candidate(
         Choice.CONTINUE,
         rung,
-        ladder.expected_continuity(session, record.container),
+        expected_continuity(session, record.container),
         session.session_id,
         session.generation,
         session.last_active_time,
@@ -199,7 +199,7 @@ def gone_stale(offered: Offered, record: Record | None) -> str | None:
         started = session.start_count != offered.start_count
         starting = session.transition is Transition.START
         return "somebody came back to the session" if started or starting else None
-    if ladder.expected_continuity(session, record.container) < offered.expected:
+    if expected_continuity(session, record.container) < offered.expected:
         return "less of the session is left than was offered"
     return None
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from session_service.domain import choice, effective, fingerprint, ladder
+from session_service.domain import choice, effective, fingerprint, ladder, plans
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.asked import mode_of
 from session_service.domain.choice import CHOSEN, REMEMBERED
 from session_service.domain.effective import NOTHING, Source
 from session_service.domain.policy import Persistence
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.choice import Offered
     from session_service.domain.effective import InForce
+    from session_service.domain.evidence import Evidence
     from session_service.domain.fingerprint import Change
-    from session_service.domain.ladder import Evidence
     from session_service.domain.policy import Policy
     from session_service.domain.session import Record, Session
     from session_service.lifecycle.intents import Start
@@ -110,9 +111,9 @@ class Case:
     @property
     def anew(self) -> bool:
         """Whether it is to begin anew, as the call says or the policy."""
-        return ladder.mode_of(self.start.wish, self.deciding) is Mode.FRESH
+        return mode_of(self.start.wish, self.deciding) is Mode.FRESH
 
-    def decide(self, freshness: timedelta) -> ladder.Decision:
+    def decide(self, freshness: timedelta) -> plans.Decision:
         """What the ladder says."""
         return ladder.decide(
             self.start.wish,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from session_service import errors
-from session_service.domain import choice
+from session_service.domain import choice, plans
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.explaining import altered, decided
 from session_service.storage import checkpoint_lists, choices, offers, sessions, waits
@@ -17,7 +17,6 @@ from session_service.storage.offers import NewToken
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from session_service.domain import ladder
     from session_service.domain.choice import Candidate, Offered
     from session_service.domain.session import Key, Record
     from session_service.lifecycle.case import Case
@@ -47,7 +46,7 @@ class Choosing:
         saved = await checkpoint_lists.kept(self._database, record.session.key)
         return choice.candidates(record, await waits.by_outcome(self._database), saved)
 
-    async def ask(self, case: Case, plan: ladder.Ask, record: Record) -> errors.ChoiceRequired:
+    async def ask(self, case: Case, plan: plans.Ask, record: Record) -> errors.ChoiceRequired:
         """Offer what there is to choose from. The error to answer with has the only copy of the
         tokens. The request id stays free: a repeat is asked anew, and the answer may come with it.
         """

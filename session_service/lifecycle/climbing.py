@@ -15,9 +15,10 @@ from session_service.domain import keeping
 from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.asked import least
 from session_service.domain.checkpoint import Kind
 from session_service.domain.fingerprint import Carrier
-from session_service.domain.ladder import BEST_OF, least, rungs_for, untold
+from session_service.domain.rungs import BEST_OF, rungs_for, untold
 from session_service.domain.session import (
     AttemptResult,
     ConditionType,

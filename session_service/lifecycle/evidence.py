@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from session_service.domain.adopted import adopted
-from session_service.domain.ladder import Boot, Evidence, Presence
+from session_service.domain.evidence import Boot, Evidence, Presence
 from session_service.domain.session import ContainerState
 from session_service.errors import ProviderUnavailable, RoostError, StorageUnavailable
 from session_service.ports import Address, ContainerAbsent

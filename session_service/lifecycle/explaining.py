@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import uuid_utils.compat as uuids
 
 from session_service import errors
-from session_service.domain import ladder
+from session_service.domain import plans
 from session_service.lifecycle import outcomes
 from session_service.lifecycle.joining import rebuilt
 from session_service.storage import decisions
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_service.domain.decision import Decision
-    from session_service.domain.ladder import Evidence
+    from session_service.domain.evidence import Evidence
     from session_service.domain.session import Record
     from session_service.domain.wish import Wish
     from session_service.lifecycle.intents import Start
 
-_REFUSALS: Mapping[ladder.Refusal, type[errors.RoostError]] = {
-    ladder.Refusal.LIVE_SESSION_EXISTS: errors.LiveSessionExists,
-    ladder.Refusal.CONTINUITY_UNAVAILABLE: errors.ContinuityUnavailable,
-    ladder.Refusal.PROVIDER_UNAVAILABLE: errors.ProviderUnavailable,
-    ladder.Refusal.SESSION_STATE_CONFLICT: errors.SessionStateConflict,
-    ladder.Refusal.FINGERPRINT_CHANGED: errors.FingerprintChanged,
+_REFUSALS: Mapping[plans.Refusal, type[errors.RoostError]] = {
+    plans.Refusal.LIVE_SESSION_EXISTS: errors.LiveSessionExists,
+    plans.Refusal.CONTINUITY_UNAVAILABLE: errors.ContinuityUnavailable,
+    plans.Refusal.PROVIDER_UNAVAILABLE: errors.ProviderUnavailable,
+    plans.Refusal.SESSION_STATE_CONFLICT: errors.SessionStateConflict,
+    plans.Refusal.FINGERPRINT_CHANGED: errors.FingerprintChanged,
 }
-_NEXT: Mapping[ladder.Refusal, str] = {
-    ladder.Refusal.LIVE_SESSION_EXISTS: "; start with mode CONTINUE to use it",
-    ladder.Refusal.CONTINUITY_UNAVAILABLE: "; start with a lower min_continuity to go on",
-    ladder.Refusal.PROVIDER_UNAVAILABLE: "; try again",
-    ladder.Refusal.SESSION_STATE_CONFLICT: "; undelete it first, or start its key",
-    ladder.Refusal.FINGERPRINT_CHANGED: "; start with mode FRESH for the wanted one",
+_NEXT: Mapping[plans.Refusal, str] = {
+    plans.Refusal.LIVE_SESSION_EXISTS: "; start with mode CONTINUE to use it",
+    plans.Refusal.CONTINUITY_UNAVAILABLE: "; start with a lower min_continuity to go on",
+    plans.Refusal.PROVIDER_UNAVAILABLE: "; try again",
+    plans.Refusal.SESSION_STATE_CONFLICT: "; undelete it first, or start its key",
+    plans.Refusal.FINGERPRINT_CHANGED: "; start with mode FRESH for the wanted one",
 }
 
 
-def refusal(plan: ladder.Refuse) -> errors.RoostError:
+def refusal(plan: plans.Refuse) -> errors.RoostError:
     """The error that the plan says, with what to do next."""
     metadata = {"parts": ",".join(plan.parts)} if plan.parts else None
     return _REFUSALS[plan.refusal](plan.because + _NEXT[plan.refusal], metadata)
@@ -47,7 +47,7 @@ def refusal(plan: ladder.Refuse) -> errors.RoostError:
 
 def decided(
     start: Start,
-    plan: ladder.Plan,
+    plan: plans.Plan,
     record: Record | None,
     evidence: Evidence | None = None,
 ) -> NewDecision:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import uuid_utils.compat as uuids
 
-from session_service.domain import effective, ladder
+from session_service.domain import effective
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
+from session_service.domain.evidence import Presence
 from session_service.domain.fingerprint import fingerprint
 from session_service.domain.session import ContainerState, EndReason, Mode, PauseDepth
 from session_service.domain.states import State, Transition, check_move
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.decision import Request
     from session_service.domain.effective import InForce, Setting
-    from session_service.domain.ladder import Boot, Evidence
+    from session_service.domain.evidence import Boot, Evidence
     from session_service.domain.session import Key, Record, Session
     from session_service.domain.wish import Wish
     from session_service.storage.leases import Terms
@@ -182,7 +183,7 @@ def waiting(session: Session, successor: Opening) -> Change:
 
 def _seen_depth(evidence: Evidence | None) -> dict[str, object]:
     """How deep a container rests that nobody here put to rest, where that was seen."""
-    if evidence is None or evidence.presence is not ladder.Presence.PRESENT:
+    if evidence is None or evidence.presence is not Presence.PRESENT:
         return {}
     suspended = evidence.state is ContainerState.SUSPENDED
     return {"pause_depth": PauseDepth.SUSPENDED if suspended else PauseDepth.STOPPED}
@@ -190,7 +191,7 @@ def _seen_depth(evidence: Evidence | None) -> dict[str, object]:
 
 def _seen_gone(evidence: Evidence | None) -> dict[str, object]:
     """A container that was proved lost is marked so with the intent."""
-    if evidence is None or evidence.presence is not ladder.Presence.ABSENT:
+    if evidence is None or evidence.presence is not Presence.ABSENT:
         return {}
     return {"destroy_time": NOW, "state": ContainerState.DESTROYED}
 

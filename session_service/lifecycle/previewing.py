@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from session_service.domain import ladder
+from session_service.domain import plans
 from session_service.lifecycle.case import Case
 from session_service.lifecycle.choosing import ANSWER_ERRORS
 from session_service.storage import sessions
@@ -29,7 +29,7 @@ class Previewed:
     """What a start would do now."""
 
     record: Record | None
-    plan: ladder.Decision | None
+    plan: plans.Decision | None
     """None where the user's answer would be refused, by `error`."""
     candidates: tuple[Candidate, ...]
     error: RoostError | None = None
@@ -64,7 +64,7 @@ class Previewing:
         except ANSWER_ERRORS as error:
             return Previewed(record, None, found, error)
         plan = case.decide(self._freshness)
-        if isinstance(plan, ladder.Look) and record is not None:
+        if isinstance(plan, plans.Look) and record is not None:
             evidence = await self._looker.glance(record)
             plan = replace(case, evidence=evidence).decide(self._freshness)
         return Previewed(record, plan, found)

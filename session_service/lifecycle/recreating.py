@@ -18,7 +18,7 @@ from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Reason
 from session_service.domain.effective import Source
 from session_service.domain.fingerprint import Carrier, fingerprint
-from session_service.domain.ladder import rungs_for, untold
+from session_service.domain.rungs import rungs_for, untold
 from session_service.domain.session import (
     AttemptResult,
     ConditionType,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import uuid_utils.compat as uuids
 
 from session_service import errors
-from session_service.domain import ladder
+from session_service.domain import plans
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.deepening import deepens
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.decision import Request
+    from session_service.domain.evidence import Evidence
     from session_service.domain.fingerprint import Carrier
-    from session_service.domain.ladder import Evidence
     from session_service.domain.session import Record, Session
     from session_service.domain.wish import Wish
     from session_service.lifecycle.choosing import Choosing
@@ -176,36 +176,36 @@ class Starts:
         try:
             case = await self._choosing.answered(case)
         except ANSWER_ERRORS as error:
-            plan = ladder.Plan(error.reason, "the user's answer was not taken")
+            plan = plans.Plan(error.reason, "the user's answer was not taken")
             return await self._append(
                 case, refused(decided(case.start, plan, case.record), error), made=False
             )
         return await self._act(case, case.decide(self._defaults.freshness), facts)
 
-    async def _act(self, case: Case, plan: ladder.Decision, facts: Facts) -> Answer | None:
+    async def _act(self, case: Case, plan: plans.Decision, facts: Facts) -> Answer | None:
         """Carry the plan out; None where facts have changed and must be read again."""
         record = case.record
-        if isinstance(plan, ladder.Open):
+        if isinstance(plan, plans.Open):
             return await self._open(case, plan, None)
-        if isinstance(plan, ladder.Refuse):
+        if isinstance(plan, plans.Refuse):
             return await self._refuse(case, plan)
         assert record is not None, "every other plan is about a session that is there"
         match plan:
-            case ladder.Use():
+            case plans.Use():
                 return await self._use(case, plan, record)
-            case ladder.Look():
+            case plans.Look():
                 facts.about = _about(record)
                 facts.evidence = await self._looker.look(record)
                 return None
-            case ladder.Replace():
+            case plans.Replace():
                 return await self._open(case, plan, record)
-            case ladder.Climb():
+            case plans.Climb():
                 return await self._climb(case, plan, record)
-            case ladder.Ask():
+            case plans.Ask():
                 raise await self._choosing.ask(case, plan, record)
-            case ladder.Join():
+            case plans.Join():
                 return await self._join(case, plan, record)
-            case ladder.TakeTurn():
+            case plans.TakeTurn():
                 if deepens(record.session):
                     # Somebody is there: whoever puts it to rest deeper lets go of it.
                     await sessions.touch(
@@ -213,14 +213,14 @@ class Starts:
                     )
                 await self._joining.settled(record.session.session_id, record.session.epoch)
                 return None
-            case ladder.TakeOver():
+            case plans.TakeOver():
                 return await self._take_over(case, plan, record)
             case other:
                 assert_never(other)
 
     # --- plans ---------------------------------------------------------------------------------
 
-    async def _use(self, case: Case, plan: ladder.Use, record: Record) -> Answer | None:
+    async def _use(self, case: Case, plan: plans.Use, record: Record) -> Answer | None:
         decision = decided(case.start, plan, record, case.evidence)
         decision = altered(
             decision,
@@ -244,7 +244,7 @@ class Starts:
         return Answer(as_written(decision, used), used)
 
     async def _open(
-        self, case: Case, plan: ladder.Open | ladder.Replace, replaced: Record | None
+        self, case: Case, plan: plans.Open | plans.Replace, replaced: Record | None
     ) -> Answer | None:
         """A new session; with `replaced`, in place of that one, which waits for it to stand."""
         start = case.start
@@ -279,7 +279,7 @@ class Starts:
             assert most is not None, "only a quota is reached"
             return await self._append(case, refused(decision, quota.exceeded(most)), made=False)
 
-    async def _climb(self, case: Case, plan: ladder.Climb, record: Record) -> Answer | None:
+    async def _climb(self, case: Case, plan: plans.Climb, record: Record) -> Answer | None:
         creates_in = self._defaults.app if plan.recreate else None
         self._turns.check_room(case.start.key, creates_in=creates_in)
         decision = decided(case.start, plan, record, case.evidence)
@@ -312,7 +312,7 @@ class Starts:
         raise_recorded(finished)
         return await self._joining.answer(finished)
 
-    async def _join(self, case: Case, plan: ladder.Plan, record: Record) -> Answer | None:
+    async def _join(self, case: Case, plan: plans.Plan, record: Record) -> Answer | None:
         """Wait for the start in flight; its outcome is ours, in a decision that names it."""
         leader_id = record.session.decision_id
         leader = None if leader_id is None else await decisions.get(self._database, leader_id)
@@ -334,7 +334,7 @@ class Starts:
             await transitions.write(self._database, heard)
         return answer
 
-    async def _take_over(self, case: Case, plan: ladder.TakeOver, record: Record) -> Answer | None:
+    async def _take_over(self, case: Case, plan: plans.TakeOver, record: Record) -> Answer | None:
         """The owner is gone. A start that nobody waits for any more is ours; else it is finished
         for whoever does, and we decide again.
         """
@@ -385,7 +385,7 @@ class Starts:
         others = await given_back(self._database, record.session)
         await self._work.commit(commits.begin(self._database, change, None, *others))
 
-    async def _refuse(self, case: Case, plan: ladder.Refuse) -> Answer | None:
+    async def _refuse(self, case: Case, plan: plans.Refuse) -> Answer | None:
         decision = decided(case.start, plan, case.record, case.evidence)
         return await self._append(case, refused(decision, refusal(plan)), made=False)
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.domain import conditions, keeping, ladder
+from session_service.domain import conditions, keeping, plans
 from session_service.domain.decision import load_attempts
 from session_service.domain.fingerprint import Carrier
 from session_service.domain.keeping import Action
+from session_service.domain.rungs import BEST_OF, expected_continuity, rungs_for
 from session_service.domain.session import ConditionType, Continuity
 from session_service.domain.states import State
 from session_service.errors import ChoiceRequired
@@ -83,7 +84,7 @@ class Renderer:
             generation=row.generation,
             container=self._container(row, record.container),
             pause_depth=_depth(row.pause_depth if row.state in _RESTING else None),
-            expected_continuity=_continuity(ladder.expected_continuity(row, record.container)),
+            expected_continuity=_continuity(expected_continuity(row, record.container)),
             conditions=_conditions(record, extra),
             policy=policy_render.policy(row.policy),
             fingerprint=row.fingerprint,
@@ -155,25 +156,25 @@ def preview(seen: Previewed) -> rpc_pb.PreviewStartResponse:
         return answer
     answer.rule, answer.explanation = plan.rule, plan.because
     match plan:
-        case ladder.Use():
+        case plans.Use():
             answer.outcome = pb.START_OUTCOME_REUSED
             answer.rungs.append(pb.RUNG_LIVE)
             answer.expected_continuity = _continuity(plan.continuity)
-        case ladder.Climb(recreate=Carrier.VOLUME):
+        case plans.Climb(recreate=Carrier.VOLUME):
             answer.outcome = pb.START_OUTCOME_CREATED
             answer.rungs.append(pb.RUNG_CREATE)
             answer.expected_continuity = pb.CONTINUITY_FILESYSTEM
-        case ladder.Climb() | ladder.TakeOver() | ladder.TakeTurn() if record is not None:
+        case plans.Climb() | plans.TakeOver() | plans.TakeTurn() if record is not None:
             _preview_climb(answer, record, plan)
-        case ladder.Open() | ladder.Replace():
+        case plans.Open() | plans.Replace():
             answer.outcome = pb.START_OUTCOME_CREATED
             answer.rungs.append(pb.RUNG_CREATE)
             answer.expected_continuity = pb.CONTINUITY_NONE
-        case ladder.Refuse():
+        case plans.Refuse():
             answer.error_reason = plan.refusal
-        case ladder.Ask():
+        case plans.Ask():
             answer.error_reason = ChoiceRequired.reason
-        case ladder.Join():
+        case plans.Join():
             answer.joins = True
         case _:
             pass
@@ -181,12 +182,10 @@ def preview(seen: Previewed) -> rpc_pb.PreviewStartResponse:
 
 
 def _preview_climb(
-    answer: rpc_pb.PreviewStartResponse, record: Record, plan: ladder.Decision
+    answer: rpc_pb.PreviewStartResponse, record: Record, plan: plans.Decision
 ) -> None:
     rungs = (
-        plan.rungs
-        if isinstance(plan, ladder.Climb)
-        else ladder.rungs_for(record.session, record.container)
+        plan.rungs if isinstance(plan, plans.Climb) else rungs_for(record.session, record.container)
     )
     answer.rungs.extend(pb.Rung.Value(f"RUNG_{rung}") for rung in rungs)
     answer.outcome = {
@@ -194,12 +193,12 @@ def _preview_climb(
         "RESTART": pb.START_OUTCOME_RESTARTED,
         "RESTORE": pb.START_OUTCOME_RESTORED,
     }.get(rungs[0], pb.START_OUTCOME_CREATED)
-    best = min(ladder.BEST_OF[rungs[0]], _expected(record))
+    best = min(BEST_OF[rungs[0]], _expected(record))
     answer.expected_continuity = _continuity(best)
 
 
 def _expected(record: Record) -> Continuity:
-    return ladder.expected_continuity(record.session, record.container)
+    return expected_continuity(record.session, record.container)
 
 
 def decision(row: Decision) -> pb.Decision:

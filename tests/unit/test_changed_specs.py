@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from session_service.domain import ladder
+from session_service.domain import plans
 from session_service.domain.fingerprint import Carrier, Change, change
-from session_service.domain.ladder import BEST_OF, Refusal, decide
+from session_service.domain.ladder import decide
+from session_service.domain.plans import Refusal
 from session_service.domain.policy import OnFingerprintChange
+from session_service.domain.rungs import BEST_OF
 from session_service.domain.session import Continuity, PauseDepth, Rung
 from session_service.domain.states import State
 from session_service.domain.wish import Wish
@@ -66,7 +68,7 @@ def test_what_brings_over_what_is_kept(
     seen = record(where, state=State.PAUSED, pause_depth=PauseDepth.CHECKPOINT if gone else None)
     found = Change(("image",), volume, hook)
     plan = decide(Wish(), RECREATE, seen, change=found, checkpoints=SAVED if saved else [])
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert (plan.recreate, plan.rungs) == (by, rungs)
 
 
@@ -82,13 +84,13 @@ def test_more_than_is_kept_is_refused_and_nothing_else_is_made_anew() -> None:
         wish = Wish(min_continuity=least)
         plan = decide(wish, RECREATE, seen, change=found, checkpoints=SAVED if saved else [])
         if not (volume or hook):
-            assert isinstance(plan, ladder.Refuse)
+            assert isinstance(plan, plans.Refuse)
             assert plan.refusal is Refusal.FINGERPRINT_CHANGED
-        elif isinstance(plan, ladder.Refuse):
+        elif isinstance(plan, plans.Refuse):
             assert plan.refusal is Refusal.CONTINUITY_UNAVAILABLE
             assert least is not None
         else:
-            assert isinstance(plan, ladder.Climb)
+            assert isinstance(plan, plans.Climb)
             on_volume = plan.recreate is Carrier.VOLUME
             most = Continuity.FILESYSTEM if on_volume else BEST_OF[plan.rungs[0]]
             assert least is None or least <= most

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from session_service.domain import ladder
+from session_service.domain import plans
 from session_service.domain import policy as policies
 from session_service.domain import wish as wishes
 from session_service.domain.checkpoint import (
@@ -25,8 +25,10 @@ from session_service.domain.checkpoint import (
     supports,
 )
 from session_service.domain.decision import dump_attempts, load_attempts
+from session_service.domain.evidence import Evidence, Presence
 from session_service.domain.fingerprint import Carrier
-from session_service.domain.ladder import Evidence, Presence, decide
+from session_service.domain.ladder import decide
+from session_service.domain.rungs import BEST_OF, expected_continuity, restorable
 from session_service.domain.session import (
     Attempt,
     AttemptResult,
@@ -120,7 +122,7 @@ def resting(**changes: object) -> Record:
 
 def climb(
     where: Record, checkpoints: tuple[Checkpoint, ...], least: Continuity | None = None
-) -> ladder.Decision:
+) -> plans.Decision:
     """What a plain start would do."""
     return decide(Wish(min_continuity=least), POLICY, where, checkpoints=checkpoints)
 
@@ -128,11 +130,11 @@ def climb(
 def test_a_session_without_a_container_is_restored_before_it_is_created() -> None:
     """From what is READY; without any there is nothing but to create."""
     plan = climb(resting(), SAVED)
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert (plan.rule, plan.rungs) == ("RESTORE_FIRST", (Rung.RESTORE, Rung.CREATE))
     for nothing in ((), (checkpoint(1, state=FAILED),)):
         plan = climb(resting(), nothing)
-        assert isinstance(plan, ladder.Climb)
+        assert isinstance(plan, plans.Climb)
         assert plan.rungs == (Rung.CREATE,)
 
 
@@ -140,14 +142,14 @@ def test_a_container_comes_before_a_checkpoint() -> None:
     """Memory, then files, then what was saved."""
     suspended = record(None, state=State.PAUSED, pause_depth=PauseDepth.SUSPENDED)
     plan = climb(suspended, SAVED)
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert plan.rungs == (Rung.RESUME, Rung.RESTORE, Rung.CREATE)
 
 
 def test_one_that_may_be_destroyed_any_moment_is_no_container() -> None:
     """Its state is saved and it is not wanted any more: it is not brought back."""
     plan = climb(record(container(wanted=False), state=State.PAUSED), SAVED)
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert plan.rungs[0] is Rung.RESTORE
 
 
@@ -167,17 +169,17 @@ def test_min_continuity_leaves_the_rungs_that_can_give_it(
     """Refused where none can."""
     plan = climb(resting(), SAVED, least)
     if rungs:
-        assert isinstance(plan, ladder.Climb)
+        assert isinstance(plan, plans.Climb)
         assert plan.rungs == rungs
     else:
-        assert isinstance(plan, ladder.Refuse)
-        assert plan.refusal is ladder.Refusal.CONTINUITY_UNAVAILABLE
+        assert isinstance(plan, plans.Refuse)
+        assert plan.refusal is plans.Refusal.CONTINUITY_UNAVAILABLE
 
 
 def test_what_is_expected_is_said_without_looking_at_checkpoints() -> None:
     """The session's row knows that it has one."""
-    assert ladder.expected_continuity(resting().session, WITHOUT) is Continuity.CHECKPOINT
-    assert ladder.expected_continuity(session(), WITHOUT) is Continuity.NONE
+    assert expected_continuity(resting().session, WITHOUT) is Continuity.CHECKPOINT
+    assert expected_continuity(session(), WITHOUT) is Continuity.NONE
 
 
 def test_a_rollback_is_a_climb_to_one_checkpoint_and_joins_nobody() -> None:
@@ -185,7 +187,7 @@ def test_a_rollback_is_a_climb_to_one_checkpoint_and_joins_nobody() -> None:
     wish = Wish(Mode.CONTINUE, checkpoint_id=UUID(int=1))
     for where in (record(), resting()):
         plan = decide(wish, POLICY, where, checkpoints=SAVED)
-        assert isinstance(plan, ladder.Climb)
+        assert isinstance(plan, plans.Climb)
         assert plan.rungs == (Rung.RESTORE,)
     flight = record(
         None,
@@ -196,8 +198,8 @@ def test_a_rollback_is_a_climb_to_one_checkpoint_and_joins_nobody() -> None:
         decision_id=UUID(int=5),
         wish=wishes.dump(Wish()),
     )
-    assert isinstance(decide(wish, POLICY, flight), ladder.TakeTurn)
-    assert isinstance(decide(wish, POLICY, record(state=State.ENDED)), ladder.Refuse)
+    assert isinstance(decide(wish, POLICY, flight), plans.TakeTurn)
+    assert isinstance(decide(wish, POLICY, record(state=State.ENDED)), plans.Refuse)
 
 
 def test_the_ladder_is_total_with_checkpoints_too() -> None:
@@ -220,9 +222,9 @@ def test_the_ladder_is_total_with_checkpoints_too() -> None:
         seen = record(where, state=state, pause_depth=depth, verified_at=None)
         plan = decide(Wish(min_continuity=least), policy, seen, evidence, checkpoints=checkpoints)
         assert plan.rule
-        if isinstance(plan, ladder.Climb):
-            assert (Rung.RESTORE in plan.rungs) <= ladder.restorable(checkpoints)
-            assert all(least is None or ladder.BEST_OF[rung] >= least for rung in plan.rungs)
+        if isinstance(plan, plans.Climb):
+            assert (Rung.RESTORE in plan.rungs) <= restorable(checkpoints)
+            assert all(least is None or BEST_OF[rung] >= least for rung in plan.rungs)
 
 
 # --- forms in rows -------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_service.domain import ladder
+from session_service.domain import ladder, plans
 from session_service.domain import policy as policies
 from session_service.domain import wish as wishes
-from session_service.domain.ladder import Evidence, Presence, decide
+from session_service.domain.evidence import Evidence, Presence
+from session_service.domain.ladder import decide
+from session_service.domain.rungs import BEST_OF
 from session_service.domain.session import (
     Container,
     ContainerState,
@@ -79,16 +81,16 @@ def starting(**changes: object) -> Record:
 def test_no_session_opens_one_whatever_the_mode() -> None:
     """Nothing stands there: create, also for FAIL_IF_LIVE."""
     for mode in Mode:
-        assert isinstance(decide(Wish(mode), POLICY, None), ladder.Open)
+        assert isinstance(decide(Wish(mode), POLICY, None), plans.Open)
 
 
 def test_a_session_seen_lately_is_used_and_one_not_seen_is_looked_at() -> None:
     """The freshness window decides, up to its last moment."""
-    assert isinstance(decide(CONTINUE, POLICY, record()), ladder.Use)
+    assert isinstance(decide(CONTINUE, POLICY, record()), plans.Use)
     old = record(verified_at=NOW - ladder.FRESHNESS)
-    assert isinstance(decide(CONTINUE, POLICY, old), ladder.Look)
+    assert isinstance(decide(CONTINUE, POLICY, old), plans.Look)
     never = record(verified_at=None)
-    assert isinstance(decide(CONTINUE, POLICY, never), ladder.Look)
+    assert isinstance(decide(CONTINUE, POLICY, never), plans.Look)
 
 
 @pytest.mark.parametrize(
@@ -105,18 +107,18 @@ def test_a_look_says_no_more_than_it_proved(
     """Rule 9: memory is claimed only where the boot is the one that was proved."""
     evidence = Evidence(Presence.PRESENT, ContainerState.STARTED, intact)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), evidence)
-    assert isinstance(plan, ladder.Use)
+    assert isinstance(plan, plans.Use)
     assert (plan.continuity, plan.verified) == expected
 
 
 def test_a_loss_that_nobody_was_told_of_is_told() -> None:
     """Also where the session was seen lately: memory was lost since the last answer."""
     plan = decide(CONTINUE, POLICY, record(loss_untold=True))
-    assert isinstance(plan, ladder.Use)
+    assert isinstance(plan, plans.Use)
     assert plan.continuity is Continuity.FILESYSTEM
     ephemeral = record(loss_untold=True, spec='{"ephemeral_root_filesystem": true}')
     plan = decide(CONTINUE, POLICY, ephemeral)
-    assert isinstance(plan, ladder.Use)
+    assert isinstance(plan, plans.Use)
     assert plan.continuity is Continuity.NONE
 
 
@@ -125,12 +127,12 @@ def test_an_unknown_provider_is_overruled_by_a_preview_that_answers() -> None:
     stale = record(verified_at=None)
     answering = Evidence(Presence.UNKNOWN, preview_answered=True)
     plan = decide(CONTINUE, POLICY, stale, answering)
-    assert isinstance(plan, ladder.Use)
+    assert isinstance(plan, plans.Use)
     assert (plan.verified, plan.unreachable) == (False, True)
     silent = Evidence(Presence.UNKNOWN, preview_answered=False)
     refused = decide(CONTINUE, POLICY, stale, silent)
-    assert isinstance(refused, ladder.Refuse)
-    assert refused.refusal is ladder.Refusal.PROVIDER_UNAVAILABLE
+    assert isinstance(refused, plans.Refuse)
+    assert refused.refusal is plans.Refusal.PROVIDER_UNAVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_container_found_at_rest_is_brought_back(state: ContainerState, first:
     """What somebody else put to rest is followed, not fought."""
     evidence = Evidence(Presence.PRESENT, state)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), evidence)
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert plan.rungs[0] is first
 
 
@@ -153,12 +155,12 @@ def test_a_lost_container_leaves_only_create_and_min_continuity_refuses_that() -
     """Nothing is created for whoever asked for more than nothing."""
     gone = Evidence(Presence.ABSENT)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), gone)
-    assert isinstance(plan, ladder.Climb)
+    assert isinstance(plan, plans.Climb)
     assert plan.rungs == (Rung.CREATE,)
     strict = Wish(Mode.CONTINUE, min_continuity=Continuity.FILESYSTEM)
     refused = decide(strict, POLICY, record(verified_at=None), gone)
-    assert isinstance(refused, ladder.Refuse)
-    assert refused.refusal is ladder.Refusal.CONTINUITY_UNAVAILABLE
+    assert isinstance(refused, plans.Refuse)
+    assert refused.refusal is plans.Refusal.CONTINUITY_UNAVAILABLE
 
 
 def test_the_policy_and_the_call_ask_for_the_stricter_of_both() -> None:
@@ -166,42 +168,42 @@ def test_the_policy_and_the_call_ask_for_the_stricter_of_both() -> None:
     policy = replace(POLICY, min_continuity=Continuity.MEMORY)
     paused = record(state=State.PAUSED, pause_depth=PauseDepth.STOPPED)
     easy = Wish(Mode.CONTINUE, min_continuity=Continuity.NONE)
-    assert isinstance(decide(easy, policy, paused), ladder.Refuse)
-    assert isinstance(decide(easy, POLICY, paused), ladder.Climb)
+    assert isinstance(decide(easy, policy, paused), plans.Refuse)
+    assert isinstance(decide(easy, POLICY, paused), plans.Climb)
 
 
 def test_starts_in_flight_are_joined_or_waited_for() -> None:
     """Rule 2, mode by mode."""
-    assert isinstance(decide(CONTINUE, POLICY, starting()), ladder.Join)
+    assert isinstance(decide(CONTINUE, POLICY, starting()), plans.Join)
     fresh = Wish(Mode.FRESH, "f")
-    assert isinstance(decide(fresh, POLICY, starting()), ladder.TakeTurn)
+    assert isinstance(decide(fresh, POLICY, starting()), plans.TakeTurn)
     leading_fresh = starting(wish=wishes.dump(fresh))
-    assert isinstance(decide(fresh, POLICY, leading_fresh), ladder.Join)
+    assert isinstance(decide(fresh, POLICY, leading_fresh), plans.Join)
     other = Wish(Mode.FRESH, "g")
-    assert isinstance(decide(other, POLICY, leading_fresh), ladder.TakeTurn)
-    assert isinstance(decide(CONTINUE, POLICY, leading_fresh), ladder.Join)
+    assert isinstance(decide(other, POLICY, leading_fresh), plans.TakeTurn)
+    assert isinstance(decide(CONTINUE, POLICY, leading_fresh), plans.Join)
     refused = decide(Wish(Mode.FAIL_IF_LIVE), POLICY, starting())
-    assert isinstance(refused, ladder.Refuse)
+    assert isinstance(refused, plans.Refuse)
 
 
 @pytest.mark.parametrize("column", ["lease_until", "deadline"])
 def test_an_owner_that_is_late_is_taken_over(column: str) -> None:
     """Rule 4: either the lease or the deadline passed."""
-    assert isinstance(decide(CONTINUE, POLICY, starting(**{column: NOW})), ladder.TakeOver)
+    assert isinstance(decide(CONTINUE, POLICY, starting(**{column: NOW})), plans.TakeOver)
 
 
 def test_a_start_that_was_left_open_is_gone_on_with_also_by_fail_if_live() -> None:
     """It never stood and no call waits for it: not yet a live session that could be in the way."""
     left = starting(decision_id=None, lease_until=NOW)
     for mode in (Mode.CONTINUE, Mode.FAIL_IF_LIVE, Mode.FRESH):
-        assert isinstance(decide(Wish(mode), POLICY, left), ladder.TakeOver)
+        assert isinstance(decide(Wish(mode), POLICY, left), plans.TakeOver)
 
 
 def test_a_policy_that_keeps_nothing_makes_every_start_fresh() -> None:
     """EPHEMERAL is the behaviour before Roost; a mode that is given still counts."""
     policy = replace(POLICY, persistence=policies.Persistence.EPHEMERAL)
-    assert isinstance(decide(Wish(Mode.UNSPECIFIED), policy, record()), ladder.Replace)
-    assert isinstance(decide(CONTINUE, policy, record()), ladder.Use)
+    assert isinstance(decide(Wish(Mode.UNSPECIFIED), policy, record()), plans.Replace)
+    assert isinstance(decide(CONTINUE, policy, record()), plans.Use)
 
 
 times = st.one_of(
@@ -281,12 +283,12 @@ def test_it_never_uses_what_is_not_running_nor_gives_less_than_asked(
 ) -> None:
     """REUSED implies ACTIVE, nobody at work, and at least what was asked for."""
     plan = decide(wish, POLICY, facts, evidence)
-    if isinstance(plan, ladder.Use):
+    if isinstance(plan, plans.Use):
         assert facts.session.state is State.ACTIVE
         assert facts.session.transition is None
         assert wish.min_continuity is None or plan.continuity >= wish.min_continuity
-    if isinstance(plan, ladder.Climb) and wish.min_continuity is not None:
-        assert all(ladder.BEST_OF[rung] >= wish.min_continuity for rung in plan.rungs)
+    if isinstance(plan, plans.Climb) and wish.min_continuity is not None:
+        assert all(BEST_OF[rung] >= wish.min_continuity for rung in plan.rungs)
 
 
 @given(wanted, records())
@@ -294,7 +296,7 @@ def test_an_unknown_provider_never_leads_to_a_new_container(wish: Wish, facts: R
     """Rule 7: an error changes nothing. Only a FRESH start replaces, and it was asked to."""
     plan = decide(wish, POLICY, facts, Evidence(Presence.UNKNOWN, preview_answered=True))
     if facts.session.state is State.ACTIVE and wish.mode is not Mode.FRESH:
-        assert not isinstance(plan, ladder.Climb | ladder.Open | ladder.Replace)
+        assert not isinstance(plan, plans.Climb | plans.Open | plans.Replace)
 
 
 @given(wanted, records(), evidences)
@@ -305,6 +307,6 @@ def test_somebody_at_work_is_never_worked_against(
     if facts.session.transition is None:
         return
     plan = decide(wish, POLICY, facts, evidence)
-    assert isinstance(plan, ladder.Join | ladder.TakeTurn | ladder.TakeOver | ladder.Refuse)
-    if isinstance(plan, ladder.TakeOver):
+    assert isinstance(plan, plans.Join | plans.TakeTurn | plans.TakeOver | plans.Refuse)
+    if isinstance(plan, plans.TakeOver):
         assert facts.lapsed
