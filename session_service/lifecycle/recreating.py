@@ -37,33 +37,36 @@ from session_service.ports import ContainerAbsent, LeaseHeld, LeaseLost
 from session_service.storage.transitions import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
     from session_service.domain.wish import Recreate
+    from session_service.lifecycle.booting import Booter
     from session_service.lifecycle.climb import Climb, Landing
-    from session_service.lifecycle.evidence import Looker
+    from session_service.lifecycle.notes import Notes
+    from session_service.lifecycle.removing import Remover
     from session_service.lifecycle.restoring import Restorer
-    from session_service.ports import Address, Booted, Containers
-
-    Write = Callable[[Climb, Change], Awaitable[None]]
-
-#: How long a lease at the provider lasts, in s, and beyond another's how long to wait for it.
-LEASE = 15.0
-LEASE_PATIENCE = 5.0
+    from session_service.ports import Booted, Containers
 
 
 class Recreator:
     """Takes containers away that are to be made anew."""
 
-    def __init__(self, containers: Containers, looker: Looker, restorer: Restorer) -> None:
+    def __init__(
+        self,
+        containers: Containers,
+        notes: Notes,
+        booter: Booter,
+        remover: Remover,
+        restorer: Restorer,
+    ) -> None:
         self._containers = containers
-        self._looker = looker
+        self._notes = notes
+        self._booter = booter
+        self._remover = remover
         self._restorer = restorer
 
-    async def hand_over(
-        self, climb: Climb, bring_up: Callable[[Climb], Awaitable[Booted]], write: Write
-    ) -> None:
-        """Save the state of the container that is to go, and `write` that it may: it is woken for
+    async def hand_over(self, climb: Climb) -> None:
+        """Save the state of the container that is to go, and note that it may: it is woken for
         that, so that what it has in memory is in the state. Does nothing where that was done
         before, or where there is nothing of the user's in it; one that is found lost is noted.
 
@@ -74,8 +77,8 @@ class Recreator:
         rung, began = rungs_for(climb.session, climb.container)[0], monotonic()
         try:
             if not await self._is_saved(climb):
-                booted = await bring_up(climb)
-                await _note_loss(climb, booted, write)
+                booted = await self._booter.bring_up(climb)
+                await self._note_loss(climb, booted)
                 rung, began = Rung.RESTORE, monotonic()
                 await self._restorer.save(climb, Reason.RECREATE, Kind.APPLICATION)
         except RungLost as lost:
@@ -93,7 +96,7 @@ class Recreator:
         except (ContainerAbsent, LeaseHeld, LeaseLost) as error:
             climb.note(rung, AttemptResult.FAILED, "PROVIDER_BUSY", began)
             raise ProviderUnavailable(f"{error}; try again") from error
-        await write(climb, _noted(climb, {}, {"wanted": False}))
+        await self._notes.write(climb, _noted(climb, {}, {"wanted": False}))
 
     async def _is_saved(self, climb: Climb) -> bool:
         """Whether its state was saved as it was put to rest, and it did not run since: what it had
@@ -108,8 +111,30 @@ class Recreator:
             return False
         return seen.state in RESTING and await self._restorer.has_all(climb, seen.last_start_time)
 
-    async def take_away(self, climb: Climb, wanted: Recreate, write: Write) -> None:
-        """Destroy the container that is to go, and `write` that it is gone and what comes in its
+    async def _note_loss(self, climb: Climb, booted: Booted) -> None:
+        """What was lost before the state could be saved is told with the outcome, whoever writes
+        that. Raises LessSurvived where it is more than may be.
+        """
+        session = climb.session
+        keeps_files = specs.keeps_files(session.spec)
+        left = proved(Rung.RESUME, booted, keeps_files=keeps_files).continuity
+        ran = session.prior_state is State.ACTIVE
+        if ran and booted.memory_preserved is None:
+            # It ran on, as far as is known: what it has is what the user has.
+            left = Continuity.MEMORY
+        if session.loss_untold:
+            left = min(left, untold(session))
+        if climb.least is not None and left < climb.least:
+            raise LessSurvived(booted)
+        if left is Continuity.MEMORY:
+            return
+        boot = {"boot_id": booted.boot_id, "boot_time": None, "state": ContainerState.STARTED}
+        await self._notes.write(
+            climb, _noted(climb, {"loss_untold": True, "untold_continuity": int(left)}, boot)
+        )
+
+    async def take_away(self, climb: Climb, wanted: Recreate) -> None:
+        """Destroy the container that is to go, and note that it is gone and what comes in its
         place. Does nothing where that was done before. Raises ProviderUnavailable.
         """
         if wanted.by is Carrier.VOLUME:
@@ -119,58 +144,12 @@ class Recreator:
             return
         if climb.container.destroy_time is None and wanted.generation not in climb.lost:
             try:
-                await self.destroy(climb)
+                await self._remover.destroy(climb)
             except (LeaseHeld, LeaseLost) as error:
                 raise ProviderUnavailable(f"{error}; try again") from error
-        await write(climb, _gone(climb, wanted))
+        await self._notes.write(climb, _gone(climb, wanted))
         climb.lost.add(wanted.generation)
         climb.up = False
-
-    async def destroy(self, climb: Climb) -> None:
-        """Destroy the climb's container, under its lease, wherever it is.
-
-        Raises ProviderUnavailable, LeaseHeld, LeaseLost.
-        """
-        where = await self._where(climb)
-        if where is None:
-            return
-        left = climb.held.left
-        try:
-            nonce = await self._containers.acquire_lease(
-                where, ttl=LEASE, wait=min(LEASE + LEASE_PATIENCE, left), timeout=left
-            )
-            await self._containers.destroy(where, nonce, timeout=climb.held.left)
-        except ContainerAbsent:
-            if not await self._looker.confirm_absent(climb.container):
-                raise ProviderUnavailable("the provider contradicts itself; try again") from None
-
-    async def _where(self, climb: Climb) -> Address | None:
-        """Where it is; None where the provider certainly has none."""
-        if climb.container.container_id is not None:
-            return address(climb.container)
-        seen = await self._looker.find(climb.container)
-        return None if seen is None else seen.address
-
-
-async def _note_loss(climb: Climb, booted: Booted, write: Write) -> None:
-    """What was lost before the state could be saved is told with the outcome, whoever brings that
-    about. Raises LessSurvived where it is more than may be.
-    """
-    session = climb.session
-    keeps_files = specs.keeps_files(session.spec)
-    left = proved(Rung.RESUME, booted, keeps_files=keeps_files).continuity
-    ran = session.prior_state is State.ACTIVE
-    if ran and booted.memory_preserved is None:
-        # It ran on, as far as is known: what it has is what the user has.
-        left = Continuity.MEMORY
-    if session.loss_untold:
-        left = min(left, untold(session))
-    if climb.least is not None and left < climb.least:
-        raise LessSurvived(booted)
-    if left is Continuity.MEMORY:
-        return
-    boot = {"boot_id": booted.boot_id, "boot_time": None, "state": ContainerState.STARTED}
-    await write(climb, _noted(climb, {"loss_untold": True, "untold_continuity": int(left)}, boot))
 
 
 def _noted(climb: Climb, session: Mapping[str, object], container: Mapping[str, object]) -> Change:

@@ -12,7 +12,7 @@ import pytest
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.lifecycle import recreating as recreating_module
+from session_service.lifecycle import removing
 from tests.container.harness import failing
 from tests.session.harness import TIMEOUT, key, request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, hooked, large
@@ -264,7 +264,7 @@ async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_anothe
     """Its state is saved, so that whoever comes next takes it away first: for the old spec or for
     the wanted one.
     """
-    monkeypatch.setattr(recreating_module, "LEASE", 2.0)
+    monkeypatch.setattr(removing, "LEASE", 2.0)
     quick = {**RECREATE, "start_budget": timedelta(seconds=4)}
     async with world(emulator, database_url, **quick) as roost:
         session = await counting(roost, 2, A="1")
