@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from session_service.ports import Activities, Containers
     from session_service.storage.database import Database
     from session_service.storage.installation import Installation
+    from session_service.vault.clearing import Clearing
     from session_service.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Background:
     keeper: Keeper
     sweeper: Sweeper
     discarder: Discarder
+    clearing: Clearing
 
 
 def habits(config: Config) -> Habits:
@@ -75,6 +77,7 @@ def build(
             config.lag_window,
         ),
         Discarder(database, containers, looker),
+        vault.clearing,
     )
 
 
@@ -108,6 +111,8 @@ async def run(
         meter.swept(swept)
         if installation.original:
             await background.discarder.shot()
+        if config.sweep == "act":
+            meter.cleared(await background.clearing.shot())
 
     await stack.enter_async_context(
         loops.running("sweeper", sweep, every=config.sweep_interval.total_seconds() / 2)

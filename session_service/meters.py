@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from session_service.lifecycle.joining import Answer
     from session_service.lifecycle.keeper import Kept
     from session_service.lifecycle.sweeper import Swept
+    from session_service.vault.clearing import Cleared
 
 
 class Meter:
@@ -21,6 +22,9 @@ class Meter:
 
     def kept(self, kept: Kept) -> None:
         """The keeper made a pass."""
+
+    def cleared(self, cleared: Cleared) -> None:
+        """Volumes that nobody needs were looked for."""
 
     def swept(self, swept: list[Swept]) -> None:
         """The sweeper passed over apps."""

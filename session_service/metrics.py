@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from session_service.lifecycle.turns import Turns
     from session_service.storage.ages import Ages
     from session_service.storage.database import Database
+    from session_service.vault.clearing import Cleared
 
 _log = logging.getLogger(__name__)
 
@@ -122,13 +123,14 @@ class Metrics(Meter):
             registry=registry,
         )
         self._verdicts = {verdict: verdicts.labels(verdict) for verdict in Verdict}
-        self._sweeps, self._listed, self._destroyed, self._stopped = (
+        self._sweeps, self._listed, self._destroyed, self._stopped, self._volumes = (
             Counter(name, text, namespace=PREFIX, registry=registry)
             for name, text in (
                 ("sweeper_passes", "Passes of the sweeper over an app."),
                 ("sweeper_listed_containers", "Containers in the listings of those passes."),
                 ("sweeper_destroyed_containers", "Orphans that the sweeper destroyed."),
                 ("sweeper_stopped_passes", "Passes with orphans that a guard let none destroy."),
+                ("deleted_volumes", "Volumes that restores made, deleted since nobody needs them."),
             )
         )
 
@@ -152,6 +154,10 @@ class Metrics(Meter):
         self._passes.observe(kept.seconds)
         for action, count in kept.actions.items():
             self._actions[action].inc(count)
+
+    def cleared(self, cleared: Cleared) -> None:
+        """Volumes that nobody needs were looked for."""
+        self._volumes.inc(len(cleared.deleted))
 
     def swept(self, swept: list[Swept]) -> None:
         """The sweeper passed over apps."""

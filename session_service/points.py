@@ -11,7 +11,7 @@ moment. The places:
 - `chunk` and `ready`: a piece of a checkpoint, and that it is whole (`storage.chunks`,
   `storage.checkpoints`);
 - one for each call to the provider (`clients.containers`): `create`, `resume`, `suspend`, …, and
-  `capture` and `restore` of state (`clients.states`).
+  `capture` and `restore` of state, `create_volume` and `delete_volume` (`clients.states`).
 
 The moments: `before` it is begun; `during`, when the request is sent and its answer not looked at
 yet, so that whether it was done is anybody's guess; `after` it is done, before anything else is.
@@ -34,13 +34,14 @@ T = TypeVar("T")
 VARIABLE = "ROOST_KILL_AT"
 COMMITS = ("intent", "note", "outcome", "chunk", "ready")
 STATES = ("capture", "restore")
+VOLUMES = ("create_volume", "delete_volume")
 #: The provider's calls, by the names of `ports.Containers`; a test holds the two together.
 CALLS = (
     "create", "get", "list", "wait_started", "wait_resting", "read_boot_id", "read_text", "resume",
     "suspend", "stop", "destroy", "cordon", "uncordon", "acquire_lease", "release_lease",
 )  # fmt: skip
 MOMENTS = ("before", "during", "after")
-PLACES = (*COMMITS, *CALLS, *STATES)
+PLACES = (*COMMITS, *CALLS, *STATES, *VOLUMES)
 NAMES = frozenset(f"{place}.{moment}" for place in PLACES for moment in MOMENTS)
 #: How long a request is left to reach its server before the process dies "during" it, in s.
 SENT = 0.05

@@ -244,6 +244,14 @@ class Volumes(Protocol):
     ) -> Volume:
         """The volume of this name, made of the snapshot if there is none yet."""
 
+    async def listed(self, app: str, *, timeout: float) -> list[Volume]:
+        """All volumes of the app, those that were deleted apart."""
+
+    async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
+        """Delete the volume; one that is gone is a success. Raises errors.VolumeInUse where a
+        container has it, or had it a moment ago.
+        """
+
 
 class ObjectMissing(Exception):
     """The bucket has no such object."""

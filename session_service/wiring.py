@@ -116,9 +116,12 @@ async def reach(
         GrpcVolumes(channel),
         S3Bucket(config.checkpoint_bucket, http) if config.checkpoint_bucket else None,
         Habits(
-            f"roost/{installed.installation_id}", config.checkpoint_database_limit, config.lease
+            f"roost/{installed.installation_id}",
+            config.checkpoint_database_limit,
+            config.lease,
+            config.sweep_min_age,
         ),
-        # The objects that a copy of the database knows are another's to delete.
+        # What a copy of the database knows is another's to delete.
         deletes=installed.original,
     )
     return Outside(database, notices, containers, previews, activities, installed, vault)

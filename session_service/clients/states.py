@@ -136,12 +136,9 @@ class GrpcVolumes:
     async def create_from(
         self, app: str, name: str, like: Volume, snapshot_id: str, *, timeout: float
     ) -> Volume:
-        listed = await _answered(
-            self._stub.ListVolumes(pb.ListVolumesRequest(app=app), timeout=_left(timeout))
-        )
-        for each in listed.volumes:
-            if each.name == name and each.provider_state not in VOLUME_GOING:
-                return _volume(each)
+        for each in await self.listed(app, timeout=timeout):
+            if each.name == name:
+                return each
         request = pb.CreateVolumeRequest(
             app=app,
             name=name,
@@ -149,8 +146,20 @@ class GrpcVolumes:
             size_gb=like.size_gb,
             snapshot_id=snapshot_id,
         )
-        answer = await _answered(self._stub.CreateVolume(request, timeout=_left(timeout)))
+        creating = _answered(self._stub.CreateVolume(request, timeout=_left(timeout)))
+        answer = await points.around("create_volume", creating)
         return _volume(answer.volume)
+
+    async def listed(self, app: str, *, timeout: float) -> list[Volume]:
+        request = pb.ListVolumesRequest(app=app)
+        answer = await _answered(self._stub.ListVolumes(request, timeout=_left(timeout)))
+        there = (each for each in answer.volumes if each.provider_state not in VOLUME_GOING)
+        return [_volume(each) for each in there]
+
+    async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
+        request = pb.DeleteVolumeRequest(app=app, volume_id=volume_id)
+        deleting = _answered(self._stub.DeleteVolume(request, timeout=_left(timeout)))
+        await points.around("delete_volume", deleting)
 
 
 async def _answered(call: Awaitable[Any]) -> Any:

@@ -45,6 +45,8 @@ class Habits:
     """The most stored bytes of one checkpoint that the database takes."""
     lease: timedelta = timedelta(seconds=10)
     """How long a writer may be silent."""
+    volume_age: timedelta = timedelta(minutes=10)
+    """How old a volume that a restore made must be to be deleted."""
 
 
 class Saver:

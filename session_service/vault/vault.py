@@ -14,8 +14,10 @@ from session_service.domain import policy as policies
 from session_service.domain import spec as specs
 from session_service.domain.checkpoint import Kind, Place, kind_for, supports
 from session_service.ports import Volume
-from session_service.storage import checkpoint_lists, checkpoint_outcomes, checkpoints
+from session_service.storage import checkpoint_lists, checkpoint_outcomes, checkpoints, volumes
 from session_service.storage.checkpoints import AlreadyWriting, NewCheckpoint
+from session_service.storage.volumes import Wanted
+from session_service.vault.clearing import Clearing
 from session_service.vault.packing import Damaged
 from session_service.vault.reading import Reader, corrupt, whole_of
 from session_service.vault.retention import Retention
@@ -47,10 +49,12 @@ class Vault:
         saver: Saver,
         reader: Reader,
         retention: Retention,
+        clearing: Clearing,
     ) -> None:
         self._database = database
         self._states = states
         self._volumes = volumes
+        self.clearing = clearing
         self._saver = saver
         self.reader = reader
         self.retention = retention
@@ -196,9 +200,18 @@ class Vault:
             # It is gone; its snapshots are not, and know its size.
             like = Volume(mounted, "", "", 0, ready=False)
         name = _volume_name(session, checkpoint)
+        wanted = Wanted(
+            checkpoint.app,
+            name,
+            session.session_id,
+            session.generation,
+            checkpoint.checkpoint_id,
+        )
+        await volumes.want(self._database, wanted)
         made = await self._volumes.create_from(
             checkpoint.app, name, like, checkpoint.object or "", timeout=until - monotonic()
         )
+        await volumes.note(self._database, wanted, made.volume_id)
         while not made.ready:
             await asyncio.sleep(PAUSE)
             left = until - monotonic()
@@ -264,8 +277,11 @@ def build(
     *,
     deletes: bool = True,
 ) -> Vault:
-    """The vault, wired; `deletes` says whether objects in the bucket are ours to delete."""
+    """The vault, wired; `deletes` says whether what is outside is ours to delete: objects in the
+    bucket, volumes at the provider.
+    """
     reader = Reader(database, bucket)
     retention = Retention(database, bucket if deletes else None)
     saver = Saver(database, states, volumes, bucket, reader, retention, habits)
-    return Vault(database, states, volumes, saver, reader, retention)
+    clearing = Clearing(database, volumes, habits.volume_age, deletes=deletes)
+    return Vault(database, states, volumes, saver, reader, retention, clearing)

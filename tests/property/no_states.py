@@ -63,6 +63,14 @@ class NoVolumes:
         """Never."""
         raise errors.ProviderRefused("there are no volumes here")
 
+    async def listed(self, app: str, *, timeout: float) -> list[Volume]:
+        """None."""
+        return []
+
+    async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
+        """Never."""
+        raise errors.ProviderRefused("there are no volumes here")
+
 
 def no_vault(database: Database) -> Vault:
     """A vault that nothing can be saved to."""

@@ -16,6 +16,7 @@ from session_service.storage.tables.policy import policies, tiers, user_preferen
 from session_service.storage.tables.schema import metadata
 from session_service.storage.tables.session import LIVE_KEY, containers, session_events, sessions
 from session_service.storage.tables.survey import installation, orphans, sweeps
+from session_service.storage.tables.volume import volumes
 
 __all__ = [
     "LIVE_KEY",
@@ -38,4 +39,5 @@ __all__ = [
     "sweeps",
     "tiers",
     "user_preferences",
+    "volumes",
 ]
