@@ -711,7 +711,11 @@ class NextAction(message.Message):
 
 @typing.final
 class Policy(message.Message):
-    """How sessions of a project are kept."""
+    """How sessions of a project are kept.
+
+    A span that is out of bounds is refused with INVALID_FIELD, which names it: `idle_timeout` and
+    `deepen_after` may be 0.1 s to 366 days, `grace_period` up to 30 days, all others up to 3660 days.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 

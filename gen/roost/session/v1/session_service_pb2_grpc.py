@@ -160,6 +160,10 @@ class SessionServiceServicer:
 
         A session that EndSession with `now` ends in the middle of its start answers the start
         SESSION_STATE_CONFLICT.
+
+        QUOTA_EXCEEDED (RESOURCE_EXHAUSTED) refuses one more live session than the tenant may have, paused
+        ones included. Its metadata says how many (`limit`) and whose limit that is: `source` is TIER, with
+        the `tier`, or OPERATOR. The same holds for UndeleteSession and ForkSession.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

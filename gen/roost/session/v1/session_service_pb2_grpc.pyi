@@ -41,6 +41,10 @@ class SessionServiceStub:
 
     A session that EndSession with `now` ends in the middle of its start answers the start
     SESSION_STATE_CONFLICT.
+
+    QUOTA_EXCEEDED (RESOURCE_EXHAUSTED) refuses one more live session than the tenant may have, paused
+    ones included. Its metadata says how many (`limit`) and whose limit that is: `source` is TIER, with
+    the `tier`, or OPERATOR. The same holds for UndeleteSession and ForkSession.
     """
     PreviewStart: _aio.UnaryUnaryMultiCallable[_session_service_pb2.PreviewStartRequest, _session_service_pb2.PreviewStartResponse]
     """Says what StartSession would do now, and why. Changes nothing."""
@@ -125,6 +129,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A session that EndSession with `now` ends in the middle of its start answers the start
         SESSION_STATE_CONFLICT.
+
+        QUOTA_EXCEEDED (RESOURCE_EXHAUSTED) refuses one more live session than the tenant may have, paused
+        ones included. Its metadata says how many (`limit`) and whose limit that is: `source` is TIER, with
+        the `tier`, or OPERATOR. The same holds for UndeleteSession and ForkSession.
         """
 
     @_abc_1.abstractmethod
