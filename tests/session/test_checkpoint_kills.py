@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -17,13 +18,15 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service.clients.states import GrpcVolumes
 from session_service.storage.installation import HERE
+from session_service.vault.clearing import Clearing
 from session_service.vault.retention import Retention
 from tests.chaos import test_points as deaths
-from tests.container.harness import failing
+from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import key, request_id
-from tests.session.saving import Checkpoint, client, counting, execute, hooked, large
+from tests.session.saving import Checkpoint, client, counting, execute, hooked, large, mounting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -258,6 +261,88 @@ async def _recreate_suspended(case: Case) -> None:
     await _recreate(case, suspended=True)
 
 
+async def _restore_volume(case: Case) -> None:
+    """A volume is made for the new container, and its rows say which, wherever an owner died."""
+    await _save_at_stop(case.other)
+    session = (await case.other.start(spec=await mounting(case.world))).session
+    await case.world.click_twice(session)
+    await case.other.stop(session.session_id)
+    request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
+    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    answer = await case.repeated("StartSession", request)
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await case.world.counter(answer.session) == "2"
+    assert len(await _made_for(case, session)) == 1, "none was made twice"
+    await _cleared(case)
+    assert await _made_for(case, session) == _noted(case)
+    assert await case.world.counter(answer.session) == "2"
+    await case.other.end(session.session_id, now=True)
+    execute(case.environment["ROOST_DATABASE_URL"], "DELETE FROM checkpoints")
+    await _cleared(case)
+    assert await _made_for(case, session) == _noted(case) == []
+
+
+async def _clear(case: Case) -> None:
+    """A volume that nobody needs goes, and its row, and no other, wherever a replica died."""
+    await _save_at_stop(case.other)
+    session = (await case.other.start(spec=await mounting(case.world))).session
+    await case.world.click_twice(session)
+    await case.other.stop(session.session_id)
+    await case.other.start()
+    await case.other.stop(session.session_id)
+    answer = await case.other.start()
+    left, current = _noted(case)
+    url = case.environment["ROOST_DATABASE_URL"]
+    execute(url, "DELETE FROM checkpoints")
+    execute(url, f"UPDATE installation SET system_identifier = {HERE}")
+    case.environment["ROOST_SWEEP_INTERVAL"] = "0.1"
+
+    async def comes_due(stub: Any) -> None:
+        """The sweeper needs no call. Any: a stub."""
+        execute(url, "UPDATE volumes SET create_time = now() - interval '1 hour', due_at = now()")
+
+    await case.dies(comes_due)
+    assert set(await _made_for(case, session)) <= {left, current}
+    await _cleared(case)
+    assert await _made_for(case, session) == _noted(case) == [current]
+    assert await case.world.counter(answer.session) == "2"
+
+
+async def _made_for(case: Case, session: pb.Session) -> list[str]:
+    """The volumes at the provider that restores made for the session."""
+    url = f"{case.world.emulator.api_url}/v1/apps/{APP}/volumes"
+    answer = await case.world.http.get(url, headers={"authorization": f"Bearer {TOKEN}"})
+    stem = f"r{session.session_id.replace('-', '')[-10:]}_"
+    return [
+        str(each["id"])
+        for each in answer.json()
+        if each["name"].startswith(stem) and "destroy" not in each["state"]
+    ]
+
+
+def _noted(case: Case) -> list[str]:
+    """The volumes that are in a row."""
+    found = execute(
+        case.environment["ROOST_DATABASE_URL"], "SELECT volume_id FROM volumes ORDER BY create_time"
+    )
+    return [row[0] for row in found]
+
+
+async def _cleared(case: Case) -> None:
+    """A pass over all volumes, until what a machine held a moment ago is let go of."""
+    url = case.environment["ROOST_DATABASE_URL"]
+    async with grpc.aio.insecure_channel(case.environment["ROOST_CONTAINER_TARGET"]) as channel:
+        database = case.other.running.database
+        clearing = Clearing(database, GrpcVolumes(channel), timedelta(0), deletes=True)
+
+        async def none_failed() -> bool:
+            execute(url, "UPDATE volumes SET due_at = now()")
+            await clearing.shot()
+            return execute(url, "SELECT 1 FROM volumes WHERE failure_count > 0") == []
+
+        assert await eventually(none_failed, timeout=deaths.PATIENCE, interval=0.2)
+
+
 PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
     _stop: (
         *("intent.after", "capture.during", "capture.after", "chunk.before", "chunk.after"),
@@ -277,6 +362,12 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
         *("intent.after", "resume.after", "capture.after", "ready.after", "note.before"),
         *("note.after", "destroy.during", "destroy.after", "outcome.before", "outcome.after"),
     ),
+    _restore_volume: (
+        *("note.before", "note.after", "create_volume.before", "create_volume.during"),
+        *("create_volume.after", "create.before", "create.during", "create.after"),
+        *("wait_started.after", "outcome.before"),
+    ),
+    _clear: ("delete_volume.before", "delete_volume.during", "delete_volume.after"),
     _create: ("capture.during", "chunk.after", "ready.before", "ready.during", "ready.after"),
     _roll_back: (
         *("intent.after", "resume.after", "capture.during", "chunk.after", "ready.during"),
