@@ -1,7 +1,8 @@
 """An application for tests: it hands its state out and takes one back, as told by its environment.
 
 `GET /` shows the state's SHA-256; `GET /state` hands it out; `PUT /state` takes one; `GET /busy`
-says whether anybody is there, who says so by `GET /come`. At first the state is
+says whether anybody is there, who says so by `GET /come`; after `GET /hang` nothing is answered any
+more. At first the state is
 `STATE_BYTES` bytes that no compression makes smaller, made of `STATE_SEED`. `SLOW_MS` is how long
 it waits before each 64 KiB that it hands out, `REFUSE` how many PUTs it answers with 503 first.
 """
@@ -21,10 +22,17 @@ class _Handler(BaseHTTPRequestHandler):
     refuse: ClassVar[int] = int(os.environ.get("REFUSE") or 0)
     slow: ClassVar[float] = int(os.environ.get("SLOW_MS") or 0) / 1000
     busy: ClassVar[bool] = False
+    hangs: ClassVar[bool] = False
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Show the state's hash, or hand it out."""
+        if self.hangs:
+            time.sleep(3600)
+        if self.path == "/hang":
+            _Handler.hangs = True
+            self._answer(200, b"from now on")
+            return
         if self.path == "/":
             self._answer(200, hashlib.sha256(self.state).hexdigest().encode())
             return

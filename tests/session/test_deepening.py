@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,9 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
-from session_service.domain.keeping import Action
+from session_service.domain import keeping
+from session_service.domain.keeping import Action, Habits
+from session_service.lifecycle import own_steps
+from session_service.storage import commits
+from session_service.storage import sessions as rows
 from tests.eventually import eventually
-from tests.session.ageing import IDLE, due, kept, quiet, sql
+from tests.session.ageing import IDLE, due, id_of, kept, quiet, sql, touch
 from tests.session.harness import World, world
 from tests.session.saving import Checkpoint, client, counting, flip, hooked, large
 
@@ -252,13 +257,12 @@ async def test_an_application_that_hangs_is_not_left_running(
     emulator: Emulator, database_url: str
 ) -> None:
     """There is time left to put it to rest when saving has had its share."""
-    brief = {
-        "start_budget": timedelta(seconds=4),
-        "deepen_after": STOPPED,
-        "checkpoint_after": GONE,
-    }
-    async with world(emulator, database_url, 1, **brief) as roost:
-        session = await at_rest(roost, large(1_000_000, SLOW_MS="60000"))
+    spans = {"deepen_after": STOPPED, "checkpoint_after": GONE}
+    budget = timedelta(seconds=4)
+    async with world(emulator, database_url, 1, start_budget=budget, **spans) as roost:
+        session = (await roost.one.start(spec=large(1000))).session
+        await roost.counter(session, "/hang")
+        await roost.one.pause(session.session_id)
         shown = await deepened(roost, session)
         assert shown.pause_depth == pb.PAUSE_DEPTH_SUSPENDED
         assert kinds(shown) == [pb.CONDITION_TYPE_CHECKPOINT_FAILED]
@@ -301,6 +305,31 @@ async def test_a_start_in_the_middle_has_the_container_with_its_memory(roost: Wo
     assert await roost.committed("stop") == 0
     assert await roost.committed("destroy") == 0
     assert await reasons(roost) == [IDLE_READY]
+
+
+@pytest.mark.parametrize("gone", [GONE, timedelta(0)], ids=["saved", "not saved"])
+async def test_who_comes_before_the_provider_is_asked_has_it_as_it_was(
+    emulator: Emulator, database_url: str, gone: timedelta
+) -> None:
+    """Neither woken nor stopped: the start that waits for it resumes it."""
+    spans = {"deepen_after": STOPPED, "checkpoint_after": gone}
+    async with world(emulator, database_url, 1, **spans) as roost:
+        session = await at_rest(roost)
+        await rested(roost, session, STOPPED)
+        database, work = roost.one.running.database, roost.one.running.work
+        record = await rows.find(database, id_of(session))
+        assert record is not None
+        step = keeping.next_step(record, Habits())
+        assert step.action is Action.DEEPEN
+        deepening = await commits.begin(database, own_steps.intent(record, step, work.terms), None)
+        assert deepening is not None
+        await touch(roost.one, session)
+        before = await wakes(roost)
+        await work.begin(deepening, monotonic())
+        shown = await roost.one.get(session.session_id)
+        assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
+        assert await wakes(roost) == before
+        assert await roost.committed("stop") == 0
 
 
 async def test_traffic_in_the_middle_has_the_container_too(roost: World) -> None:
