@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from session_service import errors
@@ -45,7 +46,8 @@ class Meeting:
             return None
         finished = await self._joining.finished(leader)
         wish = case.start.wish
-        same = wishes.load(record.session.wish) == wish
+        # What it is made anew of is what both want: they would not join otherwise.
+        same = replace(wishes.load(record.session.wish), recreate=None) == wish
         if finished.finish_time is None or not (same or shareable(finished)):
             return None
         anew = record.session.prior_state is None

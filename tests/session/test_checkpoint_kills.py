@@ -252,7 +252,8 @@ async def _recreate(case: Case, *, suspended: bool = False) -> None:
     assert len(kept) in (1, 2)
     assert len({each.sha256 for each in kept}) == 1
     # And back.
-    back = await case.other.start(spec=hooked(A="1"))
+    again = rpc_pb.StartSessionRequest(key=key(), spec=hooked(A="1"), request_id=request_id())
+    back = await case.repeated("StartSession", again)
     assert (back.outcome, back.session.generation) == (pb.START_OUTCOME_RESTORED, 3)
     assert await case.world.counter(back.session) == "2"
 

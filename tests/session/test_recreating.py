@@ -14,6 +14,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.lifecycle import removing
 from tests.container.harness import failing
+from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, key, request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, hooked, large
 
@@ -365,6 +366,30 @@ async def test_starts_of_the_same_new_spec_join(recreating: World) -> None:
     shown = await recreating.one.get(session.session_id)
     assert shown.generation == 4
     assert await recreating.counter(shown) == "2"
+
+
+async def test_a_refusal_is_shared_by_who_wants_the_same(
+    emulator: Emulator, database_url: str
+) -> None:
+    """What one could not save the others do not try to save again."""
+    small = {**RECREATE, "checkpoint_database_limit": 150_000}
+    async with world(emulator, database_url, **small) as roost:
+        slow = {"SLOW_MS": "700"}
+        session = (await roost.one.start(spec=large(200_000, **slow))).session
+        before = await roost.counter(session)
+        wanted = large(200_000, "other", **slow)
+        leader = asyncio.create_task(failing(roost.one.start(spec=wanted)))
+
+        async def writing() -> bool:
+            return bool(execute(database_url, "SELECT 1 FROM checkpoints"))
+
+        assert await eventually(writing)
+        others = [failing(each.start(spec=wanted)) for each in roost.replicas * 2]
+        refusals = await asyncio.gather(leader, *others)
+        assert {refusal.reason for refusal in refusals} == {"CHECKPOINT_TOO_LARGE"}
+        (taken,) = await client(roost.one).of()
+        assert taken.state == Checkpoint.STATE_FAILED
+        assert await roost.counter(session) == before
 
 
 async def test_one_request_counts_once(recreating: World) -> None:
