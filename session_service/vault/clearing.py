@@ -97,9 +97,8 @@ class Clearing:
         made = {volume.volume_id for volume in listed if volume.name == each.name}
         if each.volume_id is not None:
             made.add(each.volume_id)
-        for volume_id in sorted(made):
-            if await self._is_used(each.app, volume_id):
-                return
+        used = {each_id for each_id in made if await self._is_used(each.app, each_id)}
+        for volume_id in sorted(made - used):
             await self._volumes.delete(each.app, volume_id, timeout=TIMEOUT)
             cleared.deleted.append(volume_id)
             _log.info(
@@ -112,7 +111,7 @@ class Clearing:
                     "session_id": str(each.session_id),
                 },
             )
-        if made or each.tries >= ABSENT_LOOKS:
+        if not used and (made or each.tries >= ABSENT_LOOKS):
             await rows.remove(self._database, each.app, each.name)
 
     async def _is_used(self, app: str, volume_id: str) -> bool:
