@@ -77,13 +77,10 @@ class Scheduling:
         if begun is None:
             return False
         try:
-            saved = await self._written(begun, record)
+            return await self._written(begun, record)
         except RoostError as error:
             await self._tell(record.session, error)
             return False
-        if saved:
-            await self._tell(record.session, None)
-        return saved
 
     async def _begun(self, session: Session) -> Checkpoint | None:
         """The checkpoint's row; None where the session has changed, or somebody else saves it."""
@@ -131,25 +128,21 @@ class Scheduling:
         settled = record.session.transition is None and record.session.state is State.ACTIVE
         return record if settled else None
 
-    async def _tell(self, session: Session, error: RoostError | None) -> None:
-        """Have the session say that its state cannot be saved, from the first time on, until it
-        can.
+    async def _tell(self, session: Session, error: RoostError) -> None:
+        """Have the session say that its state cannot be saved, from the first time on; the commit
+        that makes a checkpoint READY takes that back.
         """
         again = await self._again(session)
         if again is None:
             return
         had = conditions.load(again.session.conditions)
-        failed = any(item.type is ConditionType.CHECKPOINT_FAILED for item in had)
-        if failed is (error is not None):
+        if any(item.type is ConditionType.CHECKPOINT_FAILED for item in had):
             return
-        kept = [item for item in had if item.type is not ConditionType.CHECKPOINT_FAILED]
-        if error is not None:
-            kept.append(_told(error, again.now))
         change = Change(
             again.session.session_id,
             again.session.epoch,
-            {"conditions": conditions.dump(kept)},
-            event=None if error is None else "CHECKPOINT_FAILED",
+            {"conditions": conditions.dump([*had, _told(error, again.now)])},
+            event="CHECKPOINT_FAILED",
         )
         # Where it has changed since, the next try tells.
         await transitions.write(self._database, change)

@@ -64,7 +64,15 @@ _HEADED = (
         | sessions.c.checkpoint_id.is_not_distinct_from(_DONE.c.parent_id),
         sa.text("sessions.state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')"),
     )
-    .values(checkpoint_id=_DONE.c.checkpoint_id, checkpoint_time=sa.func.now())
+    .values(
+        checkpoint_id=_DONE.c.checkpoint_id,
+        checkpoint_time=sa.func.now(),
+        # Whoever saved it: that it cannot be saved is no longer so.
+        conditions=sa.func.jsonb_path_query_array(
+            sessions.c.conditions,
+            sa.literal_column("""'strict $[*] ? (@[0] != "CHECKPOINT_FAILED")'"""),
+        ),
+    )
     .cte("headed")
 )
 _ANSWERED = (

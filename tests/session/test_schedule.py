@@ -258,6 +258,18 @@ async def test_an_application_that_fails_is_told_of_and_tried_more_and_more_rare
     assert not (await often.one.get(session.session_id)).conditions
 
 
+async def test_a_checkpoint_that_was_asked_for_ends_what_is_told_of_failures(often: World) -> None:
+    """Whoever saved it; what else is told of the session stays."""
+    session = await counting(often, 1)
+    failed = '["CHECKPOINT_FAILED", "why", "2026-05-01T00:00:00+00:00"]'
+    other = '["MEMORY_LOST", "so", "2026-05-01T00:00:00+00:00"]'
+    await sql(often.one, "UPDATE sessions SET conditions = %s::jsonb", f"[{failed}, {other}]")
+    assert len((await often.one.get(session.session_id)).conditions) == 2
+    await client(often.one).create(session.session_id)
+    (condition,) = (await often.one.get(session.session_id)).conditions
+    assert (condition.type, condition.message) == (pb.CONDITION_TYPE_MEMORY_LOST, "so")
+
+
 async def test_a_pause_in_the_middle_wins(often: World) -> None:
     """The checkpoint is FAILED, the memory kept, the keeper's place free again, and nothing is told
     of a failure.
