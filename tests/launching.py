@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class Zygote:
     """What forks the processes of one service, as long as this process lives."""
 
     def __init__(self, module: str) -> None:
+        self._one = threading.Lock()
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._popen = subprocess.Popen(
@@ -40,13 +42,15 @@ class Zygote:
 
     def fork(self, order: Mapping[str, object], streams: Sequence[int]) -> int:
         """Start a process; its pid, which stays its own until it is reaped."""
-        socket.send_fds(self._line, [json.dumps(order).encode()], streams)
-        return self._answer()
+        with self._one:
+            socket.send_fds(self._line, [json.dumps(order).encode()], streams)
+            return self._answer()
 
     def reap(self, pid: int) -> int:
         """The exit status of a process that has ended, or minus the signal."""
-        self._line.send(json.dumps({"reap": pid}).encode())
-        return self._answer()
+        with self._one:
+            self._line.send(json.dumps({"reap": pid}).encode())
+            return self._answer()
 
     def close(self) -> None:
         """End it, and what is left of its processes."""
@@ -159,7 +163,8 @@ async def fork(
         try:
             parent = zygote(module)
             order = {"arguments": arguments, "environment": dict(environment)}
-            pid = parent.fork(order, streams)
+            # In a thread: the first one waits until the service is imported.
+            pid = await asyncio.to_thread(parent.fork, order, streams)
         finally:
             for descriptor in streams[1:]:
                 os.close(descriptor)

@@ -29,7 +29,7 @@ from tests.session.harness import key, request_id
 from tests.session.saving import Checkpoint, client, counting, execute, hooked, large, mounting
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from tests.chaos.test_points import Case
@@ -392,9 +392,10 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("transition", PLACES, ids=lambda each: each.__name__.strip("_"))
+@pytest.mark.parametrize(("transition", "names"), deaths.in_parts(PLACES, 7))
 async def test_a_death_at_every_point_of(
     transition: Callable[[Case], Awaitable[None]],
+    names: Sequence[str],
     databases: Databases,
     migrated_database: str,
     tmp_path: Path,
@@ -404,7 +405,7 @@ async def test_a_death_at_every_point_of(
     failures: list[str] = []
 
     async def one(name: str) -> None:
-        case = deaths._case(name, ground, databases, migrated_database, tmp_path)
+        case = deaths._case(name, ground, databases, migrated_database)
         async with turns, case as dying:
             try:
                 await transition(dying)
@@ -412,7 +413,7 @@ async def test_a_death_at_every_point_of(
                 failures.append(f"{name}: {error!r}"[:600])
 
     async with deaths._ground(tmp_path) as ground:
-        await asyncio.gather(*map(one, PLACES[transition]))
+        await asyncio.gather(*map(one, names))
     assert not failures, "\n".join(failures)
 
 
