@@ -264,7 +264,10 @@ async def test_creates_that_cannot_come_in_time_are_told_so(
         answers = await asyncio.gather(*calls)
         print(f"16 creates with 4 s each: refused {dict(refusals)}")
         assert {answer.outcome for answer in answers} == {pb.START_OUTCOME_CREATED}
-        assert set(refusals) == {"PROVIDER_RATE_LIMITED"}
+        # One whose turn came late is cut off while the provider is asked: the slower the machine,
+        # the more of them, but most are told before anything is begun.
+        assert set(refusals) <= {"PROVIDER_RATE_LIMITED", "PROVIDER_UNAVAILABLE"}
+        assert refusals["PROVIDER_RATE_LIMITED"] > 2 * refusals["PROVIDER_UNAVAILABLE"]
         created = await waters.committed("create")
         assert set(created.values()) == {1}
         assert len(created) == len(storm)
