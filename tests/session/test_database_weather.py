@@ -83,6 +83,10 @@ async def own_server() -> AsyncGenerator[EmbeddedPostgres]:
             yield server
 
 
+def _refused_more_than(count: int, calls: Calls) -> bool:
+    return calls.refused > count
+
+
 @pytest.mark.slow
 async def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(
     emulator: Emulator,
@@ -108,7 +112,7 @@ async def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(
             before = calls.refused
             await server.crash()
             # Until callers have met it: on a busy machine they might come only when it is back.
-            await eventually(lambda: calls.refused > before, timeout=20)
+            await eventually(partial(_refused_more_than, before, calls), timeout=20)
             await server.recover()
             back = monotonic()
             fresh = Calls()
