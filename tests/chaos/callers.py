@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.duration_pb2 import Duration
 
 from roost.session.v1 import session_pb2 as pb
-from tests.chaos.wire import PROJECT
+from tests.chaos.projects import session_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tests.chaos.history import Call
     from tests.chaos.wire import Wire
 
-KEYS = 20
 #: What a caller does next, and how often of a hundred.
 WEIGHTS = {
     "start": 30,
@@ -45,18 +44,16 @@ TRIES, PATIENT = 4, 70
 STORM = 6
 HOLD_SECONDS = 8
 #: Calls without a request id.
-UNNAMED = frozenset({"TouchSession", "PutHold", "ReleaseHold"})
+UNNAMED = frozenset({"TouchSession", "PutHold", "ReleaseHold", "ListCheckpoints"})
 
 
 class Callers:
     """The callers of one run, and what they know of each key."""
 
-    def __init__(self, wire: Wire, seed: int, keys: int = KEYS) -> None:
+    def __init__(self, wire: Wire, seed: int, keys: list[str]) -> None:
         self._wire = wire
         self._seed = seed
-        self.keys = [f"user-{number:02}" for number in range(keys)]
-        #: Some keys see a caller at a time, others several at once.
-        self._heat = [1 / (number + 1) for number in range(keys)]
+        self.keys = keys
         #: The sessions that answers named at a key, the newest last.
         self._known: dict[str, list[str]] = defaultdict(list)
         #: Clicks on one session come one after the other.
@@ -67,8 +64,9 @@ class Callers:
         dice = random.Random(f"{self._seed}:caller:{number}")
         name = f"c{number}"
         while not over.is_set():
-            key = dice.choices(self.keys, self._heat)[0]
-            what = dice.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            key = dice.choices(self.keys, self._heat())[0]
+            weights = self._weights(key)
+            what = dice.choices(list(weights), list(weights.values()))[0]
             deed: Callable[[random.Random, str, str], Awaitable[object]]
             deed = getattr(self, f"_{what}")
             await deed(dice, name, key)
@@ -81,6 +79,14 @@ class Callers:
         if answer.ok:
             await self._click("last", answer)
         return answer
+
+    def _heat(self) -> list[float]:
+        """Some keys see a caller at a time, others several at once."""
+        return [1 / (number + 1) for number in range(len(self.keys))]
+
+    def _weights(self, key: str) -> dict[str, int]:
+        """What is done at this key, and how often."""
+        return WEIGHTS
 
     # --- deeds ---------------------------------------------------------------------------------
 
@@ -173,7 +179,7 @@ class Callers:
         then repeated although it was answered. Any: whatever fields the method has.
         """
         if method == "StartSession":
-            fields["key"] = pb.SessionKey(project_id=PROJECT, user_id=key)
+            fields["key"] = session_key(key)
         if method not in UNNAMED and (tries > TRIES or dice.random() < 0.8):
             fields["request_id"] = str(uuid.UUID(int=dice.getrandbits(128), version=4))
         if patient is None:

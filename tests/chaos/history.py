@@ -10,11 +10,22 @@ UNCLEAR = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "UNKNOWN", "INTERNAL"}
 )
 #: Calls that are answered with a session that was brought to life.
-OPENING = frozenset({"StartSession", "ResumeSession"})
+OPENING = frozenset({"StartSession", "ResumeSession", "RestoreCheckpoint", "ForkSession"})
 #: How long after its caller gave up a call may still commit its intent, in s: a wait for a
 #: connection of the pool, and for a row's lock.
 LINGER = 10.0
 NEVER_OVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A checkpoint as a caller was shown it."""
+
+    checkpoint_id: str
+    number: int
+    state: str
+    sha256: str
+    pinned: bool
 
 
 @dataclass(slots=True)
@@ -35,6 +46,11 @@ class Call:
     """min_continuity; 0 is none."""
     depth: str = ""
     now: bool = False
+    target: str = ""
+    """The checkpoint that the call named by its id."""
+    which: int = 0
+    """The checkpoint that the call named by its number."""
+    pin: bool = False
     deadline: float = 30.0
 
     ended: float = NEVER_OVER
@@ -54,6 +70,10 @@ class Call:
     joined: bool = False
     decision_id: str = ""
     attempts: tuple[str, ...] = ()
+    restored: int = 0
+    """The number of the checkpoint whose state was brought back; 0: of none."""
+    checkpoints: tuple[Shown, ...] = ()
+    """What checkpoints the answer showed."""
     verify_time: float = 0.0
     machine: str = ""
     url: str = ""
@@ -96,11 +116,14 @@ class Call:
         """One line of a key's history, times in seconds since the run began."""
         asked = [self.mode, self.depth, f"least={self.least}" if self.least else ""]
         asked += ["now" if self.now else "", self.asked[-12:], f"id={self.request_id[:8]}"]
+        asked += [f"#{self.which}" if self.which else "", self.target[-12:]]
         told = [self.status, self.reason, self.named[-12:], self.state, self.outcome]
         told += [f"gen={self.generation}" if self.generation else ""]
         told += [f"cont={self.continuity}{'!' if self.verified else '?'}" if self.outcome else ""]
         told += ["joined" if self.joined else "", "replay" if self.replay else ""]
         told += [f"value={self.value}" if self.value is not None else "", self.machine]
+        told += [f"restored=#{self.restored}" if self.restored else ""]
+        told += [f"#{each.number}={each.state}" for each in self.checkpoints]
         told += [self.decision_id[-12:], ",".join(self.attempts), self.message[:90]]
         seen = f" seen={self.verify_time - zero:.3f}" if self.verify_time else ""
         return (

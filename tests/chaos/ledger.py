@@ -56,8 +56,15 @@ class Ledger:
     def boots(self) -> Boots:
         """When machines booted anew, but for the first time of each session."""
         seen: set[str] = set()
-        boots = Boots()
+        booted: set[str] = set()
+        boots = Boots(again={"": list(self._deaths)})
         for action in self._actions:
+            cold = action.action == "started" and action.detail.get("boot") == "cold"
+            if action.action == "vanished" or (cold and action.machine in booted):
+                lost = boots.again.setdefault(action.labels["roost_session"], [])
+                lost.append(action.time_ms / 1000)
+            if cold:
+                booted.add(action.machine)
             if action.action == "started" and action.detail.get("boot") == "cold":
                 session = action.labels["roost_session"]
                 if session in seen:

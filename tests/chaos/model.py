@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.chaos.audit import Audit
 from tests.chaos.history import OPENING, Call
+from tests.chaos.model_checkpoints import wrong_checkpoints
 from tests.chaos.model_errors import wrong_answers
 from tests.chaos.model_memory import Boots, wrong_claims
+from tests.chaos.model_states import States, wrong_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,10 +40,11 @@ class KeyModel:
     key: str
     calls: list[Call]
     boots: Boots = field(default_factory=Boots)
+    audit: Audit = field(default_factory=Audit)
 
     def violations(self) -> list[Violation]:
         """Every rule that the history breaks."""
-        found = [
+        found: list[tuple[str, str, Call | None]] = [
             *self._opened(),
             *self._ended(),
             *self._repeated(),
@@ -50,8 +54,11 @@ class KeyModel:
             *self._broken_off(),
             *self._idle_in_spite_of_a_hold(),
         ]
-        found += [(rule, text, call) for rule, text, call in wrong_claims(self.calls, self.boots)]
-        found += [(rule, text, call) for rule, text, call in wrong_answers(self.calls)]
+        states = States(self.key, self.calls, self.boots, self.audit)
+        found += wrong_claims(self.calls, self.boots, states.brought_back)
+        found += wrong_answers(self.calls)
+        found += wrong_states(states)
+        found += wrong_checkpoints(self.key, self.calls, self.audit)
         return [Violation(self.key, rule, text, call) for rule, text, call in found]
 
     # --- what calls may do ---------------------------------------------------------------------
@@ -225,12 +232,15 @@ class KeyModel:
                 yield "BROKEN_OFF", "nobody ended what it started", call
 
 
-def judge(histories: Mapping[str, list[Call]], boots: Boots | None = None) -> list[Violation]:
+def judge(
+    histories: Mapping[str, list[Call]], boots: Boots | None = None, audit: Audit | None = None
+) -> list[Violation]:
     """The violations of all keys."""
+    audit = audit or Audit()
     return [
         violation
         for key, calls in sorted(histories.items())
-        for violation in KeyModel(key, calls, boots or Boots()).violations()
+        for violation in KeyModel(key, calls, boots or Boots(), audit).violations()
     ]
 
 

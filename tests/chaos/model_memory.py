@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ MEMORY = 4
 #: How long the work of a start may go on whose caller is gone, taken over once or twice, in s.
 GONE_ON_WITH = 30.0
 Wrong = tuple[str, str, Call]
+#: Of a session, from one click (or its begin) to another.
+BroughtBack = Callable[[str, Call | None, Call], "frozenset[int]"]
 
 
 @dataclass
@@ -28,6 +31,14 @@ class Boots:
 
     cold: dict[str, list[float]] = field(default_factory=dict)
 
+    again: dict[str, list[float]] = field(default_factory=dict)
+    """When machines that had booted before did so again, or vanished: what they had is gone."""
+
+    def broke(self, session: str, begin: float, end: float) -> bool:
+        """Whether the provider may have lost what the session's machines had, in this time."""
+        times = (*self.again.get(session, ()), *self.again.get("", ()))
+        return any(begin <= at <= end for at in times)
+
     def between(self, session: str, begin: float, end: float) -> float | None:
         """The first cold boot of the session in this time."""
         times = self.cold.get(session, [])
@@ -35,17 +46,25 @@ class Boots:
         return times[at] if at < len(times) and times[at] <= end else None
 
 
-def wrong_claims(calls: list[Call], boots: Boots) -> Iterator[Wrong]:
-    """The claims of this key's answers that its clicks contradict."""
+def wrong_claims(
+    calls: list[Call], boots: Boots, brought_back: BroughtBack | None = None
+) -> Iterator[Wrong]:
+    """The claims of this key's answers that its clicks contradict.
+
+    `brought_back` gives the counts that answers say were restored between two clicks.
+    """
+    brought_back = brought_back or (lambda *_: frozenset())
     clicks: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
         if call.method == "click":
             clicks[call.asked].append(call)
     for session, row in clicks.items():
-        yield from _chain(session, row, calls, boots)
+        yield from _chain(session, row, calls, boots, brought_back)
 
 
-def _chain(session: str, row: list[Call], calls: list[Call], boots: Boots) -> Iterator[Wrong]:
+def _chain(
+    session: str, row: list[Call], calls: list[Call], boots: Boots, brought_back: BroughtBack
+) -> Iterator[Wrong]:
     """Each click of a session with the one before it."""
     before: Call | None = None
     maybe = 0
@@ -54,7 +73,11 @@ def _chain(session: str, row: list[Call], calls: list[Call], boots: Boots) -> It
             # Whether one counted that got no answer nobody knows.
             maybe += click.status == "UNKNOWN"
             continue
-        if before is None or before.value is None:
+        restored = brought_back(session, before, click)
+        if any(value < click.value <= value + 1 + maybe for value in restored):
+            # As was told; `model_states` holds each such answer to what it said.
+            pass
+        elif before is None or before.value is None:
             if not 1 <= click.value <= 1 + maybe:
                 text = f"a new session's first click gave {click.value}"
                 yield "NEW_MEANS_EMPTY", text, click

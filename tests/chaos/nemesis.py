@@ -32,6 +32,7 @@ POINTS = tuple(
     for place in (
         *("intent", "note", "outcome", "create", "wait_started", "read_boot_id", "resume", "get"),
         *("acquire_lease", "suspend", "stop", "cordon", "destroy", "release_lease"),
+        *("capture", "chunk", "ready", "restore"),
     )
     for moment in points.MOMENTS
 )

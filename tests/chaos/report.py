@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from tests.chaos.audit import NEVER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,6 +23,7 @@ def told(result: Result) -> str:
         lines.append("  faults of the provider: " + _counted(result.nemesis.deeds.fired))
         lines.append("  done to the stack: " + _counted(result.nemesis.deeds.done))
         lines.append("  died at points: " + _counted(result.nemesis.deeds.killed_at))
+    lines.append("  checkpoints: " + _counted(_checkpoints(result)))
     outage, key = longest_outage(result.history.by_key())
     lines.append(f"  longest from a key's first failure to its next answer: {outage:.1f} s ({key})")
     lines.append(f"  quiet {result.quiet_after:.1f} s after the last fault")
@@ -75,6 +78,14 @@ def _operations(calls: Iterable[Call]) -> list[str]:
         result = "not reached" if call.unreached else result
         found.setdefault(name, Counter())[result or "unanswered"] += 1
     return [f"    {name}: {_counted(counts)}" for name, counts in sorted(found.items())]
+
+
+def _checkpoints(result: Result) -> Counter[str]:
+    """How many came to be, by why they were taken; and how many did not."""
+    return Counter(
+        kept.reason if kept.ready < NEVER else f"never READY ({kept.failure or 'left'})"
+        for kept in result.audit.kept.values()
+    )
 
 
 def _counted(counts: Counter[str]) -> str:

@@ -9,14 +9,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from local.fly.faults import KINDS
-from tests.chaos.callers import Callers
+from tests.chaos import audit, projects
+from tests.chaos.audit import Audit
 from tests.chaos.deeds import FIRED_AT_LEAST
 from tests.chaos.history import History
 from tests.chaos.ledger import Ledger
+from tests.chaos.leftovers import half_saved
 from tests.chaos.model import Violation, judge
 from tests.chaos.nemesis import OVERTIME, Nemesis
 from tests.chaos.quiet import look, until_quiet
 from tests.chaos.rig import CONTAINERS, REPLICAS, Rig
+from tests.chaos.savers import Savers
 from tests.chaos.wire import Wire
 
 if TYPE_CHECKING:
@@ -25,10 +28,15 @@ if TYPE_CHECKING:
 
     from tests.chaos.quiet import Picture
 
-CALLERS = 4
+CALLERS = 6
+#: How many keys there are whose state is in memory alone, saved, and saved when they rest.
+KEYS = (14, 3, 3)
 #: The longest that everything may take to come to rest after the last fault, in s: what a keeper
 #: claimed that died, and then its longest pause between two tries.
 QUIET_SECONDS = 75.0
+
+#: How long what is being written of checkpoints may take to be over, in s: a dead writer's lease.
+HALF_SECONDS = 10.0
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Result:
     quiet_after: float = 0.0
     seconds: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
+    audit: Audit = field(default_factory=Audit)
 
 
 async def run(
@@ -64,7 +73,9 @@ async def run(
     async with Rig(data, seed) as rig, Wire(rig.targets, result.history) as wire:
         result.zero = time.time()
         result.settings = dict(rig.settings.environment)
-        callers = Callers(wire, seed)
+        await projects.set_policies(wire.channel, seed)
+        await audit.install(rig.database_url)
+        callers = Savers(wire, seed, projects.keys(*KEYS))
         nemesis = result.nemesis = Nemesis(
             rig, seed, seconds, overtime=OVERTIME if every_fault else 0.0
         )
@@ -87,6 +98,8 @@ async def run(
                 result.violations.append(Violation(answer.key, "LOCKED_OUT", text, answer))
         picture, _ = await until_quiet(rig, patience)
         result.violations += _not_quiet(picture, "after the last starts")
+        for key, line in await half_saved(rig.database_url, HALF_SECONDS):
+            result.violations.append(Violation(key, "HALF_SAVED", line))
         result.violations += await _judge(rig, result, nemesis)
     result.seconds = monotonic() - began
     return result
@@ -97,9 +110,10 @@ async def _judge(rig: Rig, result: Result, nemesis: Nemesis) -> list[Violation]:
     rows = (await look(rig)).rows()
     keys = {session: row.key for session, row in rows.items()}
     ledger = Ledger(await rig.stack.admin.actions(), nemesis.deeds.emulator_deaths)
+    result.audit = await audit.collect(rig.database_url)
     histories = result.history.by_key()
     return [
-        *judge(histories, ledger.boots()),
+        *judge(histories, ledger.boots(), result.audit),
         *ledger.twins(keys),
         *ledger.overlaps(keys, histories, rows),
     ]

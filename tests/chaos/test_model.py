@@ -361,4 +361,20 @@ def test_the_first_boot_is_no_loss() -> None:
         Action(n, n * 1000, "app", "m", "", "started", "flyd", {"roost_session": A}, {"boot": kind})
         for n, kind in enumerate(["cold", "resumed", "cold"], 1)
     ]
-    assert Ledger(boots, []).boots() == Boots({A: [3.0]})
+    assert Ledger(boots, []).boots() == Boots({A: [3.0]}, {"": [], A: [3.0]})
+
+
+def test_a_second_machines_first_boot_is_not_again() -> None:
+    cold: dict[str, object] = {"boot": "cold"}
+    log = [
+        Action(n, n * 1000, "app", machine, "", what, "flyd", {"roost_session": A}, detail)
+        for n, (machine, what, detail) in enumerate(
+            [("m1", "started", cold), ("m2", "started", cold), ("m2", "vanished", {})], 1
+        )
+    ]
+    boots = Ledger(log, [9.0]).boots()
+    assert boots.cold == {A: [2.0]}
+    assert not boots.broke(A, 0, 2.5)
+    assert boots.broke(A, 2.5, 3.5)
+    assert not boots.broke(B, 0, 8)
+    assert boots.broke(B, 8, 10)
