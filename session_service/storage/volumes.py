@@ -117,13 +117,17 @@ _PURGED = sa.and_(
 )
 
 
-def _mounted(volume_id: sa.ColumnElement[Any]) -> sa.Exists:
+def _mounted(volume_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     """Whether the volume is in the spec of a session that may come back."""
-    return sa.exists(
-        sa.select(sessions.c.session_id).where(
+    found: sa.Select[Any] = (
+        sa.select(sa.literal_column("true"))
+        .where(
             sa.text("sessions.spec ? 'mounts'"), _mounts(sessions) == volume_id, sa.not_(_PURGED)
         )
+        # So that the index is asked for each: an EXISTS may be worked out for all sessions first.
+        .limit(sa.literal_column("1"))
     )
+    return found.correlate(volumes).scalar_subquery().is_not(None)
 
 
 #: A container that is still to be created finds it by its name: its start may have failed between
