@@ -258,6 +258,10 @@ async def _recreate(case: Case, *, suspended: bool = False) -> None:
     assert await case.world.counter(back.session) == "2"
 
 
+async def _recreate_restoring(case: Case) -> None:
+    await _recreate(case)
+
+
 async def _recreate_suspended(case: Case) -> None:
     await _recreate(case, suspended=True)
 
@@ -379,6 +383,8 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
         *("intent.after", "resume.during", "capture.during", "capture.after", "chunk.after"),
         *("ready.before", "ready.during", "ready.after", "note.before", "note.during"),
         *("note.after", "acquire_lease.during", "acquire_lease.after", "destroy.before"),
+    ),
+    _recreate_restoring: (
         *("destroy.during", "destroy.after", "create.before", "create.during", "create.after"),
         *("wait_started.after", "read_boot_id.after", "restore.before", "restore.during"),
         *("restore.after", "outcome.before", "outcome.during", "outcome.after"),
