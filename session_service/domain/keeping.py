@@ -211,7 +211,7 @@ def _deeper(record: Record, policy: Policy, since: datetime) -> Step:
     )
     steps = [over if stopped else stop]
     if saves(session, record.container, policy):
-        because = "it rested for so long that it is saved, and its container destroyed"
+        because = "it rested for long enough to be saved, and its container destroyed"
         when = since + policy.checkpoint_after
         steps.append(Step(Action.DEEPEN, when, because, PauseDepth.CHECKPOINT))
     return min(steps, key=lambda step: step.time or end)

@@ -94,7 +94,7 @@ class Checkpoint(message.Message):
         REASON_STOP: Checkpoint._Reason.ValueType  # 2
         """Its session was stopped."""
         REASON_IDLE: Checkpoint._Reason.ValueType  # 3
-        """Its session went idle."""
+        """Its session went idle, or rested for so long that it was put to rest deeper."""
         REASON_SCHEDULE: Checkpoint._Reason.ValueType  # 4
         """Its policy's `checkpoint_every` had passed since it was last saved."""
         REASON_ROLLBACK: Checkpoint._Reason.ValueType  # 5
@@ -112,7 +112,7 @@ class Checkpoint(message.Message):
     REASON_STOP: Checkpoint.Reason.ValueType  # 2
     """Its session was stopped."""
     REASON_IDLE: Checkpoint.Reason.ValueType  # 3
-    """Its session went idle."""
+    """Its session went idle, or rested for so long that it was put to rest deeper."""
     REASON_SCHEDULE: Checkpoint.Reason.ValueType  # 4
     """Its policy's `checkpoint_every` had passed since it was last saved."""
     REASON_ROLLBACK: Checkpoint.Reason.ValueType  # 5

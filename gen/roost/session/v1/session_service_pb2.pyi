@@ -95,9 +95,10 @@ class StartSessionRequest(message.Message):
     @builtins.property
     def policy(self) -> session_pb2.Policy:
         """Asks for less than the project's policy: a value that would be more is held to the project's.
-        Less is: a persistence that keeps less, a shorter span, fewer checkpoints, a higher
-        `min_continuity`, REFUSE, a longer `checkpoint_every` and, least of all, none. It stays with the
-        session until a start asks for other values. `spec` must not be set in it.
+        Less is: a persistence that keeps less, a shorter span (a `checkpoint_after` of 0, never, is the
+        longest), fewer checkpoints, a higher `min_continuity`, REFUSE, a longer `checkpoint_every` and,
+        least of all, none. It stays with the session until a start asks for other values. `spec` must
+        not be set in it.
         """
 
     @builtins.property
