@@ -34,7 +34,7 @@ up: setup  ## run the whole stack in the foreground; Ctrl-C ends it
 	@$(BIN)/python -m local up
 
 test: lint  ## every check: lint, types, layers, protos, tests
-	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup  ## style, types, layers, protos, generated code
 	@$(BIN)/ruff check .

@@ -31,7 +31,11 @@ hypothesis.settings.load_profile("roost")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Seed hypothesis with the number in the header: --randomly-seed=N repeats the whole run."""
+    """Slow tests come first, so that no worker is left alone with one at the end.
+
+    Hypothesis is seeded with the number in the header: --randomly-seed=N repeats the whole run.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.function):
             hypothesis.seed(config.getoption("randomly_seed"))(item.function)

@@ -259,7 +259,8 @@ async def world(
 ) -> AsyncGenerator[World]:
     """Run container_service and replicas over an emulator without rate limits."""
     async with AsyncExitStack() as stack:
-        unpaced = config_for(emulator, fly_rate_share=UNPACED)
+        # Nobody is left to answer when it ends: the replicas have gone before.
+        unpaced = config_for(emulator, fly_rate_share=UNPACED, grace=0.1)
         containers = await stack.enter_async_context(serve_containers(unpaced))
         admin = await stack.enter_async_context(Admin(emulator.api_url))
         http = await stack.enter_async_context(

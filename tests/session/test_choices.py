@@ -39,11 +39,25 @@ CONTINUE, RESTORE, FRESH = (
 @pytest.fixture
 async def asking(roost: World) -> AsyncIterator[World]:
     """A Roost whose project's policy is to ask."""
+    await ask(roost)
+    yield roost
+
+
+@pytest.fixture
+async def hasty(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """The same with starts that soon give up."""
+    budget = timedelta(seconds=4)
+    async with world(emulator, database_url, start_budget=budget) as running:
+        await ask(running)
+        yield running
+
+
+async def ask(roost: World) -> None:
+    """Make asking the project's policy."""
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest", policy=pb.Policy(persistence=ASK)
     )
     await policies(roost).UpdateProjectPolicy(request, timeout=TIMEOUT)
-    yield roost
 
 
 def policies(roost: World) -> PolicyServiceStub:
@@ -354,19 +368,19 @@ async def test_tokens_are_in_the_answer_and_nowhere_else(
         assert hashlib.sha256(token.encode()).hexdigest() in written
 
 
-async def test_an_answer_whose_start_failed_for_now_can_be_given_again(asking: World) -> None:
+async def test_an_answer_whose_start_failed_for_now_can_be_given_again(hasty: World) -> None:
     """A failure that can be retried frees the token as it frees the request id; it counts once."""
-    session = (await asking.one.start()).session
-    await asking.one.stop(session.session_id)
-    token = (await offered(asking.one.start()))[FRESH].choice_token
+    session = (await hasty.one.start()).session
+    await hasty.one.stop(session.session_id)
+    token = (await offered(hasty.one.start()))[FRESH].choice_token
     once = request_id()
-    await asking.admin.set_fault("server_error", action="create", times=None)
-    failure = await failing(asking.one.start(request_id=once, choice_token=token))
+    await hasty.admin.set_fault("server_error", action="create", times=None)
+    failure = await failing(hasty.one.start(request_id=once, choice_token=token))
     assert failure.retry_seconds is not None
-    await asking.admin.clear_faults()
-    answer = await asking.two.start(request_id=once, choice_token=token)
+    await hasty.admin.clear_faults()
+    answer = await hasty.two.start(request_id=once, choice_token=token)
     assert answer.outcome == pb.START_OUTCOME_CREATED
-    assert len(await rows(asking, "SELECT * FROM choices")) == 1
+    assert len(await rows(hasty, "SELECT * FROM choices")) == 1
 
 
 async def test_a_token_with_a_mode_names_the_field(asking: World) -> None:
