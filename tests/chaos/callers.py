@@ -41,6 +41,8 @@ MODES = {
 }
 #: How often a call that may be tried again is, and in how many of a hundred cases at all.
 TRIES, PATIENT = 4, 70
+#: How often a call is tried that nobody was there for, 0.3 s apart: replicas need a while to start.
+WAITS = 20
 STORM = 6
 HOLD_SECONDS = 8
 #: Calls without a request id.
@@ -185,7 +187,7 @@ class Callers:
         if patient is None:
             patient = dice.random() * 100 < PATIENT
         replica = dice.randrange(self._wire.replicas)
-        answer = await self._wire.call(name, key, method, replica, **fields)
+        answer = await self._reached(name, key, method, replica, **fields)
         while (
             (answer.unclear or answer.unreached)
             and patient
@@ -196,12 +198,25 @@ class Callers:
             await asyncio.sleep(0.2 if answer.reason else 0.6)
             tries -= 1
             replica = (replica + 1) % self._wire.replicas
-            answer = await self._wire.call(name, key, method, replica, **fields)
+            answer = await self._reached(name, key, method, replica, **fields)
         if answer.ok and answer.named and answer.named not in self._known[key]:
             self._known[key].append(answer.named)
         if "request_id" in fields and dice.random() < 0.1:
             replica = (replica + 1) % self._wire.replicas
             await self._wire.call(name, key, method, replica, **fields)
+        return answer
+
+    async def _reached(
+        self, name: str, key: str, method: str, replica: int, /, **fields: Any
+    ) -> Call:
+        """A call to this replica, or to another one while that is not there. Any: its fields."""
+        answer = await self._wire.call(name, key, method, replica, **fields)
+        for _ in range(WAITS):
+            if not answer.unreached:
+                break
+            await asyncio.sleep(0.3)
+            replica = (replica + 1) % self._wire.replicas
+            answer = await self._wire.call(name, key, method, replica, **fields)
         return answer
 
     async def _click(self, name: str, opened: Call) -> None:

@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 
 #: What is done at a key whose state is saved, and how often of a hundred.
 SAVING_WEIGHTS = {
-    "start": 20,
-    "visit": 18,
+    "start": 14,
+    "visit": 8,
     "storm": 2,
-    "pause": 8,
-    "stop": 12,
+    "pause": 7,
+    "stop": 10,
     "resume": 3,
-    "touch": 2,
-    "end": 3,
+    "touch": 1,
+    "end": 2,
     "end_now": 1,
-    "undelete": 4,
-    "save": 9,
-    "restore": 9,
-    "listing": 4,
+    "undelete": 3,
+    "saving_visit": 16,
+    "there_and_back": 12,
+    "save": 4,
+    "restore": 8,
+    "listing": 3,
     "delete": 2,
     "pin": 1,
-    "fork": 2,
+    "fork": 3,
 }
 #: How often the keys whose state is saved have their turn, beside the others.
 SHARE = 0.45
@@ -62,6 +64,19 @@ class Savers(Callers):
         return SAVING_WEIGHTS if saves(key) else WEIGHTS
 
     # --- deeds ---------------------------------------------------------------------------------
+
+    async def _saving_visit(self, dice: random.Random, name: str, key: str) -> None:
+        """Open, have all of it saved by a stop, and come back."""
+        await self._start(dice, name, key)
+        await self._stop(dice, name, key)
+        await self._start(dice, name, key)
+
+    async def _there_and_back(self, dice: random.Random, name: str, key: str) -> None:
+        """Save, go on, and go back."""
+        await self._start(dice, name, key)
+        await self._save(dice, name, key)
+        await self._start(dice, name, key)
+        await self._restore(dice, name, key)
 
     async def _save(self, dice: random.Random, name: str, key: str) -> None:
         answer = await self._to_newest(dice, name, key, "CreateCheckpoint")
