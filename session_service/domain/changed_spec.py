@@ -54,13 +54,18 @@ def _recreate(
 ) -> Climb | Refuse:
     """Make the container anew, unless that would keep less than is asked for."""
     rungs: tuple[Rung, ...] = (Rung.CREATE,)
-    most, kept = Continuity.FILESYSTEM, "its volume's files"
     if by is Carrier.CHECKPOINT:
         # A container that is there has its state saved first.
         rungs = (Rung.RESTORE,) if stood(record.container) else anew(saved=saved)
-        most, kept = BEST_OF[rungs[0]], "what is saved of it"
+    plan = Climb("FINGERPRINT_CHANGED", because, rungs, recreate=by)
     wanted = least(wish, policy)
-    if wanted is not None and wanted > most:
+    if wanted is not None and wanted > kept_by(plan):
+        kept = "its volume's files" if by is Carrier.VOLUME else "what is saved of it"
         told = f"{because}; made anew it would keep {kept}, and no more"
         return Refuse("FINGERPRINT_CHANGED", told, Refusal.CONTINUITY_UNAVAILABLE)
-    return Climb("FINGERPRINT_CHANGED", because, rungs, recreate=by)
+    return plan
+
+
+def kept_by(plan: Climb) -> Continuity:
+    """The most that a container which is made anew by this plan has of the one before it."""
+    return Continuity.FILESYSTEM if plan.recreate is Carrier.VOLUME else BEST_OF[plan.rungs[0]]

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from session_service.domain import spec as specs
+from session_service.domain.changed_spec import kept_by
 from session_service.domain.checkpoint import in_order, supports
 from session_service.domain.policy import Persistence
 from session_service.domain.rungs import expected_continuity, rungs_for
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from session_service.domain.checkpoint import Checkpoint
+    from session_service.domain.plans import Climb
     from session_service.domain.policy import Policy
     from session_service.domain.session import Key, Record
 
@@ -96,18 +98,22 @@ MOST_CHECKPOINTS = 5
 
 
 def candidates(
-    record: Record, waits: Mapping[Outcome, int], checkpoints: Iterable[Checkpoint] = ()
+    record: Record,
+    waits: Mapping[Outcome, int],
+    checkpoints: Iterable[Checkpoint] = (),
+    recreation: Climb | None = None,
 ) -> tuple[Candidate, ...]:
     """What could be done about the live session of `record`, best first. `checkpoints` are those of
-    its key; of them, what its spec has a way for.
+    its key; of them, what its spec has a way for. `recreation` is how going on would make its
+    container anew, where that is of another spec than is wanted.
     """
     session = record.session
     running = session.state is State.ACTIVE
     rung = Rung.LIVE if running else rungs_for(session, record.container)[0]
     going_on = Candidate(
         Choice.CONTINUE,
-        rung,
-        expected_continuity(session, record.container),
+        rung if recreation is None else recreation.rungs[0],
+        _left(record, recreation),
         session.session_id,
         session.generation,
         session.last_active_time,
@@ -183,7 +189,15 @@ class Offered:
     create_time: datetime
 
 
-def gone_stale(offered: Offered, record: Record | None) -> str | None:
+def _left(record: Record, recreation: Climb | None) -> Continuity:
+    """What going on is expected to bring back."""
+    left = expected_continuity(record.session, record.container)
+    return left if recreation is None else min(left, kept_by(recreation))
+
+
+def gone_stale(
+    offered: Offered, record: Record | None, recreation: Climb | None = None
+) -> str | None:
     """Why what was offered is no longer to be had; None where it is.
 
     To continue is to have no less of the same session than was offered, however often it was
@@ -199,7 +213,7 @@ def gone_stale(offered: Offered, record: Record | None) -> str | None:
         started = session.start_count != offered.start_count
         starting = session.transition is Transition.START
         return "somebody came back to the session" if started or starting else None
-    if expected_continuity(session, record.container) < offered.expected:
+    if _left(record, recreation) < offered.expected:
         return "less of the session is left than was offered"
     return None
 

@@ -10,9 +10,11 @@ from session_service.domain import choice, effective, fingerprint, ladder, plans
 from session_service.domain import spec as specs
 from session_service.domain import wish as wishes
 from session_service.domain.asked import mode_of
+from session_service.domain.changed_spec import changed
 from session_service.domain.choice import CHOSEN, REMEMBERED
 from session_service.domain.effective import NOTHING, Source
 from session_service.domain.policy import Persistence
+from session_service.domain.rungs import restorable
 from session_service.domain.session import Mode
 from session_service.storage import choices
 from session_service.storage.choices import Made
@@ -81,6 +83,16 @@ class Case:
         if fingerprint.fingerprint(wanted) == session.fingerprint:
             return None
         return fingerprint.change(specs.load(session.spec), wanted)
+
+    @property
+    def recreation(self) -> plans.Climb | None:
+        """How going on would make the container anew, where what is wanted asks for that."""
+        if self.record is None or self.change is None:
+            return None
+        wish = replace(self.start.wish, mode=Mode.CONTINUE, min_continuity=None)
+        saved = restorable(self.checkpoints)
+        plan = changed(wish, self.deciding, self.record, self.change, saved=saved)
+        return plan if isinstance(plan, plans.Climb) else None
 
     def wanted(self, session: Session) -> Spec | None:
         """The spec that is wanted of this session: the start's, or where the session was made of

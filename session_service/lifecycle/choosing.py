@@ -41,17 +41,18 @@ class Choosing:
         self._database = database
         self._valid = valid
 
-    async def candidates(self, record: Record) -> tuple[Candidate, ...]:
+    async def candidates(self, case: Case, record: Record) -> tuple[Candidate, ...]:
         """What could be done about a live session, and how long each is expected to take."""
         saved = await checkpoint_lists.kept(self._database, record.session.key)
-        return choice.candidates(record, await waits.by_outcome(self._database), saved)
+        measured = await waits.by_outcome(self._database)
+        return choice.candidates(record, measured, saved, case.recreation)
 
     async def ask(self, case: Case, plan: plans.Ask, record: Record) -> errors.ChoiceRequired:
         """Offer what there is to choose from. The error to answer with has the only copy of the
         tokens. The request id stays free: a repeat is asked anew, and the answer may come with it.
         """
         start, session = case.start, record.session
-        found = await self.candidates(record)
+        found = await self.candidates(case, record)
         offered = [replace(each, token=secrets.token_urlsafe(TOKEN_BYTES)) for each in found]
         tokens = [
             NewToken(
@@ -106,7 +107,7 @@ class Choosing:
             )
         # Of the key and not of the case: what was offered was what stood there.
         record = case.record
-        stale = choice.gone_stale(offered, record)
+        stale = choice.gone_stale(offered, record, case.recreation)
         if stale is not None:
             raise await self._stale(offered, stale, start.key)
         return case.with_answer(offered, token_hash)

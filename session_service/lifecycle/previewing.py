@@ -55,10 +55,10 @@ class Previewing:
     async def preview(self, start: Start) -> Previewed:
         """What a start would do now. Looks, where it would look."""
         record = await sessions.live_at(self._database, start.key)
-        found = () if record is None else await self._choosing.candidates(record)
         rules = await self._policies.of(start.key)
         saved = await candidates(self._database, None if record is None else record.session)
         case = Case(start, record, None, rules, checkpoints=saved)
+        found = () if record is None else await self._choosing.candidates(case, record)
         try:
             case = await self._choosing.answered(case)
         except ANSWER_ERRORS as error:

@@ -17,6 +17,7 @@ from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, key, request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, hooked, large
+from tests.session.test_choices import offered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -253,6 +254,37 @@ async def test_a_provider_that_is_down_leaves_the_session_running(recreating: Wo
     answer = await recreating.two.start(spec=WANTED)
     assert told(answer) == RESTORED
     assert await recreating.counter(answer.session) == "2"
+
+
+async def test_who_is_asked_is_offered_what_going_on_would_keep(
+    emulator: Emulator, database_url: str
+) -> None:
+    """ASK: CHECKPOINT where the wanted spec costs the memory; and who was offered memory does not
+    lose it by an answer that wants another spec.
+    """
+    policy = {**RECREATE, "persistence": "ask"}
+    async with world(emulator, database_url, 1, **policy) as roost:
+        session = await counting(roost, 2, A="1")
+
+        async def going_on(**fields: Any) -> rpc_pb.Candidate:
+            """What CONTINUE is offered as, and shown as before. Any: fields of a start."""
+            found = (await offered(roost.one.start(**fields)))[rpc_pb.CHOICE_CONTINUE]
+            start = rpc_pb.StartSessionRequest(key=key(), **fields)
+            preview = rpc_pb.PreviewStartRequest(start=start)
+            seen = (await roost.one.stub.PreviewStart(preview, timeout=TIMEOUT)).candidates[0]
+            assert seen.expected_continuity == found.expected_continuity
+            return found
+
+        found = await going_on()
+        assert found.expected_continuity == pb.CONTINUITY_MEMORY
+        failure = await failing(roost.one.start(spec=WANTED, choice_token=found.choice_token))
+        assert failure.reason == "CHOICE_STALE"
+        assert (await roost.one.get(session.session_id)).generation == 1
+        found = await going_on(spec=WANTED)
+        assert found.expected_continuity == pb.CONTINUITY_CHECKPOINT
+        answer = await roost.one.start(spec=WANTED, choice_token=found.choice_token)
+        assert told(answer) == RESTORED
+        assert await roost.counter(answer.session) == "2"
 
 
 # --- what fails once the old one is gone ---------------------------------------------------------
