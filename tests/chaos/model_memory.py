@@ -156,12 +156,13 @@ def _answers_lost(session: str, calls: list[Call], begin: float, end: float) -> 
     """Whether a start may have been answered whose answer nobody got.
 
     Its replica died, or its caller's time was up: its work was gone on with by another, and its
-    answer, which told of what was lost, is kept for a repeat that never came.
+    answer, which told of what was lost, is kept for a repeat that never came. So is that of a start
+    whose outcome was committed, and could not be read again: STORAGE_UNAVAILABLE says to repeat it.
     """
     return any(
         call.method in OPENING
         and call.unclear
-        and not call.reason
+        and call.reason in ("", "STORAGE_UNAVAILABLE")
         and call.since <= end
         and call.ended + GONE_ON_WITH >= begin
         and call.asked in ("", session)

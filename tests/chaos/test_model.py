@@ -134,6 +134,27 @@ def test_a_loss_that_is_being_told_need_not_be_told_twice(story: Story) -> None:
     assert story.broken() == set()
 
 
+@pytest.mark.parametrize(
+    ("reason", "rules"),
+    [
+        ("", set[str]()),
+        ("STORAGE_UNAVAILABLE", set[str]()),
+        ("PROVIDER_UNAVAILABLE", {"LOST_MEMORY_CLAIMED"}),
+    ],
+)
+def test_a_loss_is_told_by_an_answer_that_nobody_got(
+    story: Story, reason: str, rules: set[str]
+) -> None:
+    """Its outcome may be committed, for a repeat that never came."""
+    story.start(outcome="CREATED")
+    story.click(1)
+    story.click(2)
+    story.tell("StartSession", status="UNAVAILABLE", reason=reason, retry=True)
+    story.start(outcome="RESUMED")
+    story.click(1)
+    assert story.broken() == rules
+
+
 def test_a_crash_within_the_freshness_window_is_told_after_it(story: Story) -> None:
     story.start(outcome="CREATED")
     story.click(1)
