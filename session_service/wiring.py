@@ -214,6 +214,8 @@ def limits(config: Config) -> Limits:
         starts=config.concurrent_starts,
         background=config.concurrent_background,
         creates=config.concurrent_creates,
+        # The other connections are for who is past them.
+        first_steps=max(1, config.pool_size * 3 // 4),
         length=config.queue_length,
         # Fly lets an app create one machine a second: what is behind these would come too late.
         creates_length=math.ceil(config.start_budget.total_seconds()),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from session_service.domain.session import Record
     from session_service.lifecycle.answering import Answering
     from session_service.lifecycle.case import Case
+    from session_service.lifecycle.first_steps import FirstSteps
     from session_service.lifecycle.intents import Defaults
     from session_service.lifecycle.takeover import Work
     from session_service.lifecycle.turns import Turns
@@ -65,7 +66,11 @@ class Acting:
         return Answer(as_written(decision, used), used)
 
     async def open(
-        self, case: Case, plan: plans.Open | plans.Replace, replaced: Record | None
+        self,
+        case: Case,
+        plan: plans.Open | plans.Replace,
+        replaced: Record | None,
+        steps: FirstSteps,
     ) -> Answer | None:
         """A new session; with `replaced`, in place of that one, which waits for it to stand. None
         where somebody else was first. Raises InvalidField, QuotaExceeded.
@@ -97,14 +102,16 @@ class Acting:
             self._database, opening, decision, waits, held, case.also(decision.decision_id)
         )
         try:
-            return await self._answering.carried(intent, decision)
+            return await self._answering.carried(intent, decision, steps)
         except QuotaReached:
             assert most is not None, "only a quota is reached"
             return await self._answering.append(
                 case, refused(decision, quota.exceeded(most)), made=False
             )
 
-    async def climb(self, case: Case, plan: plans.Climb, record: Record) -> Answer | None:
+    async def climb(
+        self, case: Case, plan: plans.Climb, record: Record, steps: FirstSteps
+    ) -> Answer | None:
         """Bring it back; None where somebody else was first."""
         creates_in = self._defaults.app if plan.recreate else None
         self._turns.check_room(case.start.key, creates_in=creates_in)
@@ -118,7 +125,7 @@ class Acting:
         intent = commits.begin(
             self._database, change, decision, also=case.also(decision.decision_id)
         )
-        return await self._answering.carried(intent, decision)
+        return await self._answering.carried(intent, decision, steps)
 
     async def refuse(self, case: Case, plan: plans.Refuse) -> Answer | None:
         """Raise the refusal, written down; None where its request id is taken."""

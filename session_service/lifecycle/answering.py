@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from session_service.domain.session import Session
     from session_service.lifecycle.case import Case
+    from session_service.lifecycle.first_steps import FirstSteps
     from session_service.lifecycle.joining import Joining
     from session_service.lifecycle.takeover import Work
     from session_service.storage.database import Database
@@ -29,15 +30,21 @@ class Answering:
         self._joining = joining
 
     async def carried(
-        self, intent: Coroutine[Any, Any, Session | None], decision: NewDecision
+        self,
+        intent: Coroutine[Any, Any, Session | None],
+        decision: NewDecision,
+        steps: FirstSteps | None = None,
     ) -> Answer | None:
         """Commit the intent, do the work in a task that outlives this call, wait for its answer.
 
-        None where somebody else was first. Any: what coroutines send and receive, unused.
+        With the commit the call's first `steps` are done. None where somebody else was first. Any:
+        what coroutines send and receive, unused.
         """
         task = await self._work.commit(intent)
         if task is None:
             return None
+        if steps is not None:
+            steps.step_back()
         await asyncio.wait({task})
         written = await decisions.get(self._database, decision.decision_id)
         if written is None:

@@ -114,8 +114,10 @@ class Joining:
         refusal was recorded.
         """
         decision = await decisions.of_request(self._database, request)
-        if decision is None:
-            return None
+        return None if decision is None else await self.replay(request, decision)
+
+    async def replay(self, request: Request, decision: Decision) -> Answer:
+        """The answer of the earlier call that made this decision; see `replayed`."""
         if decision.request_hash != request.request_hash:
             raise errors.RequestIdReused(
                 "this request_id came before with another body; use a new one for a new request"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import uuid_utils.compat as uuids
@@ -21,7 +22,7 @@ from session_service.lifecycle.intents import Defaults, Start
 from session_service.lifecycle.joining import Answer
 from session_service.lifecycle.meeting import Meeting
 from session_service.lifecycle.reading import check_etag, require
-from session_service.storage import sessions
+from session_service.storage import decisions, sessions
 from session_service.storage.decisions import NewDecision
 from session_service.storage.sessions import Gate
 from session_service.vault.lines import candidates
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from session_service.domain.wish import Wish
     from session_service.lifecycle.choosing import Choosing
     from session_service.lifecycle.evidence import Looker
+    from session_service.lifecycle.first_steps import FirstSteps
     from session_service.lifecycle.joining import Joining
     from session_service.lifecycle.policies import Policies
     from session_service.lifecycle.takeover import Work
@@ -43,14 +45,20 @@ if TYPE_CHECKING:
     from session_service.storage.database import Database
 
 
+#: Plans that begin with waiting for others.
+WAITING = (plans.Look, plans.Join, plans.TakeTurn, plans.TakeOver)
+
+
 @dataclass(slots=True)
 class Facts:
     """What is known as a start goes on: read anew each time somebody may have changed it."""
 
+    steps: FirstSteps
+    """Its place at the database, which it gives back where it is to wait for others."""
+    read: Callable[[], Awaitable[Record | None]]
     evidence: Evidence | None = None
     about: tuple[UUID, int, int] | None = None
     """Which session, generation and epoch the evidence is about: of another it says nothing."""
-    read: Callable[[], Awaitable[Record | None]] = field(kw_only=True)
 
 
 class Starts:
@@ -71,6 +79,7 @@ class Starts:
         self._looker = looker
         self._joining = joining
         self._defaults = defaults
+        self._turns = turns
         self._policies = policies
         self._choosing = choosing
         self._answering = answering = Answering(database, work, joining)
@@ -81,13 +90,13 @@ class Starts:
 
     async def start(self, start: Start) -> Answer:
         """Open the key: the hot path's one statement, or else what the ladder says."""
-        if start.wish.mode in (Mode.CONTINUE, Mode.UNSPECIFIED) and not start.token:
-            hot = await self._hot(start)
-            if hot is not None:
-                return hot
-        return await self._until_answered(
-            start, lambda: sessions.live_at(self._database, start.key)
-        )
+        async with self._turns.first_steps(start.key) as steps:
+            if start.wish.mode in (Mode.CONTINUE, Mode.UNSPECIFIED) and not start.token:
+                hot = await self._hot(start)
+                if hot is not None:
+                    return hot
+            read = partial(sessions.live_at, self._database, start.key)
+            return await self._until_answered(start, Facts(steps, read))
 
     async def resume(
         self, session_id: UUID, request: Request, wish: Wish, etag: str | None
@@ -104,7 +113,8 @@ class Starts:
             return record
 
         key = (await require(self._database, request.tenant, session_id)).session.key
-        return await self._until_answered(Start(request, key, wish), read)
+        async with self._turns.first_steps(key) as steps:
+            return await self._until_answered(Start(request, key, wish), Facts(steps, read))
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -134,16 +144,15 @@ class Starts:
         changed = differing(start, record.session, None)
         return Answer(as_written(decision, record), record, changed)
 
-    async def _until_answered(
-        self, start: Start, read: Callable[[], Awaitable[Record | None]]
-    ) -> Answer:
+    async def _until_answered(self, start: Start, facts: Facts) -> Answer:
         """Decide and act, again and again, until a decision is the call's answer."""
-        facts = Facts(read=read)
         case: Case | None = None
         while True:
-            replayed = await self._joining.replayed(start.request)
-            if replayed is not None:
-                return _told(start, replayed, case)
+            await facts.steps.go_on()
+            earlier = await decisions.of_request(self._database, start.request)
+            if earlier is not None:
+                facts.steps.step_back()
+                return _told(start, await self._joining.replay(start.request, earlier), case)
             record = await facts.read()
             evidence, facts.evidence = facts.evidence, None
             if record is None or _about(record) != facts.about:
@@ -170,10 +179,12 @@ class Starts:
         """Carry the plan out; None where facts have changed and must be read again."""
         record = case.record
         if isinstance(plan, plans.Open):
-            return await self._acting.open(case, plan, None)
+            return await self._acting.open(case, plan, None, facts.steps)
         if isinstance(plan, plans.Refuse):
             return await self._acting.refuse(case, plan)
         assert record is not None, "every other plan is about a session that is there"
+        if isinstance(plan, WAITING):
+            facts.steps.step_back()
         match plan:
             case plans.Use():
                 return await self._acting.use(case, plan, record)
@@ -182,9 +193,9 @@ class Starts:
                 facts.evidence = await self._looker.look(record)
                 return None
             case plans.Replace():
-                return await self._acting.open(case, plan, record)
+                return await self._acting.open(case, plan, record, facts.steps)
             case plans.Climb():
-                return await self._acting.climb(case, plan, record)
+                return await self._acting.climb(case, plan, record, facts.steps)
             case plans.Ask():
                 raise await self._choosing.ask(case, plan, record)
             case plans.Join():

@@ -221,6 +221,31 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
         assert behind <= fair + SIZE // 10 < SIZE * 0.75
 
 
+async def test_who_comes_in_the_middle_of_a_storm_waits_for_few_of_it(
+    emulator: Emulator, database_url: str
+) -> None:
+    """The first steps of starts, before any stands in the queue for the provider, are as fair.
+
+    Nobody says which image, so that after their first steps all are refused.
+    """
+    size, through = 5 * SIZE, list[str]()
+    async with world(emulator, database_url, 1, pool_size=8, default_image="") as roost:
+
+        async def refused(where: pb.SessionKey) -> None:
+            failure = await failing(start(roost.one, where))
+            assert failure.reason == "INVALID_FIELD", failure
+            through.append(where.user_id)
+
+        storm = [asyncio.create_task(refused(key("storm", str(n)))) for n in range(size)]
+        await asyncio.wait(storm, return_when=asyncio.FIRST_COMPLETED)
+        before = len(through)
+        await refused(key("wren"))
+        ahead = through.index("wren") - before
+        print(f"{before} of {size} were through, and {ahead} more before who came then")
+        await asyncio.gather(*storm)
+        assert ahead < (size - before) / 2
+
+
 @pytest.mark.timeout(120)
 async def test_a_storm_of_creates_queues_and_none_fails(tmp_path: Path, database_url: str) -> None:
     """One create a second and three at once is what Fly lets an app do; resumes go on past it."""

@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_service.errors import ProviderRateLimited, ProviderUnavailable
+from session_service.errors import ProviderRateLimited, ProviderUnavailable, StorageUnavailable
+from session_service.lifecycle import first_steps
+from session_service.lifecycle.first_steps import FirstSteps
+from session_service.lifecycle.places import Places
 from session_service.lifecycle.queue import FairQueue, Path, Ticket
-from session_service.lifecycle.turns import Limits, Places, Turns
+from session_service.lifecycle.turns import Limits, Turns
 
 if TYPE_CHECKING:
     from session_service.domain.session import Session
@@ -324,6 +327,49 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(
     await asyncio.wait(waiters)
     told = [record.message for record in caplog.records]
     assert told == ["the queue for starts is full: 2 at work, 8 waiting, 1 refused"]
+
+
+# --- first steps -------------------------------------------------------------------------------
+
+
+async def test_behind_a_database_that_hangs_all_who_wait_are_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They do not meet it one after the other; a failure of one is no progress for the others."""
+    monkeypatch.setattr(first_steps, "PATIENCE", 0.1)
+    places, begun = Places("first steps", 1, 100, moving=True), monotonic()
+    hangs = FirstSteps(places, ("a",))
+    await hangs.go_on()
+    waiters = [asyncio.create_task(FirstSteps(places, ("b",)).go_on()) for _ in range(20)]
+    await turns(2)
+    hangs.step_back(served=False)  # the first of them meets it too
+    assert not await _told(waiters[:1])
+    assert await _told(waiters[1:]) == 19
+    assert monotonic() - begun < 1
+    assert places.figures == (1, 0)
+
+
+async def test_while_others_are_served_who_waits_has_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(first_steps, "PATIENCE", 1.0)
+    places, begun = Places("first steps", 1, 100, moving=True), monotonic()
+
+    async def at_work(user_id: str) -> float:
+        async with FirstSteps(places, (user_id,)):
+            waited = monotonic() - begun
+            await asyncio.sleep(0.4)
+            return waited
+
+    *_, last = await asyncio.gather(*(at_work(user_id) for user_id in "abcde"))
+    assert last > 1.2
+    assert places.idle
+
+
+async def _told(waiters: list[asyncio.Task[None]]) -> int:
+    """How many were told that the database does not answer; the others have their places."""
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    return sum(isinstance(result, StorageUnavailable) for result in results)
 
 
 # --- turns -------------------------------------------------------------------------------------
