@@ -7,7 +7,7 @@ engine, because the pool adds no transaction around a statement that is one by i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -156,9 +156,16 @@ class Database:
     async def transaction(
         self, answer: float | None = None
     ) -> AsyncGenerator[BoundedConnection, None]:
-        """A connection within one transaction; nothing but statements belongs into it."""
-        async with self.connection(answer) as connection, connection.transaction():
-            yield connection
+        """A connection within one transaction; nothing but statements belongs into it.
+
+        `psycopg.Rollback` calls it off, and goes no further.
+        """
+        async with self.connection(answer) as connection:
+            # Where the server is not there to be told, it rolls back by itself, and psycopg lets
+            # the exception through.
+            with suppress(psycopg.Rollback):
+                async with connection.transaction():
+                    yield connection
 
     async def fetch_one(
         self, statement: Statement[T], params: Mapping[str, Any], answer: float | None = None

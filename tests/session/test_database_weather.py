@@ -24,6 +24,7 @@ from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service import health as health_module
 from session_service.storage import connections
 from session_service.storage.connections import PATIENT
+from session_service.storage.database import Database
 from session_service.storage.migrate import upgrade
 from tests.database import scratch
 from tests.eventually import eventually
@@ -36,6 +37,7 @@ from tests.session.database_front import (
     behind,
     check_loops,
     check_rows,
+    fronted,
     rows,
     tasks_at_work,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from local.fly.emulator import Emulator
+    from local.netfault import NetFault
     from tests.session.harness import Replica
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -391,3 +394,19 @@ async def test_a_server_without_a_free_connection_is_waited_out(
         assert answer.session.session_id == session.session_id
         assert monotonic() - back < HEALED
         await check_rows(database_url)
+
+
+async def test_what_is_called_off_stays_so_where_the_server_is_not_told(database_url: str) -> None:
+    """A transaction that is rolled back on a connection that just broke is rolled back."""
+
+    async def call_off(database: Database, fault: NetFault) -> None:
+        async with database.transaction() as connection:
+            await connection.execute("CREATE TABLE called_off ()")
+            fault.reset()
+            raise psycopg.Rollback
+
+    async with fronted(database_url) as (fault, url), Database(url) as database:
+        await call_off(database, fault)
+        async with database.connection() as connection:
+            cursor = await connection.execute("SELECT to_regclass('called_off')")
+            assert await cursor.fetchone() == (None,)
