@@ -186,7 +186,7 @@ def awake(task: Task, because: str) -> Change:
 
 
 def still_running(task: Task, error: RoostError) -> Change:
-    """The pause failed: it runs on."""
+    """The pause failed: it runs on, in routing."""
     session = task.session
     still = (ConditionType.SUSPEND_FAILED_STILL_RUNNING,)
     found = outcomes.marked(still, task.now, *_unsaved(task))
@@ -195,7 +195,7 @@ def still_running(task: Task, error: RoostError) -> Change:
         session.epoch,
         # Unseen, so that the next start looks: what runs on may have restarted meanwhile.
         session={**outcomes.active(session), "conditions": found, "verified_at": None},
-        container={"state": ContainerState.STARTED},
+        container={"state": ContainerState.STARTED, "cordoned": False},
         decision=outcomes.refused(error),
         decision_id=session.decision_id,
     )

@@ -270,6 +270,9 @@ class Rester:
             await self._write(rested.ended(task, rest))
             return
         if rest.depth is None:
+            if task.container.cordoned:
+                # It was brought back from its end and woken before anybody came: it is in use now.
+                await self._containers.uncordon(address(task.container), timeout=task.held.left)
             error = SuspendFailedStillRunning(
                 "the container was found still running after the pause; it is used as it is. "
                 "Pause again, or pause with depth STOPPED"

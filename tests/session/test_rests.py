@@ -10,6 +10,7 @@ from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from tests.container.harness import failing
 from tests.session.harness import request_id, spec
+from tests.session.sweeping import act, fly
 
 if TYPE_CHECKING:
     from tests.session.harness import World
@@ -132,6 +133,28 @@ async def test_an_ended_session_is_cordoned_kept_and_comes_back(roost: World) ->
         session.session_id,
     )
     assert await roost.committed("uncordon") == 1
+    assert await roost.counter(session) == "2"
+
+
+async def test_what_cannot_be_put_to_rest_again_is_in_routing_again(roost: World) -> None:
+    """Ended, brought back, and woken behind our back before anybody came: it is out of routing, and
+    its suspend fails. A session that is used as it is must be reached.
+    """
+    session = (await roost.one.start()).session
+    await roost.click_twice(session)
+    await roost.one.end(session.session_id)
+    await roost.one.undelete(session.session_id)
+    await fly(roost, "POST", f"/{session.container.container_id}/start")
+    await roost.admin.set_fault("suspend_fails")
+    await act(roost)
+    shown = await roost.until_state(session.session_id, ACTIVE)
+    kinds = [condition.type for condition in shown.conditions]
+    assert (shown.state, kinds) == (
+        ACTIVE,
+        [pb.CONDITION_TYPE_SUSPEND_FAILED_STILL_RUNNING],
+    )
+    assert await roost.committed("uncordon") == 1
+    assert (await roost.one.start()).outcome == pb.START_OUTCOME_REUSED
     assert await roost.counter(session) == "2"
 
 
