@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.chaos.history import OPENING, Call
 from tests.chaos.model_memory import GONE_ON_WITH
-from tests.chaos.projects import idle_of, saves
+from tests.chaos.projects import idle_of, recreates, saves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -246,20 +246,21 @@ def _certain(states: States, opening: Call) -> Call | None:
         ]
         for start in came:
             if click.ended - start.began < awake and not any(
-                _puts_to_rest(call, session) and call.touches(start.since, click.ended)
+                _puts_to_rest(call, session, states.key) and call.touches(start.since, click.ended)
                 for call in states.calls
+                if call is not start
             ):
                 return click
     return None
 
 
-def _puts_to_rest(call: Call, session: str) -> bool:
-    """Whether it may put the session to rest, for a while even."""
+def _puts_to_rest(call: Call, session: str, key: str) -> bool:
+    """Whether it may put the session's container to rest, or away, for a while even."""
     if call.method in RESTS:
         return call.asked == session
     if call.method in OPENING:
         # One that fails puts back to rest what it brought up.
-        return call.mode == "FRESH" or call.unclear or not call.ok
+        return recreates(key) or call.mode == "FRESH" or not call.ok
     return False
 
 

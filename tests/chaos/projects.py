@@ -51,12 +51,21 @@ def session_key(key: str) -> pb.SessionKey:
     return pb.SessionKey(project_id=project_of(key), user_id=key)
 
 
+def recreates(key: str) -> bool:
+    """Whether a start that asks for another spec makes the key's container anew."""
+    return key.startswith("deep-")
+
+
+def spec_of(**env: str) -> container_pb.ContainerSpec:
+    """What containers are made of whose state is saved."""
+    hook = container_pb.StateHook(http_path="/state")
+    return container_pb.ContainerSpec(image="roost/counter", env=env, state_hook=hook)
+
+
 def policies(seed: int) -> dict[str, pb.Policy]:
     """The policy of each project that has one of its own; what they differ in the seed decides."""
     dice = random.Random(f"{seed}:policies")
-    spec = container_pb.ContainerSpec(
-        image="roost/counter", state_hook=container_pb.StateHook(http_path="/state")
-    )
+    spec = spec_of()
     saved = pb.Policy(
         persistence=pb.Policy.PERSISTENCE_CHECKPOINT,
         # Nobody but callers puts these to rest.
@@ -72,6 +81,7 @@ def policies(seed: int) -> dict[str, pb.Policy]:
         deepen_after=Duration(seconds=1 if stops_first else 86_400),
         checkpoint_after=Duration(seconds=2 if stops_first else 1),
         keep_checkpoints=KEEP,
+        on_fingerprint_change=pb.Policy.ON_FINGERPRINT_CHANGE_RECREATE_KEEPING_FILES,
         spec=spec,
     )
     return {PROJECTS["saved"]: saved, PROJECTS["deep"]: deep}

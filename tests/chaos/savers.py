@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from tests.chaos.callers import WEIGHTS, Callers
-from tests.chaos.projects import saves, session_key
+from tests.chaos.projects import recreates, saves, session_key, spec_of
 
 if TYPE_CHECKING:
     import random
@@ -28,6 +28,7 @@ SAVING_WEIGHTS = {
     "undelete": 3,
     "saving_visit": 16,
     "there_and_back": 12,
+    "rebuild": 4,
     "save": 4,
     "restore": 8,
     "listing": 3,
@@ -77,6 +78,15 @@ class Savers(Callers):
         await self._save(dice, name, key)
         await self._start(dice, name, key)
         await self._restore(dice, name, key)
+
+    async def _rebuild(self, dice: random.Random, name: str, key: str) -> None:
+        """Ask for a container of another spec, where the policy makes one then."""
+        if not recreates(key):
+            return
+        spec = spec_of(COLOUR=dice.choice(["red", "blue"]))
+        answer = await self._repeated(dice, name, key, "StartSession", spec=spec)
+        if answer.ok and answer.state == "ACTIVE":
+            await self._click(name, answer)
 
     async def _save(self, dice: random.Random, name: str, key: str) -> None:
         answer = await self._to_newest(dice, name, key, "CreateCheckpoint")
