@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import shutil
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 #: How long the server may need to notice that a closed connection is closed.
 CLOSING_SECONDS = 3.0
+#: How long a database's removal may take before what holds it up is looked for.
+DROP_SECONDS = 5
 PREFIX = "roost-tests-"
 ROOM_BYTES = 2 * 1024**3
 LEFTOVER_SECONDS = 3600.0
@@ -91,8 +94,17 @@ class Databases:
         return urlunsplit(url)
 
     def drop(self, url: str) -> None:
-        """Drop the database, whoever is connected."""
-        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(_name(url)))
+        """Drop the database, whoever is connected.
+
+        PostgreSQL waits for all that are just being connected, to any database: up to a minute for
+        one that was given up half-way, which lives until it is collected.
+        """
+        statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(_name(url))
+        try:
+            self._execute(statement, DROP_SECONDS)
+        except psycopg.errors.QueryCanceled:
+            gc.collect()
+            self._execute(statement)
 
     def connections(self, url: str) -> list[str]:
         """The connections to the database that do not go away: what they are and said last."""
@@ -108,8 +120,10 @@ class Databases:
                 return [row[0] for row in rows]
             time.sleep(0.02)
 
-    def _execute(self, statement: sql.Composed) -> None:
+    def _execute(self, statement: sql.Composed, seconds: int = 0) -> None:
+        """Execute it, for at most so many seconds; 0 is without a limit."""
         with psycopg.connect(self._server_url, autocommit=True) as connection:
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{seconds}s"])
             connection.execute(statement)
 
 
