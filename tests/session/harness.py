@@ -236,6 +236,8 @@ def session_config(database_url: str, container_target: str, proxy_url: str, **m
         "start_budget": timedelta(seconds=15),
         "grace": 2.0,
         "pool_size": 8,
+        # The template has been; processes, which begin as usual, see to it that a start migrates.
+        "migrate": False,
         # Driven by the tests that are about them.
         "keeper_interval": timedelta(hours=1),
         "sweep_interval": timedelta(hours=1),
