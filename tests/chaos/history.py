@@ -104,6 +104,25 @@ class Call:
         return (self.status in UNCLEAR or not self.status) and not self.unreached
 
     @property
+    def recorded(self) -> tuple[object, ...]:
+        """What a repeat must be answered with."""
+        if not self.ok:
+            return (self.status, self.reason)
+        made = self.checkpoints if self.method == "CreateCheckpoint" else ()
+        return (
+            "OK",
+            self.named,
+            self.outcome,
+            self.continuity,
+            self.verified,
+            self.joined,
+            self.decision_id,
+            self.attempts,
+            self.restored,
+            tuple(shown.checkpoint_id for shown in made),
+        )
+
+    @property
     def settled(self) -> float:
         """From when on it has no effect that is not there yet."""
         return self.ended + LINGER if self.unclear else self.ended

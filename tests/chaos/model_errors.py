@@ -22,7 +22,8 @@ REFUSALS = {
     "GetSession": set[str](),
     "PutHold": {"SESSION_STATE_CONFLICT"},
     "ReleaseHold": set[str](),
-    "CreateCheckpoint": {"SESSION_STATE_CONFLICT", "SESSION_NOT_FOUND"},
+    # Missing is what a repeat finds deleted.
+    "CreateCheckpoint": {"SESSION_STATE_CONFLICT", "SESSION_NOT_FOUND", "CHECKPOINT_MISSING"},
     "RestoreCheckpoint": {
         "SESSION_STATE_CONFLICT",
         "SESSION_NOT_FOUND",

@@ -28,7 +28,7 @@ SAVING_WEIGHTS = {
     "undelete": 3,
     "saving_visit": 16,
     "there_and_back": 12,
-    "rebuild": 4,
+    "rebuild": 8,
     "save": 4,
     "restore": 8,
     "listing": 3,
@@ -81,6 +81,7 @@ class Savers(Callers):
 
     async def _rebuild(self, dice: random.Random, name: str, key: str) -> None:
         """Ask for a container of another spec, where the policy makes one then."""
+        await self._start(dice, name, key)
         if not recreates(key):
             return
         spec = spec_of(COLOUR=dice.choice(["red", "blue"]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.audit import Audit, Kept, read
+from tests.chaos.audit import Audit, Kept
 from tests.chaos.history import Call, Shown
 from tests.chaos.model import judge
 from tests.chaos.model_memory import Boots
@@ -211,74 +211,3 @@ def test_a_fork_has_what_its_checkpoint_holds(story: SavedStory) -> None:
     assert story.wrong() == set()
     story.history.calls[-1].value = 1
     assert "RESTORED_SOMETHING_ELSE" in story.wrong()
-
-
-# --- checkpoints by themselves -----------------------------------------------------------------
-
-
-def test_a_number_comes_twice(story: SavedStory) -> None:
-    story.audit.kept["other"] = replace(story.audit.kept["id-1"], checkpoint_id="other")
-    assert "NUMBER_TWICE" in story.wrong()
-
-
-def test_a_content_changes() -> None:
-    row = {"checkpoint_id": "x", "user_id": KEY, "number": 1, "session_id": A, "pinned": False}
-    rows = [
-        {**row, "op": op, "at": at, "state": state, "sha256": sha256, "reason": "", "failure": ""}
-        for op, at, state, sha256 in [
-            ("INSERT", 1.0, "WRITING", None),
-            ("UPDATE", 2.0, "READY", "aa"),
-            ("UPDATE", 3.0, "READY", "bb"),
-        ]
-    ]
-    assert not read(rows[:2]).kept["x"].changed
-    assert read(rows).kept["x"].changed
-    gone = read([*rows[:2], {**rows[1], "at": 4.0, "op": "DELETE"}]).kept["x"]
-    assert (gone.began, gone.ready, gone.gone) == (1.0, 2.0, 4.0)
-
-
-def test_another_content_is_shown(story: SavedStory) -> None:
-    call = next(call for call in story.history.calls if call.checkpoints)
-    call.checkpoints = (replace(call.checkpoints[0], sha256="00"),)
-    assert "SHOWN_ANOTHER" in story.wrong()
-
-
-def test_one_is_answered_that_is_not_ready(story: SavedStory) -> None:
-    call = next(call for call in story.history.calls if call.checkpoints)
-    call.checkpoints = (replace(call.checkpoints[0], state="WRITING"),)
-    assert "ANSWERED_BEFORE_READY" in story.wrong()
-
-
-@pytest.mark.parametrize("where", ["attempt", "row", "reason"])
-def test_one_is_found_damaged(story: SavedStory, where: str) -> None:
-    call = story.restored(2)
-    if where == "attempt":
-        call.attempts = ("RESTORE:CHECKPOINT_CORRUPT",)
-    elif where == "reason":
-        call.status, call.reason = "DATA_LOSS", "CHECKPOINT_CORRUPT"
-    else:
-        kept = story.audit.kept["id-2"]
-        story.audit.kept["id-2"] = replace(kept, failure="CHECKPOINT_CORRUPT")
-    assert "FOUND_CORRUPT" in story.wrong()
-
-
-def test_what_was_acknowledged_is_not_listed(story: SavedStory) -> None:
-    story.tell("ListCheckpoints", checkpoints=())
-    assert story.wrong() == {"NOT_LISTED"}
-
-
-def test_what_was_deleted_is_not_listed(story: SavedStory) -> None:
-    story.tell("DeleteCheckpoint", target="id-1")
-    story.tell("ListCheckpoints", checkpoints=())
-    assert story.wrong() == set()
-
-
-def test_what_has_newer_ones_is_not_listed_unless_it_is_pinned(story: SavedStory) -> None:
-    story.restored(2)
-    story.saved(3, 3)
-    story.saved(4, 3)
-    story.tell("ListCheckpoints", checkpoints=())
-    assert story.wrong() == set()
-    pin = story.tell("PinCheckpoint", target="id-1")
-    pin.pin, pin.since, pin.began, pin.ended = True, 105.0, 105.0, 105.5
-    assert story.wrong() == {"NOT_LISTED"}
