@@ -90,11 +90,12 @@ class Starts:
 
     async def start(self, start: Start) -> Answer:
         """Open the key: the hot path's one statement, or else what the ladder says."""
+        if start.wish.mode in (Mode.CONTINUE, Mode.UNSPECIFIED) and not start.token:
+            # Before it takes turns, which would cost a reuse some of its time.
+            hot = await self._hot(start)
+            if hot is not None:
+                return hot
         async with self._turns.first_steps(start.key) as steps:
-            if start.wish.mode in (Mode.CONTINUE, Mode.UNSPECIFIED) and not start.token:
-                hot = await self._hot(start)
-                if hot is not None:
-                    return hot
             read = partial(sessions.live_at, self._database, start.key)
             return await self._until_answered(start, Facts(steps, read))
 
