@@ -33,6 +33,8 @@ LAST_RETRY = timedelta(seconds=30)
 LAST_RETRY_REFUSED = timedelta(hours=1)
 #: A container that is known to be gone.
 GONE: Mapping[str, object] = {"destroy_time": NOW, "state": ContainerState.DESTROYED}
+#: One that runs on after its state was saved: on the same boot it may have more by now.
+RUNS_ON: Mapping[str, object] = {"saved_checkpoint_id": None, "saved_start_time": None}
 
 
 def marked(kinds: tuple[ConditionType, ...], now: datetime, *more: Condition) -> str:
@@ -110,8 +112,8 @@ def ended(session: Session, reason: EndReason, depth: PauseDepth | None) -> dict
 
 
 def woken(session: Session, because: str) -> Change:
-    """Its container runs, woken by traffic: somebody is there. What survived is for the next start
-    to prove.
+    """Its container runs, in routing, woken by traffic: somebody is there. What survived is for the
+    next start to prove.
     """
     return Change(
         session.session_id,
@@ -123,7 +125,7 @@ def woken(session: Session, because: str) -> Change:
             "start_time": NOW,
             "verified_at": None,
         },
-        container={"state": ContainerState.STARTED},
+        container={"state": ContainerState.STARTED, "cordoned": False},
         details={"cause": Cause.WOKEN, "because": because},
     )
 
@@ -178,16 +180,17 @@ def left_open(session: Session, error: RoostError) -> Change:
 
 def gone_back(session: Session, error: RoostError | None, **more: object) -> Change:
     """The session is what it was before the transition."""
-    prior = session.prior_state or State.PAUSED
-    if prior is State.ACTIVE:
+    ran = session.prior_state is State.ACTIVE
+    if ran:
         columns = active(session)
     else:
-        columns = {**paused(session, session.pause_depth)}
+        columns = paused(session, session.pause_depth)
         columns["pause_time"] = session.pause_time or NOW
     return Change(
         session.session_id,
         session.epoch,
         session={**columns, **more},
+        container=RUNS_ON if ran else {},
         decision={} if error is None else refused(error),
         decision_id=session.decision_id,
     )

@@ -107,9 +107,15 @@ class Recreator:
             return False
         try:
             seen = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
+            if seen.state not in RESTING:
+                return False
+            if not await self._restorer.has_all(climb, seen.last_start_time):
+                return False
+            # Reading takes its time, and the preview of what rests may wake it meanwhile.
+            again = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
         except ContainerAbsent:
             return False
-        return seen.state in RESTING and await self._restorer.has_all(climb, seen.last_start_time)
+        return again.state in RESTING and again.last_start_time == seen.last_start_time
 
     async def _note_loss(self, climb: Climb, booted: Booted) -> None:
         """What was lost before the state could be saved is told with the outcome, whoever writes

@@ -90,6 +90,15 @@ def shallower(task: Task) -> Task:
     return replace(task, session=replace(task.session, pause_depth=depth))
 
 
+def as_before(task: Task) -> Session:
+    """The session as deep as its container rested before it was to rest deeper: the row has how
+    deep it was to be.
+    """
+    if task.session.prior_state is not State.PAUSED:
+        return task.session
+    return replace(task.session, pause_depth=DEPTHS.get(task.container.state))
+
+
 def depth_of(state: ContainerState) -> PauseDepth | None:
     """How deep a container in this state rests; None where it runs.
 
@@ -180,8 +189,7 @@ def awake(task: Task, because: str) -> Change:
     """Somebody came while its rest was to be deepened: where its container runs, it stays so."""
     session = task.session
     if not task.saved.woken:
-        depth = DEPTHS.get(task.container.state)
-        return outcomes.gone_back(session, None, pause_depth=depth)
+        return outcomes.gone_back(as_before(task), None)
     return outcomes.woken(session, because)
 
 
@@ -195,7 +203,7 @@ def still_running(task: Task, error: RoostError) -> Change:
         session.epoch,
         # Unseen, so that the next start looks: what runs on may have restarted meanwhile.
         session={**outcomes.active(session), "conditions": found, "verified_at": None},
-        container={"state": ContainerState.STARTED, "cordoned": False},
+        container={"state": ContainerState.STARTED, "cordoned": False, **outcomes.RUNS_ON},
         decision=outcomes.refused(error),
         decision_id=session.decision_id,
     )

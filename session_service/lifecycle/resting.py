@@ -173,7 +173,8 @@ class Rester:
         if task.held.taken_over:
             return False
         seen = await self._containers.get(address(task.container), timeout=LOOK_TIMEOUT)
-        if seen.state is not ContainerState.STARTED:
+        if seen.state is not ContainerState.STARTED or task.container.cordoned:
+            # What is out of routing was not woken by traffic.
             return False
         await self._write(outcomes.woken(task.session, "its container was found running"))
         return True
@@ -326,9 +327,7 @@ class Rester:
             # Its state is saved, and from then on anybody may destroy it: nothing to go back to.
             await self._write(outcomes.left_open(session, error))
             return
-        depth = DEPTHS.get(task.container.state)
-        before = {} if session.prior_state is State.ACTIVE else {"pause_depth": depth}
-        await self._write(outcomes.gone_back(session, error, **before))
+        await self._write(outcomes.gone_back(rested.as_before(task), error))
 
     async def _write(self, change: Change) -> Session:
         written = await transitions.write(self._database, change)

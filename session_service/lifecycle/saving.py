@@ -56,7 +56,7 @@ class Saved:
     memory_lost: bool = False
     """Whether it was proved by that that what was in memory was gone."""
     columns: Mapping[str, object] = field(default_factory=dict)
-    """What the container's row is to say of what was saved."""
+    """What the container's row is to say of what was saved, and done for that."""
 
 
 class Saving:
@@ -85,6 +85,11 @@ class Saving:
                 saved = replace(saved, woken=True)
                 booted = await self._wake(container, until)
                 saved = replace(saved, memory_lost=booted.memory_preserved is False)
+                if container.cordoned:
+                    # It was brought back from its end: nobody is shown it but through routing.
+                    await self._containers.uncordon(address(container), timeout=_left(until))
+                    saved = replace(saved, columns={"cordoned": False})
+                await self._ready(container, until)
             columns = await self._save(session, container, kind, until)
         except (LeaseHeld, LeaseLost) as error:
             return replace(saved, error=ProviderUnavailable(f"{error}; try again"))
@@ -95,7 +100,7 @@ class Saving:
                 extra={"action": "save", "session_id": str(session.session_id)},
             )
             return replace(saved, error=error)
-        return replace(saved, columns=columns)
+        return replace(saved, columns={**saved.columns, **columns})
 
     async def _save(
         self, session: Session, container: Container, kind: Kind, until: float
@@ -131,7 +136,9 @@ class Saving:
             await self._vault.check(head)
         except CheckpointCorrupt:
             return False
-        return True
+        # Reading takes its time, and the preview of what rests may wake it meanwhile.
+        again = await self._containers.get(address(container), timeout=LOOK_TIMEOUT)
+        return again.state in RESTING and again.last_start_time == seen.last_start_time
 
     async def in_use(self, session: Session, container: Container) -> bool:
         """Whether somebody came by the preview while the state of what was idle was being saved:
@@ -144,10 +151,11 @@ class Saving:
     async def _wake(self, container: Container, until: float) -> Booted:
         """Only what runs can hand its state out."""
         where = address(container)
-        booted = await self._containers.resume(where, container.boot_id, timeout=_left(until))
+        return await self._containers.resume(where, container.boot_id, timeout=_left(until))
+
+    async def _ready(self, container: Container, until: float) -> None:
         if not await self._previews.wait_ready(container, _left(until)):
             raise ProviderUnavailable("the container runs, but its preview does not answer")
-        return booted
 
 
 def wanted(held: Held, session: Session, container: Container) -> bool:

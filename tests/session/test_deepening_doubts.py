@@ -1,0 +1,157 @@
+"""What looks saved and is not, as a rest is deepened: none of it goes with its container."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from roost.session.v1 import policy_service_pb2 as policy_pb
+from roost.session.v1 import session_pb2 as pb
+from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service.domain import keeping
+from session_service.domain.keeping import Action, Habits
+from session_service.lifecycle import own_steps
+from session_service.storage import commits
+from session_service.storage import sessions as rows
+from tests.container.harness import failing
+from tests.eventually import eventually
+from tests.session.ageing import id_of, kept, sql, touch
+from tests.session.harness import World, world
+from tests.session.saving import counting, hooked
+from tests.session.test_deepening import (
+    GONE,
+    IDLE_READY,
+    STOPPED,
+    at_rest,
+    deepened,
+    reasons,
+    rested,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.fly.emulator import Emulator
+
+PAUSED = pb.Session.STATE_PAUSED
+
+
+@pytest.fixture
+async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Sessions are stopped after an hour of rest, and saved and gone after two more."""
+    async with world(
+        emulator, database_url, deepen_after=STOPPED, checkpoint_after=GONE
+    ) as running:
+        yield running
+
+
+async def saves_at_stops(roost: World, *, on: bool) -> None:
+    """Have stops save, or not."""
+    request = policy_pb.UpdateProjectPolicyRequest(
+        project_id="nest",
+        policy=pb.Policy(checkpoint_on_stop=on),
+        update_mask=FieldMask(paths=["checkpoint_on_stop"]),
+    )
+    await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
+
+
+async def test_what_a_stop_saved_that_then_failed_is_saved_once_more(roost: World) -> None:
+    """It ran on, on the same boot, and nobody told Roost what was done in it."""
+    await saves_at_stops(roost, on=True)
+    session = await counting(roost, 2)
+    await roost.admin.set_fault("suspend_fails")
+    assert (await failing(roost.one.stop(session.session_id))).reason == (
+        "SUSPEND_FAILED_STILL_RUNNING"
+    )
+    assert await roost.counter(session, "/click") == "3"
+    await saves_at_stops(roost, on=False)
+    await roost.one.stop(session.session_id)
+    assert len(await reasons(roost)) == 1
+    await deepened(roost, session)
+    gone = await deepened(roost, session, GONE)
+    assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    assert await roost.counter((await roost.one.start()).session) == "3"
+
+
+async def test_what_is_woken_while_its_checkpoint_is_read_is_saved_once_more(
+    roost: World, database_url: str
+) -> None:
+    """Reading takes its time, and the preview does not wait for it."""
+    stopped = await deepened(roost, await at_rest(roost, hooked(COUNTER_FILE="count")))
+    assert await reasons(roost) == [IDLE_READY]
+    await rested(roost, stopped, GONE)
+    async with await psycopg.AsyncConnection.connect(database_url) as busy:
+        await busy.execute("LOCK TABLE checkpoint_chunks IN ACCESS EXCLUSIVE MODE")
+        deepening = asyncio.create_task(kept(roost.one))
+
+        async def reading() -> bool:
+            found = await sql(
+                roost.two,
+                "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+                " AND wait_event_type = 'Lock' AND query ILIKE '%%checkpoint_chunks%%'",
+            )
+            return bool(found)
+
+        assert await eventually(reading)
+        await roost._fly("POST", stopped, "/start", None)
+        await roost._fly("GET", stopped, "/wait?state=started&timeout=5", None)
+        assert await roost.counter(stopped, "/click") == "1"
+        await busy.rollback()
+    assert (await deepening)[Action.DEEPEN] == 1
+    assert await roost.counter((await roost.one.start()).session) == "1"
+
+
+async def test_what_was_undeleted_is_saved_too(roost: World) -> None:
+    """It rests out of routing until then."""
+    session = await counting(roost, 2)
+    await roost.one.end(session.session_id)
+    await roost.one.undelete(session.session_id)
+    shown = await deepened(roost, session)
+    assert not shown.conditions
+    assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED
+    assert await reasons(roost) == [IDLE_READY]
+    assert await roost.counter((await roost.one.start()).session) == "0"
+
+
+async def test_what_runs_out_of_routing_is_put_deeper_all_the_same(roost: World) -> None:
+    """No traffic woke it: nobody could reach what is handed out."""
+    session = await counting(roost, 2)
+    await roost.one.end(session.session_id)
+    await roost.one.undelete(session.session_id)
+    await roost._fly("POST", session, "/start", None)
+    await roost._fly("GET", session, "/wait?state=started&timeout=5", None)
+    shown = await deepened(roost, session)
+    assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
+    gone = await deepened(roost, session, GONE)
+    assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
+    assert await roost.counter((await roost.one.start()).session) == "2"
+
+
+async def test_what_somebody_came_to_and_left_goes_deeper_when_that_is_due_again(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Not in the 30 days after which what rests without a container ends."""
+    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED}
+    async with world(emulator, database_url, 1, **spans) as roost:
+        session = await at_rest(roost)
+        await rested(roost, session, STOPPED)
+        database, work = roost.one.running.database, roost.one.running.work
+        record = await rows.find(database, id_of(session))
+        assert record is not None
+        step = keeping.next_step(record, Habits())
+        deepening = await commits.begin(database, own_steps.intent(record, step, work.terms), None)
+        assert deepening is not None
+        assert deepening.pause_depth == "CHECKPOINT"
+        await touch(roost.one, session)
+        await work.begin(deepening, monotonic())
+        shown = await roost.one.get(session.session_id)
+        assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
+        ((left,),) = await sql(
+            roost.one, "SELECT extract(epoch FROM due_at - now())::int FROM sessions"
+        )
+        assert left <= STOPPED.total_seconds()
