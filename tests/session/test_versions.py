@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 from roost.agent.v1 import agent_session_service_pb2 as agent_pb
 from roost.session.v1 import session_pb2 as pb
@@ -133,6 +134,39 @@ async def test_a_migration_steps_back_where_a_table_is_in_use(
         await busy.rollback()
         await work
     assert await rows(database_url, "SELECT version_num FROM alembic_version") == [("9999",)]
+
+
+@pytest.mark.parametrize("revision", ["0009", "0012"])
+async def test_a_migration_that_broke_off_begins_anew(
+    empty_database_url: str, revision: str
+) -> None:
+    """Those that commit in parts: its migrator died as an index was built."""
+    before = f"{int(revision) - 1:04}"
+    await asyncio.to_thread(upgrade, empty_database_url, before)
+    async with await psycopg.AsyncConnection.connect(empty_database_url) as busy:
+        for table in ("sessions", "decisions"):
+            await busy.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+        work = asyncio.create_task(asyncio.to_thread(upgrade, empty_database_url, revision))
+
+        async def killed() -> bool:
+            return bool(
+                await rows(
+                    empty_database_url,
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND query ILIKE '%INDEX CONCURRENTLY%'"
+                    " AND pid <> pg_backend_pid()",
+                )
+            )
+
+        assert await eventually(killed)
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            await work
+    found = await rows(empty_database_url, "SELECT version_num FROM alembic_version")
+    assert found == [(before,)]
+    await asyncio.to_thread(upgrade, empty_database_url)
+    found = await rows(empty_database_url, "SELECT version_num FROM alembic_version")
+    assert found == [(head(),)]
+    assert not await rows(empty_database_url, "SELECT FROM pg_index WHERE NOT indisvalid")
 
 
 async def test_an_older_replica_starts_on_a_newer_database_and_says_so(database_url: str) -> None:

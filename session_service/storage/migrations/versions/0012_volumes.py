@@ -23,19 +23,6 @@ _INDEXES = {
 
 
 def upgrade() -> None:
-    op.create_table(
-        "volumes",
-        sa.Column("app", sa.Text, primary_key=True),
-        sa.Column("name", sa.Text, primary_key=True),
-        sa.Column("session_id", UUID(as_uuid=True), nullable=False),
-        sa.Column("generation", sa.BigInteger, nullable=False),
-        sa.Column("checkpoint_id", UUID(as_uuid=True), nullable=False),
-        sa.Column("volume_id", sa.Text),
-        sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
-        sa.Column("due_at", _TIME, nullable=False, server_default=sa.func.now()),
-        sa.Column("failure_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    )
-    op.create_index("volumes_due", "volumes", ["due_at"])
     with op.get_context().autocommit_block():
         # Waits for whoever has begun to write before; nobody waits for it.
         op.execute("SET lock_timeout = 0")
@@ -50,6 +37,20 @@ def upgrade() -> None:
                 postgresql_concurrently=True,
                 postgresql_where=sa.text(where),
             )
+    # Last, with the number of the revision: what commits by itself before it can begin anew.
+    op.create_table(
+        "volumes",
+        sa.Column("app", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("session_id", UUID(as_uuid=True), nullable=False),
+        sa.Column("generation", sa.BigInteger, nullable=False),
+        sa.Column("checkpoint_id", UUID(as_uuid=True), nullable=False),
+        sa.Column("volume_id", sa.Text),
+        sa.Column("create_time", _TIME, nullable=False, server_default=sa.func.now()),
+        sa.Column("due_at", _TIME, nullable=False, server_default=sa.func.now()),
+        sa.Column("failure_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    )
+    op.create_index("volumes_due", "volumes", ["due_at"])
 
 
 def downgrade() -> None:
