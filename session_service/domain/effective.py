@@ -171,11 +171,14 @@ AT_ONCE = (
 def follow(row: InForce, target: InForce) -> InForce:
     """What a live session's row is to say once `target` is what a start would give it.
 
-    Nothing ends by it that the new policy would keep: a persistence that keeps more holds at once.
+    Nothing ends by it that the new policy would keep: a persistence that keeps more holds at once,
+    and so does a `min_continuity` that asks for more, which the spans must not undo.
     """
     names = list(AT_ONCE)
     if less("persistence", row.policy.persistence, target.policy.persistence):
         names.append("persistence")
+    if less("min_continuity", target.policy.min_continuity, row.policy.min_continuity):
+        names.append("min_continuity")
     values: dict[str, Any] = {name: getattr(target.policy, name) for name in names}
     sources = dict(row.sources)
     for name in names:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from roost.session.v1 import policy_service_pb2 as policy_pb
@@ -155,3 +156,21 @@ async def test_what_somebody_came_to_and_left_goes_deeper_when_that_is_due_again
             roost.one, "SELECT extract(epoch FROM due_at - now())::int FROM sessions"
         )
         assert left <= STOPPED.total_seconds()
+
+
+async def test_one_change_of_the_policy_does_not_lose_what_it_says_is_to_be_kept(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Spans hold for what rests at once; what no start may lose holds no later."""
+    async with world(emulator, database_url, 1) as roost:
+        session = await at_rest(roost)
+        hour = Duration(seconds=3600)
+        request = policy_pb.UpdateProjectPolicyRequest(
+            project_id="nest",
+            policy=pb.Policy(min_continuity=pb.CONTINUITY_FILESYSTEM, checkpoint_after=hour),
+        )
+        await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
+        await rested(roost, session, STOPPED)
+        await kept(roost.one)
+        assert await roost.committed("destroy") == 0
+        assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY

@@ -146,6 +146,8 @@ def test_a_change_never_ends_what_the_new_policy_would_keep(
     kept = followed.policy.persistence
     assert not less("persistence", kept, row.policy.persistence)
     assert not less("persistence", kept, target.policy.persistence)
+    least = followed.policy.min_continuity or 0
+    assert least == max(row.policy.min_continuity or 0, target.policy.min_continuity or 0)
     assert followed.stale == (followed.policy != target.policy)
     assert follow(followed, target) == followed
 

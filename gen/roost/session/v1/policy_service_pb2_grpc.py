@@ -36,7 +36,8 @@ class PolicyServiceStub:
     `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
     for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
+    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
+    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
 
     Errors are those of SessionService.
     """
@@ -80,7 +81,8 @@ class PolicyServiceServicer:
     `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
     for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
+    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
+    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
 
     Errors are those of SessionService.
     """
@@ -155,7 +157,8 @@ class PolicyService:
     `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
     for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
     the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept.
+    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
+    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
 
     Errors are those of SessionService.
     """
