@@ -1,41 +1,19 @@
-"""TCP ports on the loopback address."""
+"""TCP ports on the loopback address, for the parts of a stack."""
 
 from __future__ import annotations
 
-import random
 import socket
-from pathlib import Path
 
-HOST = "127.0.0.1"
-LOWEST = 20_000
-#: Seeded by the system: tests that fix `random`'s seed must not all draw the same ports.
-_DICE = random.SystemRandom()
+from local.fly import ports
 
-
-def _first_outgoing() -> int:
-    try:
-        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
-    except OSError:
-        return 32_768
-    # Where the range begins low there is no quiet corner, and any port is as good as another.
-    first = int(text.split()[0])
-    return first if first > LOWEST + 1_000 else 61_000
-
-
-FIRST_OUTGOING = _first_outgoing()
+HOST = ports.HOST
 
 
 def free_port() -> int:
-    """A port that nobody listens on now; whoever binds it must be ready to lose the race.
-
-    Below those that the kernel gives to outgoing connections, of which a busy machine makes many
-    between our look and the bind.
+    """A port that nobody listens on, this process's until it ends; whoever binds it must be ready
+    to lose the race with a stranger.
     """
-    for _ in range(100):
-        port = _DICE.randrange(LOWEST, FIRST_OUTGOING)
-        if not is_taken(port):
-            return port
-    raise OSError(f"no free port found on {HOST}")
+    return ports.reserve()
 
 
 def is_taken(port: int) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import uuid
 
+from local.fly import ports
 from local.fly.checking import Checking
 from local.fly.claims import Claims
 from local.fly.clock import rfc3339_now
@@ -14,7 +15,6 @@ from local.fly.images import UnknownImage
 from local.fly.log import ActionLog
 from local.fly.machines import Machine, event
 from local.fly.mounts import Mount
-from local.fly.ports import free_port
 from local.fly.processes import Spawner
 from local.fly.settings import Settings
 from local.fly.wire import JsonObject, flag, mapping, number, text
@@ -141,19 +141,29 @@ class Jobs:
         machine.move("destroyed", event("destroy", "destroyed", "flyd"))
 
     def _spawn(self, machine: Machine, boot_id: str, mount: Mount | None) -> Guest:
-        self._ports = {port: guest for port, guest in self._ports.items() if guest.main.running}
-        port = free_port(frozenset(self._ports))
-        guest = Guest.boot(
-            machine.record,
-            machine.folder,
-            boot_id,
-            port,
-            self._settings.images,
-            self._spawner,
-            mount,
-        )
+        self._release_ports()
+        port = ports.reserve()
+        try:
+            guest = Guest.boot(
+                machine.record,
+                machine.folder,
+                boot_id,
+                port,
+                self._settings.images,
+                self._spawner,
+                mount,
+            )
+        except BaseException:
+            ports.release(port)
+            raise
         self._ports[port] = guest
         return guest
+
+    def _release_ports(self) -> None:
+        """Give back the ports of guests that are gone."""
+        for port in [port for port, guest in self._ports.items() if not guest.main.running]:
+            del self._ports[port]
+            ports.release(port)
 
     def _started(self, machine: Machine, detail: JsonObject) -> None:
         self._actions.machine(machine.record, "started", "flyd", detail)

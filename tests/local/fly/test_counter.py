@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from local.fly.ports import free_port
+from local.ports import free_port
 
 
 @contextlib.asynccontextmanager
