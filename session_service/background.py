@@ -64,10 +64,9 @@ def build(
     vault: Vault,
 ) -> Background:
     """The single shots, wired."""
-    slots = config.keeper_slots
-    scheduling = Scheduling(database, vault, config.start_budget, max(1, slots // 2))
+    scheduling = Scheduling(database, vault, config.start_budget)
     return Background(
-        Keeper(database, work, activities, scheduling, habits(config), slots),
+        Keeper(database, work, activities, scheduling, habits(config), config.keeper_slots),
         Sweeper(
             database,
             containers,

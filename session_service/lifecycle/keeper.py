@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
 from session_service import loops
-from session_service.domain import keeping
+from session_service.domain import deepening, keeping
+from session_service.domain import policy as policies
 from session_service.domain.keeping import Action, Habits, Step
+from session_service.domain.policy import Stop
 from session_service.errors import RoostError
 from session_service.lifecycle import own_steps
 from session_service.lifecycle.replacing import given_back
@@ -36,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 #: How long a claimed session is nobody else's; what is begun within says itself when it is due.
 CLAIM = timedelta(seconds=30)
+#: Where all places for saving are taken, what runs is looked at again so much later, and what
+#: rests, which nobody misses: a look costs a claim, and there may be thousands of them.
+FULL_PAUSE = timedelta(seconds=10)
+FULL_PAUSE_AT_REST = timedelta(minutes=1)
 #: Rows that may not be deleted yet are looked at again so much later.
 FORGET_PAUSE = timedelta(days=1)
 
@@ -63,13 +69,16 @@ class Keeper:
         habits: Habits,
         slots: int = 16,
     ) -> None:
-        """`slots` is how many sessions are worked on at once: a pass is bounded in memory by it."""
+        """`slots` is how many sessions are worked on at once: a pass is bounded in memory by it.
+        Half of them are for saving: applications that hang must not keep it from what else is due.
+        """
         self._database = database
         self._work = work
         self._activities = activities
         self._scheduling = scheduling
         self._habits = habits
         self._slots = slots
+        self._saves_left = max(1, slots // 2)
         self._tasks: set[asyncio.Task[None]] = set()
         self._kept = Kept()
 
@@ -135,7 +144,8 @@ class Keeper:
                 await self._defer(record, step)
                 return
             told["step"] = step.action
-            if await self._do(record, step):
+            saves = _saves(record, step)
+            if await (self._save(record, step) if saves else self._do(record, step)):
                 self._kept.actions[step.action] += 1
         except RoostError as error:
             _log.warning("a session was not kept: %s", error, extra=told)
@@ -144,6 +154,17 @@ class Keeper:
 
     async def _defer(self, record: Record, step: Step) -> None:
         await due.defer(self._database, record.session, step.time)
+
+    async def _save(self, record: Record, step: Step) -> bool:
+        """Do what saves state, in one of the places for that; False where nothing came of it."""
+        if not self._saves_left:
+            await self._defer(record, _put_off(record, step, self._habits))
+            return False
+        self._saves_left -= 1
+        try:
+            return await self._do(record, step)
+        finally:
+            self._saves_left += 1
 
     async def _do(self, record: Record, step: Step) -> bool:
         """Do it; False where nothing came of it."""
@@ -198,3 +219,21 @@ class Keeper:
         if not await due.forget(self._database, session.session_id, session.epoch):
             again = Step(step.action, record.now + FORGET_PAUSE)
             await self._defer(record, again)
+
+
+def _saves(record: Record, step: Step) -> bool:
+    """Whether the step has an application hand its state out, and nobody waits for that."""
+    if step.action is not Action.DEEPEN:
+        return step.action is Action.CHECKPOINT
+    policy = policies.load(record.session.policy)
+    if policies.what_stop_means(policy) is Stop.CHECKPOINT:
+        return True
+    return deepening.saves(record.session, record.container, policy)
+
+
+def _put_off(record: Record, step: Step, habits: Habits) -> Step:
+    """The step for later, but no later than what else is next."""
+    if step.action is Action.DEEPEN:
+        return replace(step, time=record.now + FULL_PAUSE_AT_REST)
+    later, other = record.now + FULL_PAUSE, keeping.but_saving(record, habits).time
+    return replace(step, time=min(later, other or later))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from session_service import loops
@@ -19,14 +18,14 @@ from session_service.domain.session import Condition, ConditionType
 from session_service.domain.states import State
 from session_service.errors import RoostError, StorageUnavailable
 from session_service.lifecycle.evidence import address
-from session_service.storage import checkpoint_outcomes, due, sessions, transitions
+from session_service.storage import checkpoint_outcomes, sessions, transitions
 from session_service.storage import schedule as notes
 from session_service.storage.checkpoints import AlreadyWriting
 from session_service.storage.transitions import Change
 from session_service.vault.vault import required_kind
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.session import Record, Session
@@ -35,41 +34,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Where all places are taken, a session is looked at again so much later: a look costs a claim, and
-#: there may be thousands of them.
-FULL_PAUSE = timedelta(seconds=10)
 #: Between two looks at whether what is being saved still runs, in s.
 LOOK = 1.0
 
 
 class Scheduling:
-    """Takes the checkpoints that are due, so many at once and no more."""
+    """Takes the checkpoints that are due."""
 
-    def __init__(self, database: Database, vault: Vault, budget: timedelta, places: int) -> None:
-        """`budget` is how long one may take. `places` leaves the keeper others: applications that
-        hang must not keep it from what else is due.
-        """
+    def __init__(self, database: Database, vault: Vault, budget: timedelta) -> None:
+        """`budget` is how long one may take."""
         self._database = database
         self._vault = vault
         self._budget = budget.total_seconds()
-        self._free = places
 
     async def save(self, record: Record, other: datetime | None) -> bool:
         """Save the session's state, or find out why that is not to be had; True where it is saved.
 
         `other` is when the next other step is due, which is not to wait. Raises StorageUnavailable.
         """
-        if not self._free:
-            later = record.now + FULL_PAUSE
-            await due.defer(self._database, record.session, min(later, other or later))
-            return False
-        self._free -= 1
-        try:
-            return await self._save(record, other)
-        finally:
-            self._free += 1
-
-    async def _save(self, record: Record, other: datetime | None) -> bool:
         look = schedule.look_again(record)
         if not await notes.begin(self._database, record.session, min(look, other or look)):
             return False

@@ -23,7 +23,7 @@ from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.ageing import id_of, kept, sql, touch
 from tests.session.harness import World, world
-from tests.session.saving import counting, hooked
+from tests.session.saving import counting, hooked, large
 from tests.session.test_deepening import (
     GONE,
     IDLE_READY,
@@ -174,3 +174,32 @@ async def test_one_change_of_the_policy_does_not_lose_what_it_says_is_to_be_kept
         await kept(roost.one)
         assert await roost.committed("destroy") == 0
         assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY
+
+
+async def test_applications_that_hang_leave_the_keeper_room(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Half of its slots are for what is not to be saved."""
+    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED, "keeper_slots": 2}
+    async with world(emulator, database_url, 1, **spans) as roost:
+        for user in ("wren", "robin"):
+            session = (await roost.one.start(user, spec=large(1000))).session
+            await roost.counter(session, "/hang")
+            await roost.one.pause(session.session_id)
+            await rested(roost, session, STOPPED)
+        other = (await roost.one.start("finch", spec=hooked())).session
+        keeper = roost.one.running.background.keeper
+        await keeper.shot()
+        await roost.one.end(other.session_id)
+        await sql(
+            roost.one,
+            "UPDATE sessions SET purge_time = now(), due_at = now() WHERE session_id = %s",
+            other.session_id,
+        )
+
+        async def purged() -> bool:
+            await keeper.shot()
+            return await roost.committed("destroy", other.session_id) == 1
+
+        assert await eventually(purged, timeout=6)
+        await keeper.settle()
