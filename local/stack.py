@@ -186,7 +186,10 @@ class Stack:
 
     def _take_folder(self) -> None:
         if not self._lock.acquire():
-            raise StackFailed(f"a stack runs on {self.settings.data} already: stop that first", 2)
+            data = self.settings.data
+            raise StackFailed(
+                f"a stack runs on {data} already: stop that first, or give another --data", 2
+            )
         for option, port in self.settings.fixed_ports():
             if is_taken(port):
                 raise StackFailed(f"port {port} is taken: choose another one with {option}", 2)

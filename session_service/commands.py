@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from session_service.errors import StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+#: How long to wait for a server that may not be there, in s.
+CONNECT_TIMEOUT = 3
+
 
 def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
     """Run a command's work with the environment's configuration; its exit status, 2 where it
@@ -24,13 +28,14 @@ def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
     """
     try:
         config = Config.from_env(os.environ)
+    except ConfigError as error:
+        return failed(name, str(error))
+    try:
         logs.configure(config.log_level if os.environ.get("ROOST_LOG_LEVEL") else "ERROR")
         with asyncio.Runner() as runner:
             return runner.run(work(config))
-    except ConfigError as error:
-        return failed(name, str(error))
     except (StorageUnavailable, psycopg.OperationalError):
-        return failed(name, "ROOST_DATABASE_URL: the database does not answer; try again")
+        return failed(name, f"ROOST_DATABASE_URL: {why_not(config.database_url)}")
     except psycopg.errors.UndefinedTable:
         return failed(
             name,
@@ -39,6 +44,18 @@ def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
         )
     except KeyboardInterrupt:
         return 130
+
+
+def why_not(database_url: str) -> str:
+    """Why the database is of no use, in the server's own word where it refuses us. What the driver
+    says besides may hold what is secret in the address.
+    """
+    try:
+        psycopg.connect(database_url, connect_timeout=CONNECT_TIMEOUT).close()
+    except psycopg.Error as error:
+        if said := re.search(r"FATAL: +(.+)", str(error)):
+            return f"the database refuses: {said[1]}"
+    return "the database does not answer; try again"
 
 
 def failed(name: str, message: str) -> int:

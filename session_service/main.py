@@ -26,6 +26,7 @@ from session_service import (
     background,
     checkpoint_service,
     claim_command,
+    commands,
     import_command,
     logs,
     loops,
@@ -73,6 +74,8 @@ COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     claim_command.NAME: claim_command.main,
     tier_command.NAME: tier_command.main,
 }
+#: What is said of an address that nothing can be served on.
+NOT_OURS = "cannot be served on: is it taken, or not this machine's?"
 #: How long to wait for a database that is on its way up, in s.
 DATABASE_PATIENCE = 60.0
 
@@ -224,32 +227,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="serve",
         help="serve (default); only bring the database up to date; or, each with a --help of its"
         " own: move agent sessions in and out; adopt an older platform's sessions; compare the"
-        " provider's containers with the rows at once; bind a database that was moved; show or"
-        " set a tenant's tier; tell the figures of what sessions did",
+        " provider's containers with the rows at once; tell the figures of what sessions did; bind"
+        " a database that was moved; show or set a tenant's tier",
     )
     command = parser.parse_args(argv).command
     try:
         config = Config.from_env(os.environ)
         points.arm(os.environ)
         logs.configure(config.log_level)
+    except (ConfigError, points.BadKillPoint) as error:
+        return _failed(str(error), 2)
+    try:
         if command == "migrate":
             upgrade(config.database_url)
             return 0
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
-    except (ConfigError, points.BadKillPoint) as error:
-        return _failed(str(error), 2)
     except scrapes.AddressTaken as error:
-        return _failed(
-            f"ROOST_METRICS_LISTEN: {error} cannot be served on: is it taken, or not ours?", 2
-        )
+        return _failed(f"ROOST_METRICS_LISTEN: {error} {NOT_OURS}", 2)
     except PortTaken as error:
-        return _failed(
-            f"ROOST_SESSION_LISTEN: {error} cannot be served on: is it taken, or not ours?",
-            2,
-        )
+        return _failed(f"ROOST_SESSION_LISTEN: {error} {NOT_OURS}", 2)
     except (StorageUnavailable, sqlalchemy.exc.OperationalError):
-        return _failed("ROOST_DATABASE_URL: no database answers there", 1)
+        return _failed(f"ROOST_DATABASE_URL: {commands.why_not(config.database_url)}", 1)
     except SchemaMismatch as error:
         return _failed(str(error), 1)
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ async def _run(config: Config, arguments: argparse.Namespace) -> int:
         told = ""
         if arguments.action == "set":
             count = await policies.set_tier(tenant, arguments.tier)
-            told = f", and {count} live sessions told"
+            told = f", and {count} live session{'' if count == 1 else 's'} told"
         # Of no project: what holds for all of the tenant's.
         tier = (await policies.project(tenant, "")).tier
         sys.stdout.write(f"{tenant}: {tier}{told}\n")

@@ -93,4 +93,6 @@ def _listen(host: str, port: int, name: str) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise SettingError(name, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise SettingError(
+            name, f"cannot listen on {host}:{port}: {error.strerror}; 0 takes a free one"
+        ) from error

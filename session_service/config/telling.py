@@ -22,5 +22,5 @@ def describe() -> str:
             default = f"{default:.10g}"
         shown = default not in ("", None)
         told = "required" if variable.required else f"default {default}" if shown else ""
-        rows.append(f"  {variable.name:<29}{variable.sentence}{f' ({told})' if told else ''}")
+        rows.append(f"  {variable.name:<33}{variable.sentence}{f' ({told})' if told else ''}")
     return "environment variables:\n" + "\n".join(rows)

@@ -38,7 +38,11 @@ STOP_TIMEOUT_LIMIT = 300
 
 def parse_spec(fields: Fields, path: str, spec: pb.ContainerSpec) -> dict[str, Any]:
     """The spec's JSON form, by field name. Any: JSON as the proto maps it."""
-    fields.text(f"{path}.image", spec.image, 512, required=True)
+    fields.text(f"{path}.image", spec.image, 512)
+    if not spec.image:
+        fields.wrong(
+            f"{path}.image", "must not be empty: the default image is for starts that give no spec"
+        )
     if " " in spec.image:
         fields.wrong(f"{path}.image", "must not hold spaces")
     _env(fields, f"{path}.env", dict(spec.env))

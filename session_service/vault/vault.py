@@ -244,7 +244,7 @@ def required_kind(session: Session, asked: Kind | None) -> Kind:
     if kind is None:
         raise errors.CheckpointUnsupported(
             "the container's spec has neither a state_hook nor a mount, so that nothing says how "
-            "to save its state"
+            "to save its state; start with mode FRESH and a spec that has one"
         )
     if not supports(spec, kind):
         lacking = "state_hook" if kind is Kind.APPLICATION else "mount"

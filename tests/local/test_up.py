@@ -72,7 +72,8 @@ async def test_ctrl_c_stops_everything_and_a_second_up_is_told_of_the_first(
         async with up(tmp_path) as second:
             status, said = await ended(second)
             assert status == 2
-            assert said == f"a stack runs on {tmp_path} already: stop that first\n"
+            told = f"a stack runs on {tmp_path} already: stop that first, or give another --data\n"
+            assert said == told
         assert first.pid
         # As a terminal does it: the whole foreground group.
         os.killpg(first.pid, signal.SIGINT)

@@ -116,6 +116,21 @@ async def test_help_lists_every_variable() -> None:
     assert status == 0
     assert "ROOST_DATABASE_URL" in out
     assert "(default 127.0.0.1:50051)" in out
+    for line in out.partition("environment variables:\n")[2].splitlines():
+        assert re.match(r"  [A-Z_]+  +\S", line), line
+
+
+async def test_a_database_that_refuses_is_told_in_its_own_word(empty_database_url: str) -> None:
+    """Of a server that is there, `does not answer` would be wrong."""
+    nobodys = f"{empty_database_url.rpartition('/')[0]}/nobodys"
+    for arguments, status in ((("tier", "get", "default"), 2), (("migrate",), 1)):
+        process = await launch(*arguments, ROOST_DATABASE_URL=nobodys)
+        answer = await outcome(process)
+        told = 'ROOST_DATABASE_URL: the database refuses: database "nobodys" does not exist\n'
+        assert answer[0] == status
+        assert answer[2].endswith(told)
+    _, _, err = await outcome(await launch("tier", "get", "default", ROOST_DATABASE_URL=NOWHERE))
+    assert err.endswith("ROOST_DATABASE_URL: the database does not answer; try again\n")
 
 
 async def test_every_command_is_reached_by_its_name() -> None:

@@ -90,7 +90,8 @@ async def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
         port = str(server.sockets[0].getsockname()[1])
         status, _, err = await run("--data", str(tmp_path), "--port", port)
     assert status == 2
-    assert err == f"local fly: port: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    told = f"cannot listen on 127.0.0.1:{port}: Address already in use; 0 takes a free one"
+    assert err == f"local fly: port: {told}\n"
 
 
 def test_a_command_line_says_all_that_settings_hold(settings: Settings) -> None:
