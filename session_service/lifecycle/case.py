@@ -98,11 +98,12 @@ class Case:
         """The spec that is wanted of this session: the start's, or where the session was made of
         the project's or the operator's, what that is now. None: whatever it has.
         """
-        if self.start.spec is not None:
-            return self.start.spec
-        spec, source = self.rules.spec
-        of = effective.load(session.policy).sources.get("spec")
-        return spec if of in (Source.PROJECT, Source.DEFAULT) and of is source else None
+        spec = self.start.spec
+        if spec is None:
+            now, source = self.rules.spec
+            of = effective.load(session.policy).sources.get("spec")
+            spec = now if of in (Source.PROJECT, Source.DEFAULT) and of is source else None
+        return None if spec is None else specs.as_restored(spec, session.spec)
 
     def opened(self, replaced: Record | None) -> tuple[Spec | None, InForce]:
         """What a new session is made of, in place of `replaced`, and its policy."""

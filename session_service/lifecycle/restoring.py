@@ -86,7 +86,7 @@ class Restorer:
             return False
         spec = specs.load(session.spec)
         mount = (spec.get("mounts") or specs.load(checkpoint.spec)["mounts"])[0]
-        spec["mounts"] = [{**mount, "volume_id": volume_id}]
+        spec["mounts"] = [specs.remounted(mount, volume_id)]
         await self._note(climb, {"spec": specs.dump(spec)})
         return True
 

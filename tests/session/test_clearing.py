@@ -12,7 +12,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
 from tests.container.harness import APP, TOKEN, failing
 from tests.session.harness import Replica, World, world
-from tests.session.saving import client, execute, mounting
+from tests.session.saving import HOOK, Checkpoint, client, execute, mounting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -308,3 +308,30 @@ async def test_a_provider_that_does_not_list_loses_nothing(
     await saving.admin.clear_faults()
     assert rows(database_url) == before
     assert len((await cleared(saving.one, database_url)).deleted) == 1
+
+
+async def test_what_a_user_works_on_goes_by_no_change_of_the_spec(
+    emulator: Emulator, database_url: str
+) -> None:
+    """The caller names the volume that it always named; a restore put another in its place."""
+    async with world(
+        emulator, database_url, 1, on_fingerprint_change="recreate_keeping_files"
+    ) as roost:
+        wanted = await mounting(roost, state_hook=HOOK)
+        session = (await roost.one.start(spec=wanted)).session
+        saved = client(roost.one)
+        await saved.create(session.session_id, kind=Checkpoint.KIND_VOLUME)
+        session = (await saved.restore(session.session_id, number=1)).session
+        await roost.counter(session, "/click")
+        await roost.in_guest(session, "sh", "-c", "echo kept > /data/notes")
+        wanted.env["A"] = "2"
+        answer = await roost.one.start(spec=wanted)
+        assert (answer.outcome, answer.continuity) == (
+            pb.START_OUTCOME_CREATED,
+            pb.CONTINUITY_FILESYSTEM,
+        )
+        own, restored = await live(roost)
+        assert mounted(database_url, session) == restored
+        assert (await cleared(roost.one, database_url)).deleted == []
+        assert await live(roost) == [own, restored]
+        assert await roost.in_guest(answer.session, "cat", "/data/notes") == "kept\n"
