@@ -86,7 +86,10 @@ class Creator:
         if not container.wanted and container.destroy_time is None:
             # Its state was saved so that it could go: never two that run.
             await self._remover.destroy(climb)
-        gone = Change(session.session_id, session.epoch, container=outcomes.GONE, advance=False)
+        # What gives way to an older state was saved so that it could; what was lost was not.
+        saved = climb.wish.saved_id is not None
+        columns = {**outcomes.GONE, "wanted": False} if saved else outcomes.GONE
+        gone = Change(session.session_id, session.epoch, container=columns, advance=False)
         if await transitions.write(self._database, gone) is None:
             raise OwnershipLost
         wanted = new_container(session.session_id, session.generation + 1, container.app)

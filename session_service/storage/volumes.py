@@ -130,6 +130,20 @@ def _mounted(volume_id: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
     return found.correlate(volumes).scalar_subquery().is_not(None)
 
 
+_GONE = containers.alias("gone")
+#: Its container was lost, and not destroyed because all was saved: it has what no checkpoint has.
+_LAST_OF_IT = sa.exists(
+    sa.select(_GONE.c.session_id)
+    .join(sessions, sessions.c.session_id == _GONE.c.session_id)
+    .where(
+        _GONE.c.session_id == volumes.c.session_id,
+        _GONE.c.generation == volumes.c.generation,
+        _GONE.c.wanted,
+        _GONE.c.destroy_time.is_not(None),
+        sa.not_(_PURGED),
+    )
+    .correlate(volumes)
+)
 #: A container that is still to be created finds it by its name: its start may have failed between
 #: the two. Where it was created, its session's spec says what it mounts.
 _NEEDED = sa.or_(
@@ -139,6 +153,7 @@ _NEEDED = sa.or_(
         containers.c.container_id.is_(None),
     ),
     _mounted(volumes.c.volume_id),
+    _LAST_OF_IT,
 )
 _DUE = (
     sa.select(volumes.c.app, volumes.c.name, _NEEDED.label("needed"))

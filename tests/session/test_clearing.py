@@ -335,3 +335,41 @@ async def test_what_a_user_works_on_goes_by_no_change_of_the_spec(
         assert (await cleared(roost.one, database_url)).deleted == []
         assert await live(roost) == [own, restored]
         assert await roost.in_guest(answer.session, "cat", "/data/notes") == "kept\n"
+
+
+async def test_a_volume_whose_container_was_lost_stays_until_its_session_is_over(
+    roost: World, database_url: str
+) -> None:
+    """It has what no checkpoint has: what was restored in its place is older."""
+    session = await visited(roost)
+    saved = client(roost.one)
+    await saved.create(session.session_id)
+    session = (await saved.restore(session.session_id, number=1)).session
+    assert await roost.counter(session, "/click") == "2"
+    own, newest = await live(roost)
+    await roost.destroy_behind_our_back(session)
+    execute(database_url, "UPDATE sessions SET verified_at = NULL")
+    answer = await roost.one.start()
+    assert answer.outcome == pb.START_OUTCOME_RESTORED
+    assert await roost.counter(answer.session) == "1"
+    assert mounted(database_url, session) not in (own, newest)
+    assert (await cleared(roost.one, database_url)).deleted == []
+    await roost.one.end(session.session_id, now=True)
+    assert newest in (await cleared(roost.one, database_url)).deleted
+    assert own in await live(roost)
+
+
+async def test_a_volume_that_gave_way_to_an_older_state_goes_with_its_checkpoint(
+    roost: World, database_url: str
+) -> None:
+    """It was saved before its container was destroyed: nothing of it was lost."""
+    session = await visited(roost)
+    saved = client(roost.one)
+    await saved.create(session.session_id)
+    for _ in range(2):
+        session = (await saved.restore(session.session_id, number=1)).session
+    own, rolled_back, current = await live(roost)
+    assert (await cleared(roost.one, database_url)).deleted == []
+    execute(database_url, "UPDATE checkpoints SET object = 'vs_gone'")
+    assert (await cleared(roost.one, database_url)).deleted == [rolled_back]
+    assert await live(roost) == [own, current]
