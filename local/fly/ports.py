@@ -22,6 +22,8 @@ _DICE = random.SystemRandom()
 #: Of this process: its own record locks do not keep it off.
 _reserved: set[int] = set()
 _file: int | None = None
+#: Found at import: it may take looking around in the file system.
+_PATH = Path(tempfile.gettempdir(), f"roost-ports-{os.getuid()}")
 
 
 def _first_outgoing() -> int:
@@ -82,8 +84,7 @@ def _shared_file() -> int:
     """Open for as long as the process lives: closing it once would give every lock back."""
     global _file  # one for the process, as its record locks are
     if _file is None:
-        path = Path(tempfile.gettempdir(), f"roost-ports-{os.getuid()}")
-        _file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        _file = os.open(_PATH, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     return _file
 
 
