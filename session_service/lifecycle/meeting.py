@@ -92,7 +92,7 @@ class Meeting:
         Raises ProviderUnavailable where it could not be finished: whoever tries again at once would
         only meet it again.
         """
-        task = await self._work.take_over(record)
+        task = await self._work.take_over(record, came=True)
         if task is None:
             return
         await asyncio.wait({task})

@@ -144,6 +144,8 @@ class Rester:
             wait=min(self._lease + LEASE_PATIENCE, task.held.left),
             timeout=task.held.left,
         )
+        if await self._came_meanwhile(task, nonce):
+            return
         if task.session.transition is Transition.PURGE or task.target is PauseDepth.CHECKPOINT:
             await self._containers.destroy(address(task.container), nonce, timeout=task.held.left)
             kept = task.session.transition is Transition.PAUSE
@@ -177,6 +179,19 @@ class Rester:
             # What is out of routing was not woken by traffic.
             return False
         await self._write(outcomes.woken(task.session, "its container was found running"))
+        return True
+
+    async def _came_meanwhile(self, task: Task, nonce: str) -> bool:
+        """Whether somebody came to what is to rest deeper while its lease was waited for."""
+        if not deepens(task.session):
+            return False
+        again = await self._read(task.held)
+        if again is None:
+            return True
+        if not again.container.wanted or not _came(again):
+            return False
+        await self._release(task, nonce)
+        await self._write(rested.awake(replace(again, saved=task.saved), CAME))
         return True
 
     async def _saved(self, task: Task) -> Task | None:

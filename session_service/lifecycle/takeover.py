@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
 from session_service import points
+from session_service.domain.deepening import deepens
 from session_service.domain.states import Transition
 from session_service.storage import leases, sessions
 
@@ -74,14 +75,15 @@ class Work:
         """Work on a transition whose intent this process just committed."""
         return self._ownership.carry(session, began, self._work_of(session))
 
-    async def take_over(self, record: Record) -> asyncio.Task[None] | None:
+    async def take_over(self, record: Record, *, came: bool = False) -> asyncio.Task[None] | None:
         """Take over the record's transition if its lease or deadline passed, and finish or undo it.
 
+        `came` says that it is done for somebody who wants the session: a rest is then not deepened.
         None where there is nothing to take over, or somebody else was first.
         """
-        return await self._whole(self._claim(record)) if record.lapsed else None
+        return await self._whole(self._claim(record, came=came)) if record.lapsed else None
 
-    async def _claim(self, record: Record) -> asyncio.Task[None] | None:
+    async def _claim(self, record: Record, *, came: bool) -> asyncio.Task[None] | None:
         began = monotonic()
         session = await leases.claim(
             self._database, record.session.session_id, record.session.epoch, self.terms
@@ -97,6 +99,9 @@ class Work:
                 "epoch": session.epoch,
             },
         )
+        if came and deepens(session):
+            # After the claim, from which the work counts, and before the work.
+            await sessions.touch(self._database, session.tenant, session.session_id)
         return self._ownership.carry(session, began, self._work_of(session), taken_over=True)
 
     async def take_over_session(self, session_id: UUID) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -203,3 +204,47 @@ async def test_applications_that_hang_leave_the_keeper_room(
 
         assert await eventually(purged, timeout=6)
         await keeper.settle()
+
+
+@pytest.mark.parametrize("gone", [GONE, timedelta(0)], ids=["saved", "not saved"])
+async def test_who_comes_after_its_owner_died_has_the_container(
+    emulator: Emulator, database_url: str, gone: timedelta
+) -> None:
+    """The start takes the transition over, and is itself the one who came."""
+    spans = {"deepen_after": STOPPED, "checkpoint_after": gone}
+    async with world(emulator, database_url, 1, **spans) as roost:
+        session = await at_rest(roost)
+        await rested(roost, session, STOPPED)
+        database, work = roost.one.running.database, roost.one.running.work
+        record = await rows.find(database, id_of(session))
+        assert record is not None
+        step = keeping.next_step(record, Habits())
+        assert await commits.begin(database, own_steps.intent(record, step, work.terms), None)
+        await sql(roost.one, "UPDATE sessions SET lease_until = now()")
+        answer = await roost.one.start(min_continuity=pb.CONTINUITY_MEMORY)
+        assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
+        assert await roost.counter(answer.session) == "2"
+        assert await roost.committed("stop") == 0
+
+
+async def test_who_comes_while_the_machines_lease_is_waited_for_has_the_container(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Another has it, an owner who died say: that can take a while."""
+    spans = {"deepen_after": STOPPED, "checkpoint_after": timedelta(0)}
+    async with world(emulator, database_url, 1, **spans) as roost:
+        session = await at_rest(roost)
+        await roost._fly("POST", session, "/lease", {"ttl": 3})
+        await rested(roost, session, STOPPED)
+        await roost.calls()
+        deepening = asyncio.create_task(kept(roost.one))
+
+        async def waiting() -> bool:
+            return any("lease" in call for call in await roost.calls())
+
+        assert await eventually(waiting)
+        await touch(roost.one, session)
+        await deepening
+        shown = await roost.one.get(session.session_id)
+        assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
+        assert await roost.provider_state(session) == "suspended"
