@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.launching import fork
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from tests.launching import Forked
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class Service:
     """The process; `target` is the same for each that follows another."""
 
-    def __init__(self, database_url: str, target: str) -> None:
+    def __init__(self, database_url: str, target: str, more: Mapping[str, str]) -> None:
         self.target = target
         self._url = database_url
+        self._more = dict(more)
         self._process: Forked | None = None
 
     async def start(self) -> None:
@@ -34,6 +35,7 @@ class Service:
                 "ROOST_SESSION_LISTEN": self.target,
                 # Agent sessions have no need of it.
                 "ROOST_CONTAINER_TARGET": "127.0.0.1:9",
+                **self._more,
             },
         )
         line = ""
@@ -49,9 +51,9 @@ class Service:
 
 
 @asynccontextmanager
-async def service(database_url: str, target: str) -> AsyncGenerator[Service]:
-    """A running process; whichever runs at the end is killed."""
-    running = Service(database_url, target)
+async def service(database_url: str, target: str, **more: str) -> AsyncGenerator[Service]:
+    """A running process, with `more` in its environment; whichever runs at the end is killed."""
+    running = Service(database_url, target, more)
     try:
         await running.start()
         yield running

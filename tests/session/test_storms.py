@@ -23,10 +23,14 @@ from container_service.outages import OUTAGE_SECONDS
 from local.fly.admin import Admin
 from local.fly.emulator import serve
 from local.fly.settings import Settings
+from local.ports import free_port
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
+from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from tests.agent.processes import service
 from tests.container.harness import TOKEN, UNPACED, config_for, failing, make_app, read_failure
 from tests.eventually import eventually
+from tests.session.database_front import fronted
 from tests.session.harness import Replica, key, replica, request_id, session_config, world
 from tests.session.test_hard_cases import SILENT, rows
 
@@ -222,17 +226,27 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
 
 
 async def test_who_comes_in_the_middle_of_a_storm_waits_for_few_of_it(
-    emulator: Emulator, database_url: str
+    migrated_database: str,
 ) -> None:
     """The first steps of starts, before any stands in the queue for the provider, are as fair.
 
-    Nobody says which image, so that after their first steps all are refused.
+    Nobody says which image, so that after their first steps all are refused. The database is some
+    way off, so that connections to it are what there is too little of; and the service a process of
+    its own: sharing our event loop it would have answered all before we hear of the first.
     """
     size, through = 5 * SIZE, list[str]()
-    async with world(emulator, database_url, 1, pool_size=8, default_image="") as roost:
+    target = f"127.0.0.1:{free_port()}"
+    async with (
+        fronted(migrated_database) as (fault, through_relay),
+        service(through_relay, target, ROOST_POOL_SIZE="8"),
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        stub = SessionServiceStub(channel)
+        fault.slow(0.01)
 
         async def refused(where: pb.SessionKey) -> None:
-            failure = await failing(start(roost.one, where))
+            request = rpc_pb.StartSessionRequest(key=where)
+            failure = await failing(stub.StartSession(request, timeout=PATIENCE))
             assert failure.reason == "INVALID_FIELD", failure
             through.append(where.user_id)
 
