@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CALL, ANSWER = 38, 50
+CALL, ANSWER = 38, 49
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Report:
         self.checked += len(told)
         amiss = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
         mark = "WRONG" if amiss else "ok"
-        columns = f"{call:{CALL}} {answer:{ANSWER}} {milliseconds:6.0f} ms  {mark}"
+        columns = f"{call:{CALL}}  {answer:{ANSWER}} {milliseconds:6.0f} ms  {mark}"
         self.say(f"{self.rows:3}  {columns}")
         for name, (expected, came) in amiss.items():
             self.wrong.append(f"{self.rows}  {call}: {name}: expected {expected}, got {came}")
