@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     except grpc.RpcError as error:
         details = cast("grpc.Call", error).details()  # every error of a call is one
         return _failed(f"{arguments.target}: {details}; an import may be repeated from the start")
-    except (OSError, BadLine) as error:
+    except OSError as error:
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except BadLine as error:
         return _failed(str(error))
 
 

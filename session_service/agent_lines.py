@@ -32,14 +32,20 @@ def read_line(line: str) -> list[pb.AgentSessionRecord]:
         if "conversation_history" in value:
             return list(_whole(value))
         return [json_format.ParseDict(value, pb.AgentSessionRecord())]
-    except (ValueError, json_format.ParseError, RecursionError) as error:
-        raise BadLine(str(error)) from None
+    except json_format.ParseError as error:
+        # Its first line: others list the fields of one of the two.
+        why = str(error).partition("\n")[0]
+        raise BadLine(f"is neither a record nor a session with its history: {why}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadLine(f"cannot be read: {error}") from None
     except (TypeError, AttributeError, KeyError) as error:
         raise BadLine(f"is not a session with its conversation_history: {error!r}") from None
 
 
 def _whole(value: dict[str, Any]) -> Iterator[pb.AgentSessionRecord]:
-    """A session and its turns. Any: JSON."""
+    """A session and its turns: one without a time is as old as its session's last query, and not as
+    the import. Any: JSON.
+    """
     session = {name: value[name] for name in _SESSION if value.get(name)}
     session |= {ours: _time(value[name]) for name, ours in _TIMES.items() if value.get(name)}
     yield json_format.ParseDict({"session": session}, pb.AgentSessionRecord())
@@ -48,8 +54,10 @@ def _whole(value: dict[str, Any]) -> Iterator[pb.AgentSessionRecord]:
             "turn_number": number,
             "messages": [_message(message) for message in messages],
         }
-        if messages[0].get("created_at"):
-            turn["create_time"] = _time(messages[0]["created_at"])
+        if at := messages[0].get("created_at"):
+            turn["create_time"] = _time(at)
+        elif known := session.get("last_query_time") or session.get("create_time"):
+            turn["create_time"] = known
         record = {"turn": {"session_id": value["session_id"], "turn": turn}}
         yield json_format.ParseDict(record, pb.AgentSessionRecord())
 

@@ -188,7 +188,9 @@ async def test_the_command_moves_a_dump(agents: Replica, tmp_path: Path) -> None
     status, _, err = await command(agents, "import", str(dump))
     assert (status, err.count("3 and 4 were there already")) == (0, 1)
     status, _, err = await command(agents, "import", "-", text='{"session": {"agent_role": 7}}\n')
-    assert (status, "line 1" in err) == (2, True)
+    assert (status, "line 1" in err, err.count("\n")) == (2, True, 1)
+    status, _, err = await command(agents, "import", "-", text='{"nonsense": 1}\n')
+    assert (status, "neither a record nor" in err, err.count("\n")) == (2, True, 1)
     status, _, err = await command(agents, "import", str(tmp_path / "none"))
     assert (status, "No such file" in err) == (2, True)
 
@@ -214,7 +216,9 @@ async def test_the_command_takes_the_dump_of_an_in_memory_store(agents: Replica)
     kept = await agents.get("ceo_1762842800_145484")
     assert (kept.turn_count, kept.total_tokens) == (2, 793)
     assert kept.create_time.ToNanoseconds() == 1762842800_500_000_000
+    assert kept.last_query_time.ToSeconds() == 1762842801, "and not when it came in"
     turns = await agents.turns(kept.session_id)
+    assert {turn.create_time.ToSeconds() for turn in turns} == {1762842801}
     assert [len(turn.messages) for turn in turns] == [3, 1]
     ((line,),) = await agents.rows("SELECT row_to_json(h)::text FROM llm_session_history h")
     status, _, err = await command(agents, "import", "-", text=str(line).replace("ceo_", "cfo_"))
