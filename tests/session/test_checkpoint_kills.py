@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from tests.session.harness import Replica, World
 
 KB = 1024
-#: Each is two replicas: as many as PostgreSQL answers on a machine that has other things to do.
-AT_ONCE = 4
 
 
 async def _set(replica: Replica, path: str, policy: pb.Policy) -> None:
@@ -407,20 +405,10 @@ async def test_a_death_at_every_point_of(
     tmp_path: Path,
 ) -> None:
     """The right state, once, wherever the replica died; no other was ever READY."""
-    turns = asyncio.Semaphore(AT_ONCE)
-    failures: list[str] = []
-
-    async def one(name: str) -> None:
-        case = deaths._case(name, ground, databases, migrated_database)
-        async with turns, case as dying:
-            try:
-                await transition(dying)
-            except Exception as error:  # noqa: BLE001  # told with the point's name
-                failures.append(f"{name}: {error!r}"[:600])
-
     async with deaths._ground(tmp_path) as ground:
-        await asyncio.gather(*map(one, names))
-    assert not failures, "\n".join(failures)
+        await deaths.died_at(
+            names, transition, lambda name: deaths._case(name, ground, databases, migrated_database)
+        )
 
 
 # --- the rest of the world breaking in the middle ------------------------------------------------
