@@ -63,11 +63,17 @@ class Clearing:
         cleared = Cleared()
         if not self._deletes:
             return cleared
-        looked = await rows.look(self._database, self._settled, PASS_LIMIT)
-        cleared.looked = len(looked)
         free: dict[str, list[Looked]] = defaultdict(list)
-        for each in [each for each in looked if not each.needed][:DELETE_LIMIT]:
-            free[each.app].append(each)
+        left = DELETE_LIMIT
+        while left and cleared.looked < PASS_LIMIT:
+            # No more than can be tried: each look at one that is not needed puts it off.
+            looked = await rows.look(self._database, self._settled, left)
+            cleared.looked += len(looked)
+            for each in [each for each in looked if not each.needed]:
+                free[each.app].append(each)
+                left -= 1
+            if not looked:
+                break
         for app, those in free.items():
             await self._clear(app, those, cleared)
         return cleared

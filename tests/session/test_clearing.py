@@ -297,6 +297,21 @@ async def test_a_volume_that_was_never_made_is_forgotten_after_some_looks(
         assert len(rows(database_url)) == left
 
 
+async def test_no_more_are_put_off_in_a_pass_than_are_tried(
+    saving: World, database_url: str
+) -> None:
+    """Who was only looked at would wait ever longer for nothing."""
+    execute(
+        database_url,
+        "INSERT INTO volumes (app, name, session_id, generation, checkpoint_id)"
+        " SELECT %s, 'r1_1_' || n, gen_random_uuid(), 1, gen_random_uuid()"
+        " FROM generate_series(1, 25) n",
+        APP,
+    )
+    # Passes of the replicas' own may come between, and take as many.
+    assert (await cleared(saving.one, database_url)).looked <= 10
+
+
 async def test_a_provider_that_does_not_list_loses_nothing(
     saving: World, database_url: str
 ) -> None:
