@@ -48,7 +48,9 @@ def numbers(answer: Any) -> list[tuple[str, str, int]]:
 async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> None:
     """CHECKPOINT: no machine is left over a stop, and the counter is what it was."""
     session = await counting(saving, 2)
+    await saving.calls()
     stopped = await saving.one.stop(session.session_id)
+    assert await saving.calls() == ["get", "lease", "destroy", "wait"]
     assert (stopped.state, stopped.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
     assert stopped.expected_continuity == pb.CONTINUITY_CHECKPOINT
     assert not stopped.conditions
@@ -59,7 +61,9 @@ async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> 
     again = await saving.one.stop(session.session_id)
     assert again.etag == stopped.etag, "it rests as deep as can be"
 
+    await saving.calls()
     answer = await saving.two.start()
+    assert await saving.calls() == ["create", "wait", "exec", "get"]
     assert (answer.outcome, answer.continuity, answer.continuity_verified) == (
         pb.START_OUTCOME_RESTORED,
         pb.CONTINUITY_CHECKPOINT,
