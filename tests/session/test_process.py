@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import sys
+from asyncio.subprocess import PIPE
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -143,6 +145,24 @@ async def test_every_command_is_reached_by_its_name() -> None:
 
 async def _help_of(command: str) -> tuple[int | None, str, str]:
     return await outcome(await launch_anew(command, "--help"))
+
+
+@pytest.mark.parametrize("service", ["session_service", "container_service"])
+async def test_ctrl_c_while_modules_are_read_is_no_traceback(service: str) -> None:
+    """They take a second: whoever sees a mistake in the command line is quicker."""
+    code = f"""
+import runpy, sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "grpc":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module({service!r}, run_name="__main__")
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=PIPE, stderr=PIPE, env=BASE
+    )
+    assert await outcome(process) == (130, "", "")
 
 
 async def test_a_taken_port_is_one_line_and_status_2(database_url: str) -> None:
