@@ -448,16 +448,22 @@ async def test_a_container_that_goes_in_the_middle_leaves_no_checkpoint(
 async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
     roost: World, database_url: str
 ) -> None:
-    """Again and again while it is written; the session is not touched, then it goes through."""
+    """And takes no new ones meanwhile: the session is not touched, and then it goes through."""
     session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
     task = await _begun(roost, session.session_id, database_url)
-    while not task.done():
-        execute(
-            database_url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        )
-        await asyncio.sleep(0.02)
+    server, _, name = database_url.rpartition("/")
+    execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    try:
+        while not task.done():
+            # One that was just being made is let in all the same.
+            execute(
+                f"{server}/postgres",
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                name,
+            )
+            await asyncio.sleep(0.02)
+    finally:
+        execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     failure = await task
     assert failure.code is grpc.StatusCode.UNAVAILABLE
 
