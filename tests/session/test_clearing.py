@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Every stop saves and destroys; of a key only the newest checkpoint is kept."""
-    async with world(emulator, database_url, persistence="checkpoint") as running:
+    """Every stop saves and destroys; of a key only the newest checkpoint is kept.
+
+    The replicas' own passes leave volumes alone, which would come between those of the tests.
+    """
+    async with world(emulator, database_url, persistence="checkpoint", sweep="report") as running:
         request = policy_pb.UpdateProjectPolicyRequest(
             project_id="nest",
             policy=pb.Policy(keep_checkpoints=1),
@@ -308,7 +311,6 @@ async def test_no_more_are_put_off_in_a_pass_than_are_tried(
         " FROM generate_series(1, 500) n",
         APP,
     )
-    # Passes of the replicas' own may come between, and take as many.
     assert (await saving.one.running.background.clearing.shot()).looked == 10
 
 
