@@ -197,9 +197,12 @@ def _seen_gone(evidence: Evidence | None) -> dict[str, object]:
 
 
 def asks_for_the_same(start: Start, session: Session) -> bool:
-    """Whether a session that never stood is what this start would make anyway."""
+    """Whether a session that never stood is what this start would make anyway: what a fork left is
+    not, to who asks for a new one.
+    """
     of = start.wish.checkpoint_id
-    if of != session.checkpoint_id and (of is not None or start.wish.mode is Mode.FRESH):
+    new = start.wish.mode in (Mode.FRESH, Mode.FAIL_IF_LIVE)
+    if of != session.checkpoint_id and (of is not None or new):
         return False
     return start.wish.spec_hash in (None, specs.spec_hash(specs.load(session.spec)))
 

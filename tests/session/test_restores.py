@@ -497,6 +497,22 @@ async def test_a_fork_of_what_is_damaged_leaves_nothing_behind(
     assert await roost.committed("create") == 2
 
 
+@pytest.mark.parametrize("mode", [pb.START_MODE_FRESH, pb.START_MODE_FAIL_IF_LIVE])
+async def test_who_asks_for_a_new_session_gets_no_fork_that_failed(
+    roost: World, mode: pb.StartMode
+) -> None:
+    """There was no room for it, and its key was left to whoever tries again."""
+    session = await counting(roost, 2)
+    saved = client(roost.one)
+    origin = await saved.create(session.session_id)
+    await roost.admin.set_fault("capacity", action="create")
+    failure = await failing(saved.fork(origin.checkpoint_id, "robin"))
+    assert failure.reason == "PROVIDER_CAPACITY"
+    answer = await roost.one.start("robin", mode=mode)
+    assert answer.outcome == pb.START_OUTCOME_CREATED
+    assert await roost.counter(answer.session) == "0"
+
+
 async def test_a_fork_that_lost_its_container_is_what_it_was_forked_from(roost: World) -> None:
     """Also when its origin ended meanwhile, for good."""
     session = await counting(roost, 2)
