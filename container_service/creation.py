@@ -20,6 +20,7 @@ from container_service.errors import (
     OutcomeUnknown,
     ProviderUnavailable,
     RequestIdReused,
+    VolumeInUse,
 )
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class Creating:
                 return Creation(container, adopted=False)
             except NameTaken as taken:
                 found = await self._named(wish, taken, deadline)
+            except VolumeInUse as refusal:
+                # It may be the very container, by a create whose answer was lost.
+                found = await self._by_id(wish, refusal.container_id, deadline)
+                if found is None:
+                    raise
             except OutcomeUnknown as error:
                 log.info(
                     "Looking whether a create was done: %s",
@@ -138,17 +144,22 @@ class Creating:
 
     async def _named(self, wish: Wish, taken: NameTaken, deadline: Deadline) -> Container | None:
         """The container that has the name: by the id that the refusal told, else by look-up."""
-        if taken.container_id:
-            try:
-                found = await self._provider.get(
-                    ContainerRef(wish.app, taken.container_id), deadline
-                )
-            except ContainerNotFound:
-                found = None  # created so lately that reads do not know it yet
-            if found is not None and found.name == wish.name:
-                return found
+        found = await self._by_id(wish, taken.container_id, deadline)
+        if found is not None:
+            return found
         # Whatever its labels: the name is what counts.
         return await self._look_up(wish, {}, deadline)
+
+    async def _by_id(self, wish: Wish, container_id: str, deadline: Deadline) -> Container | None:
+        """The container that a refusal named, if it is there and has the name that is wanted."""
+        if not container_id:
+            return None
+        try:
+            found = await self._provider.get(ContainerRef(wish.app, container_id), deadline)
+        except ContainerNotFound:
+            return None  # gone, or created so lately that reads do not know it yet
+        alive = found.state not in (ContainerState.DESTROYING, ContainerState.DESTROYED)
+        return found if found.name == wish.name and alive else None
 
     async def _look_up(
         self, wish: Wish, labels: Mapping[str, str], deadline: Deadline

@@ -39,6 +39,7 @@ class Fleet:
         self._faults = faults
         self._lifecycle = lifecycle
         self._region = settings.region
+        self._volume_before_name = settings.volume_before_name
         self._foreign = {name.strip() for name in settings.foreign_apps.split(",")} - {""}
         self._apps: dict[str, App] = {}
         self._machines: dict[str, dict[str, Machine]] = {}
@@ -130,6 +131,8 @@ class Fleet:
     ) -> Machine:
         """Make a machine; its name is unique among the live ones of its app."""
         self.app(app)
+        if self._volume_before_name:
+            self._claims.wanted(app, config, "")
         for other in self._machines[app].values():
             if name and other.record.name == name and other.record.live:
                 raise errors.name_violation(other.id, name)

@@ -70,6 +70,9 @@ class Settings:
     volume_release_ms: int = 50
     """How long a volume stays claimed by a machine that is destroyed (seen on Fly: minutes)."""
 
+    volume_before_name: bool = False
+    """Whether a create looks at its volume before its name: which comes first is not documented."""
+
     volume_linger_ms: int = 0
     """How long a deleted volume stays in listings."""
 

@@ -159,6 +159,21 @@ async def test_a_volume_that_a_container_has_is_in_use(service: Service) -> None
     assert second.metadata["container_id"] == container_id
 
 
+@pytest.mark.parametrize("volume_first", ["false", "true"])
+async def test_a_create_whose_answer_was_lost_is_no_stranger_on_its_volume(
+    settings: Settings, volume_first: str
+) -> None:
+    """Whichever the provider looks at first, the name or the volume, the container is found."""
+    async with serve(settings.with_texts({"volume_before_name": volume_first})) as emulator:
+        await make_app(emulator)
+        async with serving(emulator) as service:
+            volume = await create(service)
+            first = await container_with(service, volume.volume_id)
+            assert await container_with(service, volume.volume_id) == first
+            second = await failing(container_with(service, volume.volume_id, "roost-wren-2"))
+            assert second.reason == "VOLUME_IN_USE"
+
+
 async def test_the_claim_of_a_destroyed_container_is_waited_out(settings: Settings) -> None:
     lingering = settings.with_texts({"volume_release_ms": "1500", "volume_linger_ms": "60000"})
     async with serve(lingering) as emulator:
