@@ -14,15 +14,19 @@ COPY lock/run.txt lock/run.txt
 RUN pip install --no-cache-dir --no-deps --require-hashes -r lock/run.txt
 # `gen` is a source root, not a package: what is below it lies beside the services.
 COPY gen/roost roost
+COPY grpc_edge grpc_edge
 
 FROM service AS session_service
 COPY session_service session_service
+# Compiled here: PYTHONDONTWRITEBYTECODE keeps a start from storing what it has compiled.
+RUN python -m compileall -q roost grpc_edge session_service
 USER roost
 EXPOSE 50051
 ENTRYPOINT ["python", "-m", "session_service"]
 
 FROM service AS container_service
 COPY container_service container_service
+RUN python -m compileall -q roost grpc_edge container_service
 USER roost
 EXPOSE 50052
 ENTRYPOINT ["python", "-m", "container_service"]

@@ -1,24 +1,26 @@
-# One word per action; each sets up what it needs by itself. `make help` lists them.
+# Every target installs what it needs. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
+# Tests start dozens of interpreters: without .pyc files each of them would compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := $(VENV)/bin
 FAULT ?=
+ONLY ?=
 SEED ?=
 SEEDS ?= 1
 SECONDS ?= 30
 PYTEST_ARGS ?=
-# One for each core, 2 at least. Most of a test is waiting: WORKERS=6 takes half the time, and is for
-# a machine that does nothing else.
-WORKERS ?= $(shell $(PYTHON) -c "import os; print(max(2, os.cpu_count() or 2))")
+# Two workers per core, because a test mostly waits. Two keep a core busy; a third saves no time.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 2))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format bench chaos gen lock clean
+.PHONY: help setup demo up check test mutants lint types style format bench chaos tools proof gen rules lock clean
 
-help:  ## list the actions
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# The stamp holds the hash of what it was made from, so that a pull that moves the lock re-installs.
-setup: $(VENV)/.installed  ## make the virtual environment (done by the others when needed)
+# The stamp is older than a changed lock or pyproject.toml, so that a pull installs again.
+setup: $(VENV)/.installed  ## create the virtual environment (other targets do it when needed)
 $(VENV)/.installed: lock/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Roost needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,42 +29,64 @@ $(VENV)/.installed: lock/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## show the main job: stop, start again, and the counter is still 2 (FAULT=snapshot_dropped makes it fail)
+demo: setup  ## show the main scenario: after a stop and a start the counter is still 2 (FAULT=snapshot_dropped makes it fail)
 	@$(BIN)/python -m local demo $(if $(FAULT),--fault $(FAULT))
 
-up: setup  ## run the whole stack in the foreground; Ctrl-C ends it
+up: setup  ## run the whole stack in the foreground until Ctrl-C
 	@$(BIN)/python -m local up
 
-test: lint  ## every check: lint, types, layers, protos, tests
+check: lint  ## run the quick checks: lint, types, unit and property tests (a minute)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/unit tests/property $(PYTEST_ARGS)
+
+test: lint  ## run every check: lint, types, layers, protos, tests
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-lint: setup  ## style, types, layers, protos, generated code
+mutants: setup  ## break each rule in a copy of the code, and check that a test fails
+	@$(BIN)/python -m tests.mutants
+
+# Both at once, because mypy takes as long as all others together.
+lint: setup  ## check style, types, layers, protos and generated files
+	@$(MAKE) --no-print-directory -j2 types style
+
+types: setup
+	@$(BIN)/mypy
+
+style: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format protos --diff --exit-code
 	@$(BIN)/buf breaking protos --against protos/baseline.binpb
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	@$(BIN)/python tools/generate.py --check
+	@$(BIN)/python -m tools.rules --check
 
-format: setup  ## put the code and the protos in form
+format: setup  ## format the code and the protos
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 	@$(BIN)/buf format protos --write
 
-bench: setup  ## measure the speed figures, as ratios to a floor in the same run
+bench: setup  ## run the benchmarks, as ratios to a baseline in the same run
 	@$(BIN)/python -m bench
 
-chaos: setup  ## break a whole stack on purpose, and judge what its callers saw (SEED=, SEEDS=20, SECONDS=)
+chaos: setup  ## inject faults into a whole stack and check what its callers saw (SEED=, SEEDS=20, SECONDS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --seeds $(SEEDS) --seconds $(SECONDS)
+
+proof: setup  ## run what takes longer than `make test`, and write its figures to .roost/proof.md (SEEDS=5, ONLY=chaos)
+	@$(BIN)/python -m tools.proof $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(filter command environment,$(origin SEEDS)),--seeds $(SEEDS))
+
+tools:  ## fetch the programs that some tests need beyond Python, make and a C compiler (TOOLS_SECONDS=300)
+	@$(PYTHON) -m tools.fetch
 
 gen: setup  ## compile protos/ into gen/
 	@$(BIN)/python tools/generate.py
 
-lock: setup  ## compile pyproject.toml's ranges into lock/*.txt
+rules: setup  ## write docs/rules.md: where each rule is held, and which tests attack it
+	@$(BIN)/python -m tools.rules
+
+lock: setup  ## compile the ranges in pyproject.toml into lock/*.txt
 	@$(BIN)/python tools/lock.py
 
-clean:  ## take away the virtual environment and the local stack's data
-	rm -rf $(VENV) .roost
+clean:  ## remove the virtual environment, the fetched tools and the data of the local stack
+	rm -rf $(VENV) .roost .tools

@@ -1,1 +1,1 @@
-"""What each claim about speed is measured with: ratios to a floor within one run, never a test."""
+"""Benchmarks behind the figures of speed, as ratios to a floor in the same run. None is a test."""

@@ -1,4 +1,4 @@
-"""`python -m bench [starts agents keeper soak]`: run the benchmarks, all but soak, or by name."""
+"""`python -m bench [NAME ...]`: run the named benchmarks, or all but soak."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ BENCHMARKS = {
     "starts": "bench.starts",
     "agents": "bench.agents",
     "stats": "bench.stats",
-    "keeper": "bench.keeper",
+    "reconcile": "bench.reconcile",
     "checkpoints": "bench.checkpoints",
     "leases": "bench.leases",
+    "startup": "bench.startup",
 }
-#: Those that take long: by name only.
-LONG = {"soak": "bench.soak"}
+#: Long benchmarks, which run only by name.
+LONG = {
+    "soak": "bench.soak",
+    "large-sweep": "bench.large_sweep",
+    "upgrade": "bench.upgrade",
+}
 
 
 def main() -> int:
-    """Run what was asked for, one after the other."""
+    """Run the named benchmarks, or all but the long ones, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS | LONG))
     names = parser.parse_args().names or list(BENCHMARKS)
     known = BENCHMARKS | LONG
     for name in names:
         if name not in known:
-            parser.error(f"no benchmark {name}; there are {', '.join(known)}")
+            parser.error(f"no benchmark {name}; the benchmarks are {', '.join(known)}")
     for name in names:
         asyncio.run(importlib.import_module(known[name]).run())
     return 0

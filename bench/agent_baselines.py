@@ -1,7 +1,7 @@
-"""What AppendTurn is measured beside, served by bare grpc.aio handlers over the same pool.
+"""The baselines of AppendTurn, served by bare grpc.aio handlers over the same pool.
 
 floor: one UPDATE … RETURNING of a row as wide as a session's. reference: the design that this
-service replaces, one jsonb array to which each append adds, so that all of it is written anew.
+service replaces, one jsonb array to which each append adds, so that all of it is written again.
 memory: a call that touches only memory.
 """
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from session_service.main import SERVER_OPTIONS, fast_loop
+from grpc_edge.options import SERVER_OPTIONS
+from session_service.cli.serve import fast_loop
 from session_service.storage.database import Database, Statement
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ REFERENCE = Statement(
 )
 REPLY = b"x" * 200
 _DRAW = random.Random(3)
-#: 1 kB of words that do not compress to nothing: an array of them would be read and written small.
+#: 1 kB of text that does not compress to almost nothing, as a repeated word would.
 CONTENT = " ".join("".join(_DRAW.choices("etaoinshrdlu", k=6)) for _ in range(147))[:1024]
 
 
@@ -74,7 +75,7 @@ async def serve() -> None:
     """Serve on the address and database of the environment until killed."""
     async with Database(os.environ["ROOST_DATABASE_URL"]) as database:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        # Any: raw bytes in and out, which the stubs have no words for.
+        # Any: raw bytes in and out, for which the stubs have no types.
         methods: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(behavior)
             for name, behavior in handlers(database).items()

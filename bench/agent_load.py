@@ -27,7 +27,7 @@ BUDGET = 5000
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of call: where, which method, and its requests in turn."""
+    """One kind of call: its target, its method, and its requests in order."""
 
     name: str
     target: str
@@ -37,14 +37,14 @@ class Kind:
 
 @dataclass
 class Tally:
-    """What came of the calls; latencies in s."""
+    """The results of the calls; latencies in s."""
 
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
 
 
 def append(session_id: str) -> bytes:
-    """An append of a turn of 1 kB; its request id is a place to be filled in."""
+    """An append of a turn of 1 kB; its request id is a placeholder."""
     message = agent_session_pb2.Message(role="user", content=CONTENT, tokens=250)
     return agent_session_service_pb2.AppendTurnRequest(
         request_id=PLACE.decode(), session_id=session_id, messages=[message]
@@ -80,7 +80,7 @@ def latency(kinds: list[Kind], rounds: int) -> dict[str, list[float]]:
     channels = {target: grpc.insecure_channel(target) for target in {k.target for k in kinds}}
     for channel in channels.values():
         grpc.channel_ready_future(channel).result(timeout=30)
-    # The stub's own bytes: nothing is built or parsed per call but the request id.
+    # Raw bytes: per call only the request id is built, and nothing is parsed.
     calls: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {
         each.name: channels[each.target].unary_unary(each.method) for each in kinds
     }
@@ -130,7 +130,7 @@ def _fresh(request: bytes) -> bytes:
 
 
 def main() -> int:
-    """Run one load as the JSON on standard input says."""
+    """Run the load that the JSON on standard input describes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=("latency", "rate"))
     mode = parser.parse_args().mode

@@ -24,10 +24,10 @@ import psycopg
 from bench.agent_baselines import CONTENT, FLOOR, TABLES
 from bench.starts import DATA, OTHERS, SERVER, on_cores, settings
 from local.ports import free_port
-from local.postgres import EmbeddedPostgres
+from local.postgres.server import EmbeddedPostgres
 from session_service.domain.agent import Append, Message, NewTurn
 from session_service.domain.decision import Request
-from session_service.storage import agent_appends
+from session_service.storage.agent import appends
 from session_service.storage.database import Database
 from session_service.storage.migrate import upgrade
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 SIZES = (0, 100, 1000, 5000)
-#: Sessions of each size: appends make them longer by some turns, and not by many.
+#: Sessions of each size. The appends make each of them only a few turns longer.
 COPIES = {0: 60, 100: 10, 1000: 4, 5000: 2}
 ROUNDS = 300
 REFERENCE_ROUNDS = 15
 WRITERS = 32
 SECONDS = 4.0
 WAL_APPENDS = 500
-#: What a turn of 1 kB holds.
+#: The content of a turn of 1 kB.
 PAYLOAD = len(CONTENT)
 
 SEED = """
@@ -117,7 +117,7 @@ async def serving(module: str, url: str) -> AsyncGenerator[tuple[psutil.Process,
 
 
 async def load(mode: str, **given: Any) -> dict[str, Any]:
-    """Run the load; what it measured. Any: JSON."""
+    """Run the load; return its measurements. Any: JSON."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.agent_load", mode),
         stdin=asyncio.subprocess.PIPE,
@@ -207,7 +207,7 @@ def an_append(session_id: str) -> Append:
 
 
 async def in_process(url: str) -> None:
-    """The same statement without any RPC, as the peers were measured; and its WAL."""
+    """The same statement without any RPC, as the other systems were measured; and its WAL."""
     async with Database(url, max_size=16) as database:
         print(f"\n{'in process':18}{'p50 ms':>9}{'p99 ms':>9}{'WAL B':>9}{'over payload':>14}")
         for size in SIZES:
@@ -219,8 +219,10 @@ async def in_process(url: str) -> None:
             images = after[1] - before[1]
             wal = (after[0] - before[0]) / WAL_APPENDS
             p50, p99 = milliseconds(values)
-            told = f"  ({images} full-page images within)" if images else ""
-            print(f"append@{size:<11}{p50:9.2f}{p99:9.2f}{wal:9.0f}{wal - PAYLOAD:14.0f}{told}")
+            full_pages = f"  ({images} full-page images within)" if images else ""
+            print(
+                f"append@{size:<11}{p50:9.2f}{p99:9.2f}{wal:9.0f}{wal - PAYLOAD:14.0f}{full_pages}"
+            )
         floors = await _floors(database, names(0), WAL_APPENDS)
         p50, p99 = milliseconds(floors)
         print(f"{'floor':18}{p50:9.2f}{p99:9.2f}")
@@ -236,10 +238,10 @@ async def _appends(database: Database, sessions: list[str], count: int) -> list[
     for number in range(count):
         wanted = an_append(sessions[number % len(sessions)])
         began = perf_counter()
-        done = await agent_appends.append(database, wanted)
+        done = await appends.append(database, wanted)
         values.append(perf_counter() - began)
         if done is None:
-            raise SystemExit("an append was refused: the figures mean nothing")
+            raise SystemExit("an append failed: the figures mean nothing")
     return values
 
 
@@ -282,7 +284,7 @@ async def run(rounds: int = 3) -> None:
             targets = {"service": agents, "baselines": bare}
             await latencies(targets)
             await rates(service, baselines, targets, rounds)
-        # The peers had both cores to themselves, too.
+        # The other systems had both cores to themselves, too.
         on_cores(SERVER | OTHERS)
         await in_process(url)
     await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)

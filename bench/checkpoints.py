@@ -1,4 +1,4 @@
-"""What checkpoints cost: throughput beside a plain copy of the same bytes, and the memory it takes.
+"""The cost of checkpoints: throughput against a plain copy of the same bytes, and memory.
 
 The whole stack as processes, fsync on; state that no compression makes smaller, 16 MB of it through
 PostgreSQL and 64 MB through an S3-compatible bucket, which is the tests' own and in this process.
@@ -23,14 +23,14 @@ import grpc.aio
 import httpx
 import psutil
 
-from local.stack import Stack
-from local.stack_settings import StackSettings
+from local.stack.stack import Stack
+from local.stack.stack_settings import StackSettings
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import checkpoint_service_pb2 as pb
 from roost.session.v1 import session_pb2, session_service_pb2
 from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
-from tests.session import keeper_of_state
+from tests.session import stateful_app
 from tests.session.s3_store import store
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 DATA = Path(".roost/bench-checkpoints")
 MB = 1_000_000
-#: Stored bytes a little above the state's own: what cannot be compressed grows by 0.03 %.
+#: Stored bytes may exceed the state's size slightly: incompressible data grows by 0.03 %.
 SIZES = {"PostgreSQL": 16 * MB, "bucket": 64 * MB}
 ROUNDS = 5
 TIMEOUT = 300.0
@@ -46,7 +46,7 @@ SERVICES = ("session_service", "container_service")
 
 
 class Memory:
-    """The services' resident memory, looked at every few milliseconds."""
+    """The services' resident memory, sampled every few milliseconds."""
 
     def __init__(self) -> None:
         self._processes = {
@@ -59,7 +59,7 @@ class Memory:
 
     @asynccontextmanager
     async def watched(self) -> AsyncGenerator[None]:
-        """Note how much more they have at most than at the beginning."""
+        """Sample and keep the largest increase since the beginning."""
         before = {name: self._resident(name) for name in SERVICES}
 
         async def look() -> None:
@@ -80,10 +80,10 @@ class Memory:
 
 
 async def started(sessions: SessionServiceStub, size: int) -> session_pb2.Session:
-    """A session whose application has a state of so many bytes."""
+    """Start a session whose application has a state of this many bytes."""
     spec = container_pb.ContainerSpec(
         image="roost/base",
-        command=(sys.executable, keeper_of_state.__file__),
+        command=(sys.executable, stateful_app.__file__),
         env={"STATE_BYTES": str(size)},
         state_hook=container_pb.StateHook(http_path="/state"),
         guest=container_pb.Guest(memory_mb=1024),
@@ -95,7 +95,7 @@ async def started(sessions: SessionServiceStub, size: int) -> session_pb2.Sessio
 
 
 async def plain(session: session_pb2.Session, file: Path) -> float:
-    """Seconds that a plain copy of the state into a file takes, synced."""
+    """Seconds for a plain copy of the state into a file, with fsync."""
     url = httpx.URL(session.container.url).join("/state")
     began = perf_counter()
     async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as http:
@@ -111,12 +111,12 @@ async def plain(session: session_pb2.Session, file: Path) -> float:
 
 
 async def measure(name: str, channel: grpc.aio.Channel) -> None:
-    """Save and restore one state a few times, and say what it took."""
+    """Save and restore one state several times; print time and memory."""
     size = SIZES[name]
     session = await started(SessionServiceStub(channel), size)
     checkpoints = CheckpointServiceStub(channel)
     create = pb.CreateCheckpointRequest(session_id=session.session_id)
-    # Imports, connections and the allocator's first arenas are not the state's doing.
+    # A first round, so that imports, connections and first allocations do not count.
     first = (await checkpoints.CreateCheckpoint(create, timeout=TIMEOUT)).checkpoint
     await checkpoints.PinCheckpoint(
         pb.PinCheckpointRequest(checkpoint_id=first.checkpoint_id, pinned=True), timeout=TIMEOUT
@@ -134,7 +134,7 @@ async def measure(name: str, channel: grpc.aio.Channel) -> None:
     for _ in range(2):
         async with memory.watched():
             began = perf_counter()
-            # Saves what is there first: one save and one restore.
+            # RestoreCheckpoint first saves the current state: one save and one restore.
             await checkpoints.RestoreCheckpoint(restore, timeout=TIMEOUT)
             restoring.append(perf_counter() - began)
     copying = [await plain(session, DATA / "copy") for _ in range(ROUNDS)]
@@ -150,7 +150,7 @@ async def measure(name: str, channel: grpc.aio.Channel) -> None:
 
 
 async def run() -> None:
-    """Measure both ways, and print."""
+    """Measure and print."""
     shutil.rmtree(DATA, ignore_errors=True)
     async with store() as bucket:
         settings = replace(
@@ -168,5 +168,5 @@ async def run() -> None:
         ):
             for name in SIZES:
                 await measure(name, channel)
-        assert not bucket.refused, bucket.refused
+        assert not bucket.rejected, bucket.rejected
     shutil.rmtree(DATA, ignore_errors=True)

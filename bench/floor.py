@@ -14,9 +14,10 @@ from uuid import UUID
 import grpc.aio
 import sqlalchemy as sa
 
-from session_service.main import SERVER_OPTIONS, fast_loop
+from grpc_edge.options import SERVER_OPTIONS
+from session_service.cli.serve import fast_loop
 from session_service.storage.database import Database, compiled
-from session_service.storage.rows import session_columns
+from session_service.storage.session.reads import session_columns
 from session_service.storage.tables import sessions
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 REPLY = b"x" * 600
 STATEMENT = compiled(
-    sa.update(sessions)
-    .where(sessions.c.session_id == sa.bindparam("id", type_=sessions.c.session_id.type))
-    .values(last_active_time=sa.func.now(), start_count=sessions.c.start_count + 1)
-    .returning(*session_columns()),
+    lambda: (
+        sa.update(sessions)
+        .where(sessions.c.session_id == sa.bindparam("id", type_=sessions.c.session_id.type))
+        .values(last_active_time=sa.func.now(), start_count=sessions.c.start_count + 1)
+        .returning(*session_columns())
+    ),
     len,
 )
 
@@ -46,7 +49,7 @@ async def serve() -> None:
     """Serve on the address and database of the environment until killed."""
     async with Database(os.environ["ROOST_DATABASE_URL"]) as database:
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        # Any: raw bytes in and out, which the stubs have no words for.
+        # Any: raw bytes in and out, for which the stubs have no types.
         method: Any = grpc.unary_unary_rpc_method_handler(handler(database))
         generic = grpc.method_handlers_generic_handler("bench.Floor", {"Update": method})
         server.add_generic_rpc_handlers((generic,))

@@ -26,14 +26,14 @@ PLACE = str(uuid.UUID(int=0)).encode()
 
 @dataclass
 class Tally:
-    """What came of the calls; latencies in s."""
+    """The results of the calls; latencies in s."""
 
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
 
 
 def bodies(kind: str, count: int) -> list[bytes]:
-    """A request for each key; the request id is a place to be filled in."""
+    """A request for each key; the request id is a placeholder."""
     if kind == "get":
         return [
             session_service_pb2.GetSessionRequest(
@@ -65,7 +65,7 @@ def run(target: str, kind: str, keys: int, window: int, seconds: float) -> Tally
     slots = threading.Semaphore(window)
     requests = bodies(kind, keys)
     with grpc.insecure_channel(target) as channel:
-        # The stub's own bytes: nothing is built or parsed per call but the request id.
+        # Raw bytes: per call only the request id is built, and nothing is parsed.
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHODS[kind])
         grpc.channel_ready_future(channel).result(timeout=30)
         until = time.perf_counter() + seconds
@@ -96,7 +96,7 @@ def _done(
 
 
 def main() -> int:
-    """Run one load as the arguments say."""
+    """Run the load that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("kind", choices=sorted(METHODS))

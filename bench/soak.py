@@ -22,8 +22,8 @@ import grpc.aio
 import psutil
 import psycopg
 
-from local.stack import Stack
-from local.stack_settings import StackSettings
+from local.stack.stack import Stack
+from local.stack.stack_settings import StackSettings
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DATA = Path(".roost/bench-soak")
 SECONDS = float(os.environ.get("ROOST_SOAK_SECONDS", "600"))
 KEYS = 30
-#: Calls a second over all keys.
+#: Calls per second over all keys.
 RATE = 12.0
 SAMPLE_EVERY = 10.0
 PARTS = ("session_service", "session_service_2", "container_service", "emulator")
@@ -47,7 +47,7 @@ SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
 
 @dataclass(frozen=True)
 class Sample:
-    """The processes at one moment."""
+    """A sample of the processes at one moment."""
 
     megabytes: dict[str, float]
     files: dict[str, int]
@@ -57,7 +57,7 @@ class Sample:
 
 
 async def run() -> None:
-    """Load, sample, print the first and the last third of the run."""
+    """Run the load, take samples, and print the first and the last third of the run."""
     shutil.rmtree(DATA, ignore_errors=True)
     seed = int(os.environ.get("SEED", random.randrange(10**6)))
     print(f"seed {seed}, {SECONDS:.0f} s, {RATE:.0f} calls/s")
@@ -70,7 +70,7 @@ async def run() -> None:
             "ROOST_GRACE_PERIOD": "10",
             "ROOST_SESSION_RETENTION": "30",
             "ROOST_EVENT_RETENTION": "60",
-            "ROOST_JANITOR_INTERVAL": "10",
+            "ROOST_RETENTION_INTERVAL": "10",
             "ROOST_SWEEP_INTERVAL": "5",
         },
     )
@@ -126,7 +126,7 @@ async def _call(
             del sessions[user]
             tally["end"] += 1
     except grpc.aio.AioRpcError as error:
-        tally[f"refused {error.code().name}"] += 1
+        tally[f"error {error.code().name}"] += 1
 
 
 async def _sample(stack: Stack, samples: list[Sample]) -> None:

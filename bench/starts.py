@@ -23,12 +23,11 @@ import psutil
 import psycopg
 
 from local.ports import free_port
-from local.postgres import EmbeddedPostgres
-from session_service import wiring
+from local.postgres.server import EmbeddedPostgres
 from session_service.config import Config
-from session_service.domain.effective import NOTHING, dump, effective
-from session_service.domain.tiers import tier_of
-from session_service.lifecycle.policies import Operator
+from session_service.domain.policy import NOTHING, dump_in_force, effective, tier_of
+from session_service.policy.service import Operator
+from session_service.server import composition
 from session_service.storage.migrate import upgrade
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ KEYS = 1000
 WINDOW = 32
 SECONDS = 4.0
 ROUNDS = 5
-#: A server below this part of its core was waiting for something else than itself.
+#: A server that used less of its core than this was waiting for something else.
 BUSY = 0.85
 ORDER = ("floor", "start", "get")
 TARGET = {"start": 0.6}
@@ -74,7 +73,7 @@ FROM sessions
 
 
 async def seed(url: str, count: int) -> None:
-    """Put so many running sessions into an empty database, and its statistics up to date."""
+    """Fill an empty database with this many running sessions, and ANALYZE it."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         params = {"count": count, "policy": in_force(url)}
         await connection.execute("TRUNCATE sessions, containers, decisions CASCADE")
@@ -84,15 +83,15 @@ async def seed(url: str, count: int) -> None:
 
 
 def in_force(url: str) -> str:
-    """The policy of a row that a server with no configuration of its own has written."""
+    """The policy in a row written by a server with the default configuration."""
     config = Config(url)
-    operator = Operator(wiring.default_policy(config), config.tier, None)
+    operator = Operator(composition.default_policy(config), config.tier, None)
     made = effective(operator.policy, tier_of(config.tier), NOTHING, NOTHING)
-    return dump(replace(made, base=operator.base, version=f"{config.tier}.0"))
+    return dump_in_force(replace(made, base=operator.base, version=f"{config.tier}.0"))
 
 
 async def settings(url: str) -> str:
-    """What decides whether a commit is durable."""
+    """The settings that decide whether a commit is durable."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         shown = []
         for name in ("server_version", "fsync", "synchronous_commit"):
@@ -102,20 +101,20 @@ async def settings(url: str) -> str:
 
 
 async def decisions(url: str) -> int:
-    """How many decisions there are."""
+    """The number of decisions."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         row = await (await connection.execute("SELECT count(*) FROM decisions")).fetchone()
     return int(row[0]) if row else 0
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """The core of the server, and those of all else; the same where there is only one."""
+    """The core of the server and the cores of everything else; equal on a one-core machine."""
     everything = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     return {everything[0]}, set(everything[1:]) or {everything[0]}
 
 
 def on_cores(chosen: set[int]) -> None:
-    """Run this process, and what it starts from now on, on these cores only."""
+    """Restrict this process, and its future children, to these cores."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, chosen)
 
@@ -147,7 +146,7 @@ async def serving(kind: str, url: str) -> AsyncGenerator[tuple[psutil.Process, s
 
 
 async def load(target: str, kind: str, seconds: float) -> dict[str, float]:
-    """Run the load; what it tallied."""
+    """Run the load; return its results."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.load", target, kind),
         *("--keys", str(KEYS), "--window", str(WINDOW), "--seconds", str(seconds)),
@@ -194,7 +193,7 @@ def report(found: dict[str, list[Round]]) -> None:
     floor = found["floor"]
     for kind in ORDER:
         rounds = found[kind]
-        # Round by round, since a busy machine's speed drifts.
+        # Kind by kind within each round, because the speed of a busy machine drifts.
         ratios = [mine.rate / base.rate for mine, base in zip(rounds, floor, strict=True)]
         ratio = statistics.median(ratios)
         by_cpu = statistics.median(

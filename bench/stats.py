@@ -21,9 +21,9 @@ from uuid import UUID
 import psycopg
 
 from bench.starts import DATA, settings
-from local.postgres import EmbeddedPostgres
-from session_service.domain.figures import Span
-from session_service.figures.stats import Stats
+from local.postgres.server import EmbeddedPostgres
+from session_service.domain.stats import Span
+from session_service.stats.service import Stats
 from session_service.storage.database import Database
 from session_service.storage.migrate import upgrade
 
@@ -34,19 +34,19 @@ ROWS = 1_000_000
 ROUNDS = 9
 SEED = 7
 TENANT = "default"
-#: The project that is asked about: a tenth of all rows is its, in the last week.
+#: The project of the query: it has a tenth of all rows, in the last week.
 PROJECT = "nest"
 PROJECTS = 40
 WEEK = timedelta(days=7)
-#: Rows go back as far as decisions are kept.
+#: Rows go back as far as the retention of decisions.
 KEPT = timedelta(days=90)
-#: Of the rows, one in so many has an end beside it.
+#: One of this many rows has an end.
 ENDED = 20
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a decision may look; `share` says how often."""
+    """A kind of decision; `share` is its fraction of all rows."""
 
     share: float
     method: str
@@ -94,7 +94,7 @@ REASONS = ("REQUESTED", "REQUESTED", "EXPIRED", "REPLACED", "CREATE_FAILED")
 
 
 def moments(count: int, now: datetime) -> Iterator[datetime]:
-    """When the rows came, in order: half of them in the last week."""
+    """The times of the rows, in order; half of them in the last week."""
     old = count // 2
     for number in range(old):
         yield now - WEEK - (KEPT - WEEK) * ((old - number) / old)
@@ -104,7 +104,7 @@ def moments(count: int, now: datetime) -> Iterator[datetime]:
 
 # Any: columns of every type.
 def decision_rows(count: int, seed: int, now: datetime) -> Iterator[tuple[Any, ...]]:
-    """So many decisions, the oldest first."""
+    """Generate `count` decisions, oldest first."""
     dice = random.Random(seed)
     shares = [kind.share for kind in KINDS]
     kinds = iter(dice.choices(KINDS, shares, k=count))
@@ -112,7 +112,7 @@ def decision_rows(count: int, seed: int, now: datetime) -> Iterator[tuple[Any, .
         recent = at >= now - WEEK
         others = f"project-{dice.randrange(PROJECTS)}"
         project = PROJECT if dice.random() < (0.2 if recent else 0.05) else others
-        # Ordered by time, as UUIDv7 is.
+        # Ordered by time, like a UUIDv7.
         milliseconds = int(at.timestamp() * 1000)
         row_id = UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62 | number)
         took = timedelta(0)
@@ -132,21 +132,21 @@ def decision_rows(count: int, seed: int, now: datetime) -> Iterator[tuple[Any, .
 
 
 def end_rows(count: int, seed: int, now: datetime) -> Iterator[tuple[Any, ...]]:
-    """So many ends, the oldest first. Any: columns of every type."""
+    """Generate `count` ends, oldest first. Any: columns of every type."""
     dice = random.Random(seed)
     for at in moments(count, now):
         reason = dice.choice(REASONS)
         lifetime = timedelta(seconds=dice.lognormvariate(9, 2))
         project = PROJECT if dice.random() < 0.2 else f"project-{dice.randrange(PROJECTS)}"
-        stood = reason != "CREATE_FAILED"
+        came_up = reason != "CREATE_FAILED"
         session_id = UUID(int=dice.getrandbits(128))
-        yield session_id, TENANT, project, at, lifetime if stood else None, reason
+        yield session_id, TENANT, project, at, lifetime if came_up else None, reason
 
 
 async def fill(url: str, count: int, seed: int, now: datetime) -> None:
-    """Put so many decisions, with ends beside them, into the database, and vacuum it."""
+    """Fill the database with this many decisions and their ends, and vacuum it."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        # Pages of a commit that is not on disk yet count as not vacuumed.
+        # Vacuum skips pages whose commit is not on disk yet.
         await connection.execute("SET synchronous_commit = on")
         for table, columns, rows in (
             ("decisions", DECISION, decision_rows(count, seed, now)),
@@ -160,7 +160,7 @@ async def fill(url: str, count: int, seed: int, now: datetime) -> None:
 
 
 async def measure(stats: Stats, span: Span, rounds: int = ROUNDS) -> list[float]:
-    """How long it takes to count the span, in ms, each time."""
+    """The milliseconds of each query of the span."""
     took = []
     for _ in range(rounds):
         began = perf_counter()
@@ -170,7 +170,7 @@ async def measure(stats: Stats, span: Span, rounds: int = ROUNDS) -> list[float]
 
 
 def spans(now: datetime) -> dict[str, Span]:
-    """What is asked for, by a name for it."""
+    """The queries, by name."""
     return {
         "one project, the week": Span(TENANT, PROJECT, now - WEEK, now),
         "one project, 90 days": Span(TENANT, PROJECT, now - KEPT, now),

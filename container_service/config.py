@@ -1,4 +1,4 @@
-"""Configuration: read once from the environment, as one frozen value."""
+"""The configuration, read once from the environment."""
 
 from __future__ import annotations
 
@@ -14,62 +14,62 @@ if TYPE_CHECKING:
 
 
 class ConfigError(Exception):
-    """A variable is missing or wrong; the message is one line that names it."""
+    """A variable is missing or invalid. The message is one line that names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How the service runs. `VARIABLES` below says which variable sets what."""
+    """The settings. `VARIABLES` below maps environment variables to them."""
 
     fly_token: str = field(repr=False)
-    """Fly's API token; a secret, and in no repr."""
+    """Fly's API token. Secret, so it is not in the repr."""
 
     listen: str = "127.0.0.1:50052"
-    """Address to serve on, host:port; port 0 takes a free one."""
+    """The address to serve on, host:port; port 0 takes a free port."""
 
     fly_base_url: str = "https://api.machines.dev"
-    """Where the Machines API is."""
+    """The URL of the Machines API."""
 
     fly_app: str = ""
-    """The app of calls that name none; empty: they must name one."""
+    """The app for calls that name none; if empty, every call must name one."""
 
     url_template: str = ""
-    """Where containers' HTTP services answer, naming {container_id} and {app} if need be."""
+    """The URL of containers' HTTP services, with {container_id} and {app} as placeholders."""
 
     state_limit: int = 256 * 1024 * 1024
-    """The most bytes of state that one capture or restore may carry."""
+    """The largest size of the state in one capture or restore, in bytes."""
 
     lag_window: float = 5.0
-    """Seconds that the provider's reads may lag behind its writes."""
+    """Seconds by which the provider's reads may lag behind its writes."""
 
     grace: float = 10.0
-    """Seconds that calls in flight have to finish after a stop signal."""
+    """Seconds for calls in flight to finish after a stop signal."""
 
     log_level: str = "INFO"
-    """The least level that is logged."""
+    """The lowest level that is logged."""
 
     fly_rate_share: float = 1.0
-    """Part of Fly's rate limits that this process may use, above 0 and up to 1."""
+    """The fraction of Fly's rate limits that this process may use, above 0 and up to 1."""
 
     fly_retry_ratio: float = 0.1
-    """Most repeats of calls that failed, as a part of those that are answered."""
+    """The most retries, as a fraction of answered calls."""
 
     fly_breaker_failures: int = 5
-    """So many different machines in a row without an answer hold an app's calls back."""
+    """An app's circuit opens after this many different machines in a row gave no answer."""
 
     fly_breaker_longest: float = 10.0
-    """Longest time, in seconds, between two probes of an app that does not answer."""
+    """Longest time between two probes of an app whose circuit is open, in seconds."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
-        """Read the variables. Raises ConfigError at the first that is missing or wrong."""
+        """Read the variables. Raises ConfigError at the first one that is missing or invalid."""
         values: dict[str, Any] = {}
         for variable in VARIABLES:
             text = env.get(variable.name, "").strip()
             if text:
                 values[variable.field] = variable.read(text)
             elif variable.required:
-                raise ConfigError(f"{variable.name} is not set: {variable.sentence}")
+                raise ConfigError(f"{variable.name} is not set: {variable.meaning}")
         return cls(**values)
 
 
@@ -80,12 +80,16 @@ class Variable:
     name: str
     field: str
     parse: Callable[[str], Any]
+    """Raises ValueError for a text that breaks the rule."""
+
     rule: str
-    sentence: str
+    """What the value must be, for the error message."""
+
+    meaning: str
     required: bool = False
 
     def read(self, text: str) -> Any:
-        """The value that the text means. Raises ConfigError, without the text if it is a secret."""
+        """The value of the text. Raises ConfigError; its message never contains a secret."""
         try:
             return self.parse(text)
         except ValueError:
@@ -103,7 +107,7 @@ def _address(text: str) -> str:
 
 def _url(text: str) -> str:
     parts = urlsplit(text)
-    _ = parts.port  # raises ValueError where it is none
+    _ = parts.port  # raises ValueError if it is not a port
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(text)
     if parts.query or parts.fragment or parts.username or parts.password:
@@ -150,7 +154,7 @@ def _level(text: str) -> str:
 def _between(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
-        if not low <= value <= high:  # also refuses nan
+        if not low <= value <= high:  # false for nan
             raise ValueError(text)
         return value
 
@@ -164,64 +168,64 @@ VARIABLES = (
     ),
     Variable(
         "FLY_FLAPS_BASE_URL", "fly_base_url", _url, "an http or https URL",
-        "where the Machines API is",
+        "URL of the Machines API",
     ),
     Variable(
         "ROOST_CONTAINER_LISTEN", "listen", _address, "host:port",
-        "address to serve on; port 0 takes a free one",
+        "address to serve on; port 0 takes a free port",
     ),
     Variable(
-        "ROOST_FLY_APP", "fly_app", _app, "an app's name",
-        "the app of calls that name none",
+        "ROOST_FLY_APP", "fly_app", _app, "the name of an app",
+        "app for calls that name none",
     ),
     Variable(
         "ROOST_URL_TEMPLATE", "url_template", _template,
-        "an http or https URL that names {container_id}, {app} or neither, and nothing else",
-        "where containers answer over HTTP: for state hooks that are a path",
+        "an http or https URL with no placeholders but {container_id} and {app}",
+        "URL of containers' HTTP services, for state hooks of kind http_path",
     ),
     Variable(
         "ROOST_STATE_LIMIT", "state_limit", _whole(1, 2**40), "a whole number from 1 to 2^40",
-        "most bytes of state that one capture or restore may carry",
+        "most bytes of state in one capture or restore",
     ),
     Variable(
         "ROOST_LAG_WINDOW", "lag_window", _between(0, 60), "a number of seconds from 0 to 60",
-        "seconds that the provider's reads may lag behind its writes",
+        "seconds by which the provider's reads may lag behind its writes",
     ),
     Variable(
         "ROOST_GRACE", "grace", _between(0, 3600), "a number of seconds from 0 to 3600",
-        "seconds that calls in flight have to finish after a stop signal",
+        "seconds for calls in flight to finish after a stop signal",
     ),
     Variable(
         "ROOST_LOG_LEVEL", "log_level", _level, "a level: DEBUG, INFO, WARNING or ERROR",
-        "the least level that is logged",
+        "lowest level that is logged",
     ),
     Variable(
         "ROOST_FLY_RATE_SHARE", "fly_rate_share", _between(0.01, 1), "a number from 0.01 to 1",
-        "part of Fly's rate limits that this process may use",
+        "fraction of Fly's rate limits that this process may use",
     ),
     Variable(
         "ROOST_FLY_RETRY_RATIO", "fly_retry_ratio", _between(0, 1), "a number from 0 to 1",
-        "most repeats of failed calls, as a part of the calls that are answered",
+        "most retries, as a fraction of answered calls",
     ),
     Variable(
         "ROOST_FLY_BREAKER_FAILURES", "fly_breaker_failures", _whole(2, 10_000),
         "a whole number from 2 to 10000",
-        "different machines in a row without an answer that hold an app's calls back",
+        "machines in a row without an answer after which an app's calls are not sent",
     ),
     Variable(
         "ROOST_FLY_BREAKER_LONGEST", "fly_breaker_longest", _between(1, 600),
         "a number of seconds from 1 to 600",
-        "most seconds between two probes of an app that does not answer",
+        "longest time between two probes of an app that does not answer, in seconds",
     ),
 )  # fmt: skip
 
 
 def describe() -> str:
-    """The variables, their defaults and what they mean, for `--help`."""
+    """The variables, their meanings and defaults, for `--help`."""
     defaults = Config(fly_token="")
     rows = []
     for variable in VARIABLES:
         default = getattr(defaults, variable.field)
-        told = "required" if variable.required else f"default {default}" if default != "" else ""
-        rows.append(f"  {variable.name:<28}{variable.sentence}{f' ({told})' if told else ''}")
+        note = "required" if variable.required else f"default {default}" if default != "" else ""
+        rows.append(f"  {variable.name:<28}{variable.meaning}{f' ({note})' if note else ''}")
     return "environment variables:\n" + "\n".join(rows)

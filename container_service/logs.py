@@ -1,4 +1,4 @@
-"""Log lines: a sentence for people, then keys for machines, the call's request id among them."""
+"""The log format: a sentence for people, then `key=value` pairs, the RPC's request id included."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 import time
 from contextvars import ContextVar
 
-#: The id of the call that is being answered; empty outside of one.
+#: The request id of the current RPC; empty outside of RPCs.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class KeyValueFormatter(logging.Formatter):
-    """`time LEVEL logger: sentence key=value …`, one line a record but for a traceback."""
+    """Formats a record as `time LEVEL logger: sentence key=value …`; a traceback may follow."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -25,7 +25,7 @@ class KeyValueFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line, with the record's extra keys behind it."""
+        """Append the `extra` of the record as pairs."""
         keys = {k: v for k, v in vars(record).items() if k not in _STANDARD}
         if request_id.get():
             keys["request_id"] = request_id.get()
@@ -34,11 +34,11 @@ class KeyValueFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send the process's log to standard error."""
+    """Log to standard error from `level` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # It writes a line per request, with the query in it.
+    # httpx logs each request at INFO, query included.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
 

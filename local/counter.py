@@ -1,10 +1,11 @@
-"""A preview that remembers: `/` shows a count, `/click` adds one. Imports little, to start fast.
+"""The counter app, image `roost/counter`: `/` returns a count, `/click` adds one.
 
-The count is in memory, where only a resume keeps it, or in the file that `COUNTER_FILE` names,
-where a restart keeps it too if the file system does. Listens on 127.0.0.1:$PORT.
+The count is in memory, where only a resume preserves it, or in the file named by `COUNTER_FILE`,
+where a restart preserves it too if the file system is kept. Listens on 127.0.0.1:$PORT. It imports
+little, to start fast.
 
-`/state` is a state hook: GET hands the count out, PUT takes it back, wherever it is kept. With
-`COUNTER_STATE_BYTES` so many bytes of filler follow the count, so that there are large states.
+`/state` is a state hook: GET returns the count, PUT restores it. `COUNTER_STATE_BYTES` adds that
+many bytes of filler after the count, for tests with large states.
 """
 
 import os
@@ -21,7 +22,7 @@ _PATTERN = bytes(range(256)) * (BLOCK // 256)
 
 
 class Count:
-    """A number, safe for several threads."""
+    """The count, safe for several threads."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -30,16 +31,16 @@ class Count:
 
     @property
     def value(self) -> int:
-        """How many clicks there were."""
+        """The number of clicks."""
         return self._value
 
     def click(self) -> int:
-        """Add one and return the sum; in the file before it is returned."""
+        """Add one and return the count, once it is in the file."""
         with self._lock:
             return self._set(self._value + 1)
 
     def set(self, value: int) -> None:
-        """Take the number for the count."""
+        """Set the count."""
         with self._lock:
             self._set(value)
 
@@ -53,19 +54,19 @@ class Count:
 
 
 class State:
-    """The count as bytes: its digits, a line's end, and filler that tells whether it is whole."""
+    """The count as bytes: digits, a newline, and filler whose content can be checked."""
 
     def __init__(self, count: Count, filler_bytes: int) -> None:
         self._count = count
         self._filler_bytes = filler_bytes
 
     def whole(self) -> tuple[int, Iterator[bytes]]:
-        """How many bytes the state has, and its bytes in parts."""
+        """The size of the state, and its bytes in parts."""
         head, size = f"{self._count.value}\n".encode(), self._filler_bytes
         return len(head) + size, _joined(head, size)
 
     def take(self, parts: Iterable[bytes]) -> None:
-        """Take a state back, all of it or none. Raises ValueError where it is not one of ours."""
+        """Restore a state, completely or not at all. Raises ValueError for an invalid one."""
         head, filler = b"", _Filler()
         for part in parts:
             if b"\n" in head:
@@ -84,24 +85,24 @@ class State:
 
 
 class _Filler:
-    """Filler that comes in parts of any size."""
+    """Checks filler that arrives in parts of any size."""
 
     def __init__(self) -> None:
         self.size = 0
 
     def check(self, part: bytes) -> None:
-        """Raise ValueError unless the part is what follows."""
+        """Check the next part. Raises ValueError where it differs."""
         while part:
             number, offset = divmod(self.size, BLOCK)
             expected = _block(number)[offset : offset + len(part)]
             if part[: len(expected)] != expected:
-                raise ValueError(f"the state is another one from its byte {self.size} on")
+                raise ValueError(f"the state is not valid from byte {self.size} on")
             self.size += len(expected)
             part = part[len(expected) :]
 
 
 def _block(number: int) -> bytes:
-    """A part of the filler that no other part is equal to."""
+    """One block of the filler; all blocks differ."""
     return number.to_bytes(8, "big") + _PATTERN[8:]
 
 
@@ -115,12 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
     count: Count
     state: State
     protocol_version = "HTTP/1.1"
-    # Head and body are two writes: with Nagle's algorithm the second would wait for an ACK.
+    # Headers and body are two writes: with Nagle's algorithm the second would wait for an ACK.
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         """Answer `/`, `/click` and `/state`."""
-        # A body that was sent must not be read as the next request.
+        # Read the body, so that it is not taken for the next request.
         self.rfile.read(int(self.headers.get("content-length") or 0))
         path = self.path.partition("?")[0]
         if path == "/":
@@ -128,16 +129,16 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/click":
             self._answer(200, str(self.count.click()))
         elif path == "/state":
-            self._hand_out()
+            self._send_state()
         else:
             self._answer(404, "not found")
 
     def do_POST(self) -> None:
-        """The same: a browser clicks with GET, a careful client with POST."""
+        """The same as GET: a browser clicks with GET, other clients with POST."""
         self.do_GET()
 
     def do_PUT(self) -> None:
-        """Take the state back; a body that breaks off changes nothing."""
+        """Restore the state from `/state`. An incomplete body changes nothing."""
         if self.path.partition("?")[0] != "/state":
             self.close_connection = True
             self._answer(404, "not found")
@@ -147,20 +148,20 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             self.close_connection = True
         except ValueError as error:
-            # What is left of the body is not read.
+            # The rest of the body is not read, so the connection cannot be reused.
             self.close_connection = True
             self._answer(400, str(error))
         else:
-            self._answer(200, "taken")
+            self._answer(200, "restored")
 
-    def _hand_out(self) -> None:
+    def _send_state(self) -> None:
         size, parts = self.state.whole()
         self._head(200, "application/octet-stream", size)
         for part in parts:
             self.wfile.write(part)
 
     def _body(self) -> Iterator[bytes]:
-        """The request's body in parts. Raises ConnectionError where it breaks off."""
+        """The request's body in parts. Raises ConnectionError when it ends early."""
         if self.headers.get("transfer-encoding", "").lower() != "chunked":
             yield from self._read(int(self.headers.get("content-length") or 0))
             return
@@ -173,14 +174,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunk_size(self) -> int:
         line = self.rfile.readline()
         if not line:
-            raise ConnectionError("the body broke off")
+            raise ConnectionError("the body is incomplete")
         return int(line.partition(b";")[0], 16)
 
     def _read(self, size: int) -> Iterator[bytes]:
         while size:
             part = self.rfile.read(min(size, BLOCK))
             if not part:
-                raise ConnectionError("the body broke off")
+                raise ConnectionError("the body is incomplete")
             yield part
             size -= len(part)
 
@@ -198,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Clicks are not worth a line."""
+        """Log nothing for a request."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -206,11 +207,11 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def server_bind(self) -> None:
-        # HTTPServer's own looks its name up in the DNS, which can take seconds.
+        # HTTPServer.server_bind resolves the host's name, which can take seconds.
         TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is not worth a traceback."""
+        """Print no traceback for a client that disconnected."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -220,7 +221,7 @@ def main() -> None:
     name = os.environ.get("COUNTER_FILE")
     _Handler.count = Count(Path(name) if name else None)
     _Handler.state = State(_Handler.count, int(os.environ.get("COUNTER_STATE_BYTES") or 0))
-    # At once: the interpreter's own end aborts where a thread that answers still writes.
+    # `os._exit`, because the interpreter's own shutdown can abort while a thread still writes.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     with _Server(("127.0.0.1", int(os.environ["PORT"])), _Handler) as server:

@@ -1,4 +1,4 @@
-"""A TCP relay whose network can be made bad on demand: put it between a client and its server."""
+"""A TCP relay that injects network faults between a client and its server."""
 
 from __future__ import annotations
 
@@ -15,80 +15,80 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ_BYTES = 64 * 1024
-#: A throttled link sends its share in so many portions per second.
+#: A throttled connection sends this many portions per second.
 PORTIONS = 20
-#: SO_LINGER on, for 0 s: the close is a reset, as of a host that forgot the connection.
+#: SO_LINGER with 0 s: close sends a RST, as from a host that has no such connection.
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Weather(StrEnum):
-    """How the network between the two ends is."""
+class Network(StrEnum):
+    """The state of the network between the two ends."""
 
     PASS = "PASS"
-    """Every byte arrives, after the link's `delay` and at its `rate`."""
+    """Every byte arrives, after `delay` and at `rate`."""
     CUT = "CUT"
-    """Connections are reset, and new ones are, too."""
+    """Existing and new connections are reset."""
     HALF_OPEN = "HALF_OPEN"
-    """Connections stand and new ones are accepted, but no byte arrives, in neither direction."""
+    """Connections stay open and new ones are accepted, but no byte arrives in either direction."""
 
 
 class NetFault:
-    """A relay in front of `host:port`, listening on loopback as long as this context.
+    """A relay in front of `host:port` that listens on loopback as long as this context.
 
-    Its switches work at once, on the connections that stand as well as on new ones. What a
-    connection lost in HALF_OPEN is lost: it is reset when the weather changes, since a stream with
-    a hole in it is worse than none.
+    A change takes effect at once, on open connections and on new ones. Bytes that arrive in
+    HALF_OPEN are lost, so a connection that lost bytes is reset when HALF_OPEN ends: TCP never
+    delivers a stream with a gap.
     """
 
     def __init__(self, port: int, host: str = HOST) -> None:
-        """`host` and `port` are the server's; it need not be up."""
+        """`host` and `port` are the server's, which need not be running yet."""
         self._upstream = (host, port)
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self.weather = Weather.PASS
+        self.network = Network.PASS
         self.delay = 0.0
-        """Seconds that every byte is late, each way."""
+        """Seconds by which every byte is delayed, in each direction."""
         self.rate: float | None = None
-        """Bytes per second, each way and connection; None is as fast as it goes."""
+        """Bytes per second, per connection and direction; None is no limit."""
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         if self._server is None:
-            raise RuntimeError("the relay does not run")
+            raise RuntimeError("the relay is not running")
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def connections(self) -> int:
-        """How many connections stand."""
+        """The number of open connections."""
         return len(self._links)
 
     def clear(self) -> None:
-        """Good weather: everything passes, at once. Connections that lost bytes are reset."""
+        """End all faults. Connections that lost bytes are reset."""
         self.delay, self.rate = 0.0, None
-        self._set(Weather.PASS)
+        self._set(Network.PASS)
 
     def cut(self) -> None:
-        """Reset every connection, and refuse new ones until `clear`."""
-        self._set(Weather.CUT)
+        """Reset every connection, open and new, until `clear`."""
+        self._set(Network.CUT)
         self.reset()
 
     def half_open(self) -> None:
-        """Swallow every byte from now on; connections stand. `clear` or `cut` ends it."""
-        self._set(Weather.HALF_OPEN)
+        """Drop every byte from now on; connections stay open. `clear` or `cut` ends it."""
+        self._set(Network.HALF_OPEN)
 
     def slow(self, delay: float) -> None:
-        """Let every byte arrive `delay` seconds later, each way."""
+        """Delay every byte by `delay` seconds, in each direction."""
         self.delay = delay
 
     def throttle(self, rate: float) -> None:
-        """Let through at most `rate` bytes per second, each way and connection."""
+        """Limit each connection and direction to `rate` bytes per second."""
         self.rate = rate
 
     def reset(self) -> None:
-        """Reset every connection once; new ones are served as the weather is."""
+        """Reset every open connection once; new ones are not affected."""
         for link in list(self._links):
             link.reset()
 
@@ -104,17 +104,17 @@ class NetFault:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _set(self, weather: Weather) -> None:
-        was, self.weather = self.weather, weather
-        if was is Weather.HALF_OPEN and weather is not Weather.HALF_OPEN:
+    def _set(self, network: Network) -> None:
+        was, self.network = self.network, network
+        if was is Network.HALF_OPEN and network is not Network.HALF_OPEN:
             for link in list(self._links):
-                if link.holed:
+                if link.lost_bytes:
                     link.reset()
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.weather is Weather.CUT:
+        if self.network is Network.CUT:
             _reset(writer)
             return
         task = asyncio.current_task()
@@ -129,14 +129,14 @@ class NetFault:
             self._tasks.discard(task)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """To the server; in HALF_OPEN only once that is over."""
-        while self.weather is Weather.HALF_OPEN:
+        """Connect to the server; in HALF_OPEN wait for its end first."""
+        while self.network is Network.HALF_OPEN:
             await self._changed.wait()
         return await asyncio.open_connection(*self._upstream)
 
 
 class _Link:
-    """One connection, both halves."""
+    """One relayed connection: the client's half and the server's."""
 
     def __init__(
         self, fault: NetFault, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -145,17 +145,17 @@ class _Link:
         self._client = (reader, writer)
         self._writers = [writer]
         self._over = asyncio.Event()
-        self.holed = False
-        """Whether it lost bytes."""
+        self.lost_bytes = False
+        """Whether it lost bytes in HALF_OPEN."""
 
     def reset(self) -> None:
-        """Reset both halves, whatever is on its way."""
+        """Reset both halves and drop the bytes in transit."""
         for writer in self._writers:
             _reset(writer)
         self._over.set()
 
     async def run(self) -> None:
-        """Relay until an end closes, or it is reset."""
+        """Relay until one end closes or the connection is reset."""
         jobs = [asyncio.create_task(self._relay()), asyncio.create_task(self._over.wait())]
         try:
             await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
@@ -168,9 +168,9 @@ class _Link:
 
     async def _relay(self) -> None:
         fault = self._fault
-        # An empty read tells the end of a half; a client that says nothing is not connected for.
-        if fault.weather is Weather.HALF_OPEN:
-            self.holed = True
+        # A connection that was accepted in HALF_OPEN is reset at its end, like one that lost bytes.
+        if fault.network is Network.HALF_OPEN:
+            self.lost_bytes = True
         try:
             server = await fault._connect()
         except OSError:
@@ -185,7 +185,7 @@ class _Link:
             self.reset()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction. A delayed byte does not hold up the reading of those behind it."""
+        """Relay one direction. A delayed byte does not delay the reading of those after it."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
         sender = asyncio.create_task(self._send(queue, writer))
         loop = asyncio.get_running_loop()
@@ -210,12 +210,12 @@ class _Link:
         while True:
             due, data = await queue.get()
             await asyncio.sleep(max(0.0, due - loop.time()))
-            if self._fault.weather is Weather.HALF_OPEN:
-                self.holed = True
+            if self._fault.network is Network.HALF_OPEN:
+                self.lost_bytes = True
                 if data:
                     continue
-                # The end of a connection does not get through either.
-                await self._until(lambda: self._fault.weather is not Weather.HALF_OPEN)
+                # The end of the stream does not arrive either.
+                await self._until(lambda: self._fault.network is not Network.HALF_OPEN)
             if not data:
                 if writer.can_write_eof():
                     writer.write_eof()
@@ -231,7 +231,7 @@ class _Link:
 
 
 def _portions(data: bytes, rate: float | None) -> list[tuple[bytes, float]]:
-    """The data in portions, each with the pause after it that keeps the rate, in s."""
+    """Cut the data into portions, each with the pause after it, in s, that keeps to `rate`."""
     if rate is None:
         return [(data, 0.0)]
     size = max(1, int(rate / PORTIONS))
@@ -240,7 +240,7 @@ def _portions(data: bytes, rate: float | None) -> list[tuple[bytes, float]]:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset: the other end learns at once, and what was on its way is dropped."""
+    """Close with a RST: the other end sees it at once, and bytes in transit are dropped."""
     sock = writer.get_extra_info("socket")
     if sock is not None:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Loops in the background: thin shells around a single shot, which never end by themselves."""
+"""Background loops: each repeats one coroutine function until it is cancelled."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,81 +15,126 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 #: The first pause after a round that failed, in s; doubled each time, up to the usual pause.
 FIRST_PAUSE = 0.5
-#: A loop that was told to end and did not is told again after so long, in s.
-TELL_AGAIN = 1.0
+#: A replica that starts serves its first callers before its housework, by this time in s.
+AFTER_START = 5.0
+#: A task that has not ended is cancelled again after this time, in s.
+CANCEL_AGAIN = 1.0
 
 
 @asynccontextmanager
 async def running(
     name: str,
-    shot: Callable[[], Awaitable[object]],
+    run_round: Callable[[], Awaitable[object]],
     *,
     every: float,
     woken: asyncio.Event | None = None,
-    rest: float = 0.0,
+    min_pause: float = 0.0,
+    after: float = 0.0,
+    first_pause: float = FIRST_PAUSE,
+    cancel_again: float = CANCEL_AGAIN,
+    late: Callable[[str], None] | None = None,
+    late_after: float | None = None,
 ) -> AsyncGenerator[asyncio.Task[None]]:
-    """Run `shot` every so many seconds, and soon after `woken` is set, while the context is open.
+    """Run `run_round` while the context is open: about every `every` s, and when `woken` is set.
 
-    `rest` is the least pause between two rounds. A round that fails is logged, and tried again
-    after a pause that grows.
+    `min_pause` is the shortest pause between two rounds, in s. The first round begins after about
+    `after` s, or after `every` s if that is sooner. A round that fails is logged; the next one
+    follows after `first_pause` s, doubled with each failure in a row, up to `every`.
+
+    `late` is called with the name each time that a round has run for another `late_after` s, by
+    default `every`: while it runs, so that a round that never ends is noticed too.
     """
-    task = asyncio.create_task(_repeat(name, shot, every, woken, rest), name=name)
+    if late is not None:
+        run_round = _reporting(run_round, partial(late, name), late_after or every)
+    repeating = _repeat(name, run_round, every, woken, min_pause, first_pause, min(after, every))
+    task = asyncio.create_task(repeating, name=name)
     try:
         yield task
     finally:
-        await end({task})
+        await end({task}, cancel_again)
 
 
-async def end(tasks: set[asyncio.Task[None]]) -> None:
-    """Cancel the tasks, and return when all have ended.
+async def end(tasks: set[asyncio.Task[None]], cancel_again: float = CANCEL_AGAIN) -> None:
+    """Cancel the tasks, and return when all of them have ended.
 
-    Once is not always enough: before Python 3.12 `asyncio.wait_for`, which the pool uses, drops a
-    cancellation that comes in the moment in which what it waited for is there.
+    One cancellation is not always enough. Before Python 3.12 `asyncio.wait_for`, which the
+    connection pool uses, swallows a cancellation that arrives at the same moment as the awaited
+    result. The task then continues as if it had not been cancelled, so it is cancelled again every
+    `cancel_again` seconds until it has ended.
     """
     while left := {task for task in tasks if not task.done()}:
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=TELL_AGAIN)
+        await asyncio.wait(left, timeout=cancel_again)
+
+
+def _reporting(
+    run_round: Callable[[], Awaitable[object]], late: Callable[[], None], interval: float
+) -> Callable[[], Awaitable[object]]:
+    """The same round, which reports that it is late after each `interval` s."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(interval, lambda: report())
+
+        def report() -> None:
+            nonlocal timer
+            timer = loop.call_later(interval, report)
+            late()
+
+        try:
+            await run_round()
+        finally:
+            timer.cancel()
+
+    return run
 
 
 async def _repeat(
     name: str,
-    shot: Callable[[], Awaitable[object]],
+    run_round: Callable[[], Awaitable[object]],
     every: float,
     woken: asyncio.Event | None,
-    rest: float,
+    min_pause: float,
+    first_pause: float,
+    after: float,
 ) -> None:
+    await asyncio.sleep(after * _jitter())
     failures = 0
     while True:
         try:
-            await shot()
-            failures = 0
-        except Exception as error:  # noqa: BLE001  # whatever a round meets, the next one comes
+            await run_round()
+        except Exception as error:  # noqa: BLE001  # no failure of a round may end the loop
             failures += 1
             _log.warning(
-                "%s: a round failed, the %d. in a row: %s",
+                "%s: a round failed (%d in a row): %s",
                 name,
                 failures,
                 error,
                 exc_info=error if _log.isEnabledFor(logging.DEBUG) else None,
                 extra={"action": name, "failures": failures},
             )
-        await _pause(every, woken, rest, failures)
+            pause = min(first_pause * 2 ** min(failures - 1, 20), every)
+            await asyncio.sleep(pause * _jitter())
+        else:
+            failures = 0
+            await _wait(every, woken, min_pause)
 
 
-async def _pause(every: float, woken: asyncio.Event | None, rest: float, failures: int) -> None:
-    """Wait for the next round; a little askew, so that replicas don't keep step."""
-    askew = random.uniform(0.9, 1.1)
-    if failures:
-        await asyncio.sleep(min(FIRST_PAUSE * 2 ** min(failures - 1, 20), every) * askew)
-        return
-    await asyncio.sleep(rest)
+async def _wait(every: float, woken: asyncio.Event | None, min_pause: float) -> None:
+    """Wait for the next round after one that succeeded."""
+    await asyncio.sleep(min_pause)
     if woken is None:
-        await asyncio.sleep(max(0.0, every - rest) * askew)
+        await asyncio.sleep(max(0.0, every * _jitter() - min_pause))
         return
     try:
-        async with asyncio.timeout(every * askew):
+        async with asyncio.timeout(every * _jitter()):
             await woken.wait()
     except TimeoutError:
         pass
     woken.clear()
+
+
+def _jitter() -> float:
+    """A factor near 1: the rounds of replicas that started together drift apart."""
+    return random.uniform(0.9, 1.1)

@@ -1,6 +1,7 @@
-"""What the lifecycle needs of the world around it: containers, and their previews.
+"""Protocols of the systems that session_service calls, and their values.
 
-`clients` has both over the network.
+They are containers, volumes, the state of applications, previews, activity sources and the bucket.
+`clients` has the implementations over the network; tests have others in memory.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ class ContainerAbsent(Exception):
 
 
 class LeaseHeld(Exception):
-    """Somebody else holds the container's lease, for longer than could be waited."""
+    """Another holder has the container's lease, for longer than the caller could wait."""
 
 
 class LeaseLost(Exception):
-    """The nonce shown is not that of the lease in force: its holder has been fenced off."""
+    """The nonce is not the one of the lease in force: another holder has fenced this one off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Which container: the provider's application and id."""
+    """A container's address: the provider's app and the container's id."""
 
     app: str
     container_id: str
@@ -44,7 +45,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A container as the provider showed it."""
+    """A container as the provider reported it."""
 
     address: Address
     state: ContainerState
@@ -57,7 +58,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """A container that runs again. `memory_preserved` None: could not be told."""
+    """A container that runs again after a resume.
+
+    `memory_preserved`: whether its memory survived; None: unknown. `evidence`: how that was found
+    out.
+    """
 
     memory_preserved: bool | None
     boot_id: str | None
@@ -65,11 +70,12 @@ class Booted:
 
 
 class Containers(Protocol):
-    """What the lifecycle needs of containers.
+    """Containers at the provider.
 
-    Every method is bounded by `timeout` (s) and raises ContainerAbsent, or of `errors`:
-    ProviderUnavailable when it did not answer in time or not clearly (the action may have
-    happened), ProviderCapacity, ProviderRateLimited, ProviderRefused when it certainly did not.
+    Every method is bounded by `timeout` (s). It raises ContainerAbsent or an error of `errors`.
+    After ProviderUnavailable the action may have happened: the provider did not answer in time, or
+    its answer was not clear. After ProviderCapacity, ProviderRateLimited and ProviderRefused it
+    certainly did not happen.
     """
 
     async def create(
@@ -81,43 +87,52 @@ class Containers(Protocol):
         *,
         timeout: float,
     ) -> Seen:
-        """The container of this name, created if need be: never a second one. Raises
-        errors.VolumeInUse where a container has the volume that it is to mount.
+        """Return the container of this name; create it if there is none, and never a second one.
+
+        Raises errors.VolumeInUse if another container has the volume that it would mount.
         """
 
     async def get(self, address: Address, *, timeout: float) -> Seen:
-        """The container as it is."""
+        """Return the container as the provider reports it now."""
 
     async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
-        """All containers with these labels, complete, destroyed ones apart."""
+        """Return all containers with these labels: the complete list, without destroyed ones. For a
+        search by labels; an app's whole list is read by `stream`.
+        """
+
+    def stream(self, app: str, *, timeout: float) -> AsyncGenerator[Sequence[Seen], None]:
+        """All containers of the app without destroyed ones, in parts of bounded size.
+
+        It ends normally only after the complete list. A caller that leaves it earlier closes it.
+        """
 
     async def wait_started(self, address: Address, *, timeout: float) -> None:
-        """Return once it runs. Raises errors.ProviderRefused where it certainly never will."""
+        """Wait until it runs. Raises errors.ProviderRefused if it certainly never will."""
 
     async def read_text(
         self, address: Address, command: Sequence[str], *, timeout: float
     ) -> str | None:
-        """What the command writes in the guest; None where it fails or the guest does not answer.
+        """Run the command in the guest and return its output; None if that fails.
 
         Raises nothing.
         """
 
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
-        """The guest's boot id; None where it does not answer. Raises nothing else."""
+        """Return the guest's boot id; None if the guest does not answer. Raises nothing."""
 
     async def resume(
         self, address: Address, expected_boot_id: str | None, *, timeout: float
     ) -> Booted:
-        """Bring it back from suspended or stopped, and prove what survived. Idempotent."""
+        """Start it from suspended or stopped, and prove whether its memory survived. Idempotent."""
 
     async def suspend(self, address: Address, nonce: str, *, timeout: float) -> Seen:
-        """Freeze it, and see what came of it. Raises LeaseLost, errors.SuspendUnsupported."""
+        """Suspend it, and return it as it is then. Raises LeaseLost, errors.SuspendUnsupported."""
 
     async def stop(self, address: Address, nonce: str, *, timeout: float) -> Seen:
-        """Stop it. Raises LeaseLost."""
+        """Stop it, and return it as it is then. Raises LeaseLost."""
 
     async def destroy(self, address: Address, nonce: str | None, *, timeout: float) -> None:
-        """Destroy it, running or not; one that is gone is a success. Raises LeaseLost."""
+        """Destroy it, running or not; succeeds if it is gone already. Raises LeaseLost."""
 
     async def cordon(self, address: Address, nonce: str, *, timeout: float) -> None:
         """Take it out of routing. Raises LeaseLost."""
@@ -125,58 +140,59 @@ class Containers(Protocol):
     async def uncordon(self, address: Address, *, timeout: float) -> None:
         """Put it back into routing. Raises LeaseHeld."""
 
-    async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
-        """The state once it is suspended or stopped; None where it is neither in time."""
+    async def wait_paused(self, address: Address, *, timeout: float) -> ContainerState | None:
+        """Wait until it is suspended or stopped; return which, or None if it is neither in time."""
 
     async def acquire_lease(
         self, address: Address, *, ttl: float, wait: float, timeout: float
     ) -> str:
-        """The nonce of a lease for `ttl` s, after up to `wait` s for another's to run out.
+        """Acquire a lease for `ttl` s and return its nonce.
 
-        Raises LeaseHeld.
+        Waits up to `wait` s for another holder's lease to run out. Raises LeaseHeld.
         """
 
     async def release_lease(self, address: Address, nonce: str, *, timeout: float) -> None:
-        """Give it back; one that ran out is a success. Raises nothing: it runs out by itself."""
+        """Release the lease; succeeds if it ran out. Raises nothing: a lease runs out by itself."""
 
 
 class Activities(Protocol):
-    """Whether somebody uses a container, where traffic does not come by Roost."""
+    """Whether a user uses a container, whose traffic does not pass through Roost."""
 
     async def active(self, container: Container, spec: str) -> bool:
-        """What the spec's activity source says; False without one, or where it does not answer.
+        """Ask the spec's activity source; False if there is none, or if it does not answer.
 
-        Raises nothing: an application that does not answer cannot keep its machine for ever.
+        Raises nothing: an application that hangs must not keep its machine running for ever.
         """
 
 
 class Previews(Protocol):
-    """Where sessions' previews answer, and whether they do."""
+    """The previews of sessions: their addresses, and whether they answer."""
 
     def url(self, app: str, container_id: str) -> str:
-        """Where the container's preview answers; "" where no pattern is configured."""
+        """Return the URL of the container's preview; "" if no pattern is configured."""
 
     async def answers(self, container: Container) -> bool:
-        """Whether the preview answers now; False where it has no address."""
+        """Whether the preview answers now; False if it has no URL."""
 
     async def wait_ready(self, container: Container, timeout: float) -> bool:
-        """Whether the preview answered within `timeout` s; true where it has no address."""
+        """Whether the preview answered within `timeout` s; True if it has no URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What the bytes of a whole state were."""
+    """The size and the hash of a complete state."""
 
     size_bytes: int
     sha256: bytes
 
 
 class States(Protocol):
-    """The state of applications, through the hook that a container's spec names.
+    """The state of applications, through the state hook that a container's spec declares.
 
-    Raises ContainerAbsent, or of `errors`: ProviderUnavailable where it broke off, was not whole,
-    or the container does not run; StateHookFailed where the application refused or failed;
-    CheckpointTooLarge where it is more than container_service carries.
+    The methods raise ContainerAbsent or an error of `errors`: ProviderUnavailable if the transfer
+    broke off or was incomplete, or if the container does not run; StateHookFailed if the
+    application rejected the call or failed; CheckpointTooLarge if the state is larger than
+    container_service transfers.
     """
 
     async def capture(
@@ -187,8 +203,8 @@ class States(Protocol):
         *,
         timeout: float,
     ) -> Whole:
-        """Give `take` the state in pieces; return only where the whole has come and its hash is
-        that of what was taken. Never more than a few pieces are held.
+        """Pass the state to `take` in pieces. Return only if the state is complete and its hash is
+        that of the pieces that were passed. Only a few pieces are in memory at a time.
         """
 
     async def restore(
@@ -199,8 +215,10 @@ class States(Protocol):
         *,
         timeout: float,
     ) -> Whole:
-        """Put the state into the container; what arrived there. Where `pieces` raises, the call is
-        broken off, so that the application takes nothing, and that error is raised.
+        """Send the state to the container, and return the size and hash that arrived there.
+
+        If `pieces` raises, the call is broken off, so that the application accepts nothing, and the
+        error of `pieces` is raised.
         """
 
 
@@ -231,24 +249,24 @@ class Volumes(Protocol):
     """Volumes and their snapshots, at the provider. Raises as `Containers` does."""
 
     async def snapshot(self, app: str, volume_id: str, *, timeout: float) -> Snapshot:
-        """Begin a snapshot. One that is under way already is an error that can be retried."""
+        """Begin a snapshot. If another one is in progress, that is an error that can be retried."""
 
     async def snapshots(self, app: str, volume_id: str, *, timeout: float) -> list[Snapshot]:
-        """The volume's snapshots."""
+        """Return the volume's snapshots."""
 
     async def get(self, app: str, volume_id: str, *, timeout: float) -> Volume:
-        """The volume."""
+        """Return the volume."""
 
     async def create_from(
         self, app: str, name: str, like: Volume, snapshot_id: str, *, timeout: float
     ) -> Volume:
-        """The volume of this name, made of the snapshot if there is none yet."""
+        """Return the volume of this name; create it from the snapshot if there is none."""
 
     async def listed(self, app: str, *, timeout: float) -> list[Volume]:
-        """All volumes of the app, those that were deleted apart."""
+        """Return all volumes of the app, without deleted ones."""
 
     async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
-        """Delete the volume; one that is gone is a success. Raises errors.VolumeInUse where a
+        """Delete the volume; succeeds if it is gone already. Raises errors.VolumeInUse if a
         container has it, or had it a moment ago.
         """
 
@@ -258,28 +276,24 @@ class ObjectMissing(Exception):
 
 
 class Bucket(Protocol):
-    """Where the bytes of large checkpoints are: an S3-compatible bucket.
+    """An S3-compatible bucket, which stores the bytes of large checkpoints.
 
-    Every call is bounded, and raises errors.StorageUnavailable where the bucket does not answer or
-    refuses.
+    Every call has a time limit, and raises errors.StorageUnavailable if the bucket does not answer
+    or rejects the request. No error contains a credential.
     """
 
-    async def begin(self, name: str) -> str:
-        """Begin an upload of an object in parts; the upload's id. Nothing is there until it is
-        completed.
+    async def put(self, name: str, pieces: Sequence[bytes]) -> None:
+        """Store an object, given in pieces, by one request; replaces one of the same name.
+
+        If this raises or is cancelled, the whole object may exist, or none. A cancelled put can
+        still arrive for as long as the store takes to process it.
         """
 
-    async def put_part(self, name: str, upload: str, number: int, pieces: Sequence[bytes]) -> str:
-        """Upload a part (from 1 on; 5 MiB at least but for the last), given in pieces; its tag."""
-
-    async def complete(self, name: str, upload: str, tags: Sequence[str]) -> None:
-        """Make the object of its parts."""
-
-    async def abort(self, name: str, upload: str) -> None:
-        """Forget an upload that was not completed; one that is gone is a success."""
-
     def read(self, name: str) -> AsyncGenerator[bytes]:
-        """The object's bytes. Raises ObjectMissing."""
+        """Stream the object's bytes. Raises ObjectMissing."""
+
+    async def list(self, prefix: str) -> Sequence[str]:
+        """Return the names of the objects in a folder, which `prefix` names without its slash."""
 
     async def delete(self, name: str) -> None:
-        """Delete the object; one that is gone is a success."""
+        """Delete the object; succeeds if it is gone already."""

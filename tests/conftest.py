@@ -1,8 +1,10 @@
-"""What every test has: a database of its own, and an event loop that nobody may block."""
+"""Fixtures for all tests: a database per test, and the check that no code blocks the event loop."""
 
 from __future__ import annotations
 
+import gc
 import logging
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,51 +13,74 @@ import psycopg
 import pytest
 from blockbuster import blockbuster_ctx
 
-from tests.database import Databases, running_server
-from tests.launching import close_zygotes
+from tests.database import Databases, Reused, running_server
+from tests.service_processes import close_fork_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-hypothesis.settings.register_profile(
-    "roost",
-    # A busy machine is no failure, and a run is bounded by its examples.
-    deadline=None,
-    max_examples=100,
-    # The same in CI and at home: by the seed that pytest-randomly prints.
-    derandomize=False,
-    database=None,
-    print_blob=True,
-)
+#: The marker of tests that are too long for `make test`; `make proof` runs them.
+PROOF = "proof"
+
+#: How many examples a property test draws: few in `make test`, whose seeds differ from run to run,
+#: and many in `make proof`, which asks for its profile by name.
+EXAMPLES = {"roost": 30, PROOF: 300}
+
+for name, count in EXAMPLES.items():
+    hypothesis.settings.register_profile(
+        name,
+        # No deadline, because machines may be busy; a run is bounded by its number of examples.
+        deadline=None,
+        max_examples=count,
+        # Reproducible by the seed that pytest-randomly prints.
+        derandomize=False,
+        database=None,
+        print_blob=True,
+    )
 hypothesis.settings.load_profile("roost")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests come first, so that no worker is left alone with one at the end.
+    """Slow tests first, so that no worker runs one alone at the end. Proofs only if `-m` asks.
 
     Hypothesis is seeded with the number in the header: --randomly-seed=N repeats the whole run.
     """
+    if PROOF not in config.getoption("markexpr"):
+        proofs = [item for item in items if item.get_closest_marker(PROOF)]
+        config.hook.pytest_deselected(items=proofs)
+        items[:] = [item for item in items if not item.get_closest_marker(PROOF)]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.function):
             hypothesis.seed(config.getoption("randomly_seed"))(item.function)
 
 
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector away from the modules and the three thousand collected tests.
+
+    They stay until the end, and each full collection would look at all of them again: a seventh of
+    the suite's CPU. What tests create is collected as ever.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nothing_blocks_the_event_loop() -> Iterator[None]:
-    """Fail a test in which our code makes a blocking call on the event loop."""
-    scanned = ["session_service", "container_service", "local"]
-    # The emulator writes its few small files where it stands: written, then answered.
+    """Fail a test in which code of this project makes a blocking call on the event loop."""
+    scanned = ["session_service", "container_service", "grpc_edge", "local"]
+    # The emulator is allowed to block: it writes small files, on purpose before it answers.
     with blockbuster_ctx(scanned, excluded_modules=["local.fly"]) as guard:
-        # Starting a program waits for its exec, which vfork makes a matter of a millisecond.
+        # Starting a program waits for its exec, about a millisecond with vfork.
         guard.functions["os.read"].can_block_in("/subprocess.py", "_execute_child")
         yield
 
 
 @pytest.fixture(autouse=True)
-def logging_is_left_as_found() -> Iterator[None]:
-    """A command that runs in this process says what is logged, to the end of the process: other
-    tests look for lines that it silences.
+def logging_configuration_is_restored() -> Iterator[None]:
+    """Restore the logging configuration, which a command that runs in this process changes.
+
+    Otherwise later tests would miss log lines that they check for.
     """
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
@@ -66,27 +91,27 @@ def logging_is_left_as_found() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def grpc_stays_up() -> None:
-    """Keep gRPC's poller thread: its end, when the last channel goes, is waited for by blocking."""
+    """Keep one channel open: gRPC blocks the thread that closes the last one."""
     grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def zygotes_are_closed() -> Iterator[None]:
-    """What forks our processes ends with the run."""
+def fork_servers_are_closed() -> Iterator[None]:
+    """End the fork servers at the end of the run."""
     yield
-    close_zygotes()
+    close_fork_servers()
 
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    """The maker of databases, on this session's (with xdist: this worker's) server."""
-    with running_server() as url:
-        yield Databases(url)
+    """The factory of databases, on the server of this run (with xdist: of this worker)."""
+    with running_server() as url, closing(Databases(url)) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def migrated_database(databases: Databases) -> Iterator[str]:
-    """The template: a database that the real migrations made. Nobody connects to it afterwards."""
+    """The template: a database created by the real migrations. No test connects to it."""
     from session_service.storage.migrate import upgrade
 
     url = databases.create()
@@ -97,20 +122,33 @@ def migrated_database(databases: Databases) -> Iterator[str]:
 
 @pytest.fixture
 def empty_database_url(databases: Databases) -> Iterator[str]:
-    """A database without a table, for tests of the migrations themselves."""
+    """An empty database, for tests of the migrations."""
     yield from _lend(databases, databases.create())
 
 
+@pytest.fixture(scope="session")
+def reused_databases(databases: Databases, migrated_database: str) -> Iterator[Reused]:
+    """The databases of `database_url`."""
+    reused = Reused(databases, migrated_database)
+    yield reused
+    reused.close()
+
+
 @pytest.fixture
-def database_url(databases: Databases, migrated_database: str) -> Iterator[str]:
-    """A migrated database of this test's own. A connection left open at its end fails the test."""
-    url = databases.create(template=migrated_database)
-    _make_original(url)
-    yield from _lend(databases, url)
+def database_url(databases: Databases, reused_databases: Reused) -> Iterator[str]:
+    """A migrated database for one test. A connection left open at the end fails the test."""
+    url = reused_databases.take(_make_original)
+    yield url
+    left_open = databases.connections(url)
+    if left_open:
+        databases.drop(url)
+    else:
+        reused_databases.give_back(url)
+    assert not left_open, f"connections left open: {left_open}"
 
 
 def _make_original(url: str) -> None:
-    """A copy of the template knows itself for one, and would keep and sweep nothing."""
+    """Give a copied database its own identity: services do not act on a recognised copy."""
     from session_service.storage.installation import HERE
 
     with psycopg.connect(url, autocommit=True) as connection:

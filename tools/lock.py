@@ -1,7 +1,7 @@
 """Compile pyproject.toml's ranges into the pinned, hashed requirement files under lock/.
 
-The files hold names, versions and hashes only, no address of any index: whoever installs from
-them names their own.
+The files hold names, versions and hashes only, and no address of an index: pip's configuration on
+the machine names the index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: dev first: the others are constrained by it, so that one version of a package is tested and run.
-LOCKS = {"dev": ["dev"], "run": ["speed"], "local": ["speed", "local"]}
+LOCKS = {"dev": ["dev"], "run": ["speed", "s3"], "local": ["speed", "local"]}
 
 
 def compile_lock(name: str, extras: list[str]) -> None:

@@ -1,12 +1,19 @@
-"""The Machines API behind the provider's port: one method a verb, one HTTP call each."""
+"""The Machines API as a `Provider`: one HTTP call per method."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from container_service.container import (
+from container_service.containers.errors import (
+    ContainerNotFound,
+    LeaseLost,
+    OutcomeUnknown,
+    ProviderUnavailable,
+    SuspendUnsupported,
+)
+from container_service.containers.model import (
     Container,
     ContainerRef,
     ContainerSpec,
@@ -14,32 +21,27 @@ from container_service.container import (
     ExecResult,
     Lease,
 )
-from container_service.errors import (
-    ContainerNotFound,
-    LeaseLost,
-    OutcomeUnknown,
-    ProviderUnavailable,
-    SuspendUnsupported,
-)
 from container_service.fly import schema
-from container_service.fly.errors import Malformed, NoLease, NotReached, UnknownApp
-from container_service.fly.pacing import Pacing
-from container_service.fly.transport import Call, Transport, connect
+from container_service.fly.app_health import AppHealthRegistry
+from container_service.fly.call import Call
+from container_service.fly.errors import NoLease, NotReached, RequestRejected, UnknownApp
+from container_service.fly.json_list import JsonListReader
+from container_service.fly.rate_limiter import RateLimiter
+from container_service.fly.transport import Transport, connect
 from container_service.fly.volumes import FlyVolumes
-from container_service.fly.weather import Weather
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 
     import httpx
 
-    from container_service.deadlines import Deadline
+    from container_service.containers.deadlines import Deadline
 
-#: Fly refuses waits outside of these.
+#: Shortest and longest wait that Fly accepts, in seconds.
 WAIT_SECONDS = (1, 60)
-#: A create may pull an image first.
+#: Seconds for the answer to a create, before which Fly may pull the image.
 CREATE_SECONDS = 60.0
-#: How much longer than asked for an answer to a wait or an exec may take.
+#: Seconds that the answer to a wait or an exec may take beyond the requested time.
 ANSWER_SLACK_SECONDS = 15.0
 
 
@@ -50,7 +52,7 @@ class FlyClient:
         self._transport = transport
 
     async def check(self, app: str, deadline: Deadline) -> None:
-        """Any authenticated answer will do, also that there is no such app."""
+        """GET /apps/{app}. A 404 is a success too, because it shows that Fly accepted the token."""
         call = Call("app", app, "GET", f"apps/{app}", repeatable=False, seconds=5.0)
         with suppress(UnknownApp):
             await self._transport.send(call, deadline)
@@ -91,26 +93,43 @@ class FlyClient:
         *,
         include_destroyed: bool = False,
     ) -> Sequence[Container]:
-        """GET /machines by metadata, the filter applied once more in case Fly ignores it."""
-        query = {f"metadata.{key}": value for key, value in labels.items()}
-        if include_destroyed:
-            query["include_deleted"] = "true"
-        call = Call("list", app, "GET", f"apps/{app}/machines", query=query, repeatable=True)
-        machines = schema.read_machines(await self._transport.send(call, deadline))
-        found = [schema.read_machine(app, m) for m in machines if schema.carries(m, labels)]
-        if include_destroyed:
-            return found
-        return [c for c in found if c.state is not ContainerState.DESTROYED]
+        """GET /machines by metadata. The filter is applied again here, in case Fly ignores it."""
+
+        async def use(pieces: AsyncIterator[bytes]) -> Sequence[Container]:
+            listed = _containers(pieces, app, labels, include_destroyed=include_destroyed)
+            return [container async for part in listed for container in part]
+
+        call = _list_call(app, labels, include_destroyed=include_destroyed, streamed=False)
+        return await self._transport.read(call, deadline, use)
+
+    async def stream(
+        self,
+        app: str,
+        labels: Mapping[str, str],
+        deadline: Deadline,
+        *,
+        include_destroyed: bool = False,
+    ) -> AsyncGenerator[Sequence[Container]]:
+        """As `list`: one GET /machines, since Fly has no pages of the machines of an app."""
+        call = _list_call(app, labels, include_destroyed=include_destroyed, streamed=True)
+        async with aclosing(self._transport.stream(call, deadline)) as pieces:
+            listed = _containers(pieces, app, labels, include_destroyed=include_destroyed)
+            async for part in listed:
+                yield part
 
     async def start(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
         """POST /start."""
         await self._act("start", ref, nonce, deadline)
 
     async def suspend(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
-        """POST /suspend. How Fly refuses a machine's shape is not documented: any way counts."""
+        """POST /suspend.
+
+        Fly does not document how it rejects a machine whose configuration does not allow suspend:
+        any 400 or 422 counts as that.
+        """
         try:
             await self._act("suspend", ref, nonce, deadline)
-        except Malformed as error:
+        except RequestRejected as error:
             raise SuspendUnsupported(
                 str(error), provider_request_id=error.provider_request_id
             ) from error
@@ -135,7 +154,7 @@ class FlyClient:
     async def set_cordoned(
         self, ref: ContainerRef, nonce: str, deadline: Deadline, *, cordoned: bool
     ) -> None:
-        """POST /cordon or /uncordon: either twice is as good as once."""
+        """POST /cordon or /uncordon, both idempotent."""
         action = "cordon" if cordoned else "uncordon"
         await self._act(action, ref, nonce, deadline, repeatable=True)
 
@@ -148,24 +167,25 @@ class FlyClient:
     ) -> ContainerState | None:
         """GET /wait."""
         shortest, longest = WAIT_SECONDS
-        # Fly's "not reached" should come back before our deadline cuts the call off.
-        patience = min(longest, int(min(seconds, deadline.remaining() - 0.25)))
-        patience = max(shortest, patience)
+        # Short enough for Fly to answer "not reached" before our deadline cuts the call off.
+        timeout = min(longest, int(min(seconds, deadline.remaining() - 0.25)))
+        timeout = max(shortest, timeout)
         call = Call(
             "wait",
             ref.container_id,
             "GET",
             _path(ref, "wait"),
-            query={"state": ",".join(sorted(s.value for s in states)), "timeout": str(patience)},
+            query={"state": ",".join(sorted(s.value for s in states)), "timeout": str(timeout)},
             long=True,
-            seconds=patience + ANSWER_SLACK_SECONDS,
+            seconds=timeout + ANSWER_SLACK_SECONDS,
         )
         try:
             answer = await self._transport.send(call, deadline)
         except NotReached:
             return None
-        except Malformed:
-            # Seen where the machine is not heading for the state: a GET tells, a moment later.
+        except RequestRejected:
+            # Fly rejects a wait for a state that the machine is not changing to. The caller reads
+            # the state next; the pause keeps the two from becoming a busy loop.
             await asyncio.sleep(min(1.0, deadline.remaining()))
             return None
         return schema.read_wait(answer, states)
@@ -197,15 +217,18 @@ class FlyClient:
         """POST /lease with the nonce."""
         lease = await self._lease(ref, ttl_seconds, nonce, deadline)
         if lease.nonce != nonce:
-            # Fly gave us a new lease in place of one that had run out: between the two anybody
-            # could have changed the container, so the fence is gone.
+            # The lease had expired, and Fly granted a new one in its place. Another caller could
+            # have changed the container between the two: the caller must not go on as if the lease
+            # had been held all the time.
             with suppress(ProviderUnavailable):
                 await self.release_lease(ref, lease.nonce, deadline)
-            raise LeaseLost("the lease had run out")
+            raise LeaseLost(
+                "the lease had expired: acquire a new one, then read the container again"
+            )
         return lease
 
     async def release_lease(self, ref: ContainerRef, nonce: str, deadline: Deadline) -> None:
-        """DELETE /lease; a lease that is gone, or another's by now, needs no release."""
+        """DELETE /lease. Succeeds if the lease has expired or is held by another caller by now."""
         call = Call(
             "release",
             ref.container_id,
@@ -214,7 +237,7 @@ class FlyClient:
             nonce=nonce,
             repeatable=True,
         )
-        with suppress(LeaseLost, ContainerNotFound, Malformed):
+        with suppress(LeaseLost, ContainerNotFound, RequestRejected):
             await self._transport.send(call, deadline)
 
     async def read_lease(self, ref: ContainerRef, deadline: Deadline) -> Lease | None:
@@ -235,7 +258,7 @@ class FlyClient:
             _path(ref, "lease"),
             body={"ttl": ttl, **body},
             nonce=nonce,
-            # With its nonce a lease is only made longer; without, a second one would be refused.
+            # A refresh is idempotent. A second acquire would be refused: we hold the lease already.
             repeatable=bool(nonce),
         )
         return schema.read_lease(await self._transport.send(call, deadline))
@@ -268,14 +291,45 @@ async def open_client(
     token: str,
     rate_share: float = 1.0,
     transport: httpx.AsyncBaseTransport | None = None,
-    weather: Weather | None = None,
+    health: AppHealthRegistry | None = None,
 ) -> AsyncGenerator[tuple[FlyClient, FlyVolumes]]:
-    """Clients for the life of the process; `transport` stands in for the network in tests."""
-    weather = Weather() if weather is None else weather
-    async with connect(base_url, token, Pacing(rate_share), weather, transport) as sending:
-        yield FlyClient(sending), FlyVolumes(sending)
+    """Open both clients over one connection pool; `transport` replaces the network in tests."""
+    health = AppHealthRegistry() if health is None else health
+    limiter = RateLimiter(rate_share)
+    async with connect(base_url, token, limiter, health, transport) as connected:
+        yield FlyClient(connected), FlyVolumes(connected)
 
 
 def _path(ref: ContainerRef, verb: str = "") -> str:
     machine = f"apps/{ref.app}/machines/{ref.container_id}"
     return f"{machine}/{verb}" if verb else machine
+
+
+def _list_call(
+    app: str, labels: Mapping[str, str], *, include_destroyed: bool, streamed: bool
+) -> Call:
+    query = {f"metadata.{key}": value for key, value in labels.items()}
+    if include_destroyed:
+        query["include_deleted"] = "true"
+    path = f"apps/{app}/machines"
+    return Call("list", app, "GET", path, query=query, repeatable=True, streamed=streamed)
+
+
+async def _containers(
+    pieces: AsyncIterator[bytes], app: str, labels: Mapping[str, str], *, include_destroyed: bool
+) -> AsyncIterator[Sequence[Container]]:
+    """The containers with these labels in a JSON list of machines that comes in pieces.
+
+    Raises ProviderUnavailable if it is not a complete list.
+    """
+    reader = JsonListReader()
+    async for piece in pieces:
+        machines = [m for m in reader.feed(piece) if schema.may_have_labels(m, labels)]
+        found = [schema.read_machine(app, machine) for machine in machines]
+        if not include_destroyed:
+            found = [c for c in found if c.state is not ContainerState.DESTROYED]
+        if found:
+            yield found
+        # Pieces that are there already would follow each other without a wait.
+        await asyncio.sleep(0)
+    reader.close()

@@ -1,6 +1,6 @@
-"""What a failed answer of Fly's means: by status code and its `status` field first, prose last.
+"""Map Fly's error responses to ServiceError: by status and code, by text as a last resort.
 
-Fly's texts have changed over the years and are matched by the smallest part that tells them apart.
+Fly's texts have changed over the years. Each is matched by the smallest part that is unique.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from container_service.errors import (
+from container_service.containers.errors import (
     ContainerNotFound,
     LeaseHeld,
     LeaseLost,
@@ -57,152 +57,152 @@ _EXPIRY = re.compile(r"expires at (.+)", re.IGNORECASE)
 
 
 class NotReached(ProviderUnavailable):
-    """A wait ended before the state was reached; says nothing against the provider."""
+    """A wait ended before the machine reached the state. Not a failure of the provider."""
 
 
-class Malformed(ProviderRefused):
-    """Fly refuses what a call asks for: 400 and 422."""
+class RequestRejected(ProviderRefused):
+    """Fly rejects the request itself: status 400 or 422."""
 
 
 class UnknownApp(ProviderRefused):
-    """Fly knows no such app; it took our token, though."""
+    """Fly has no such app. It accepted the token, though."""
 
 
 class NoLease(LeaseLost):
-    """Nobody holds a lease."""
+    """No lease is held."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A failed answer, read leniently, with what matters of the call that it answers."""
+class ErrorResponse:
+    """An error response, and those properties of the call that decide what the response means."""
 
     status: int
     text: str
     code: str = ""
     request_id: str = ""
     retry_after: float | None = None
-    #: Whether the body was Fly's own envelope; an edge or a stranger answers otherwise.
+    #: Whether the body has Fly's JSON format. A response of a proxy or another server has not.
     is_fly: bool = True
-    #: Whether the call was to change something.
+    #: Whether the call was a change.
     changes: bool = False
-    #: The lease nonce that was shown. Not in the repr: it is a key.
+    #: The lease nonce of the call. Not in the repr, because it grants access.
     nonce: str = field(default="", repr=False)
 
-    def says(self, *parts: str) -> bool:
-        """Whether the text holds one of these."""
+    def mentions(self, *parts: str) -> bool:
+        """Whether the text contains one of the parts."""
         text = self.text.lower()
         return any(part in text for part in parts)
 
 
-def read_refusal(
+def read_error_response(
     status: int, headers: Any, body: bytes, *, changes: bool, nonce: str = ""
-) -> Refusal:
-    """Read a failed answer; a body that is not Fly's envelope is kept as text."""
+) -> ErrorResponse:
+    """Read an error response. A body that is not in Fly's format is kept as text."""
     try:
         parsed = json.loads(body)
     except ValueError:
         parsed = None
     envelope = parsed if isinstance(parsed, dict) else {}
-    # Lease answers use `message` where the others use `error`.
-    told = envelope.get("message") or envelope.get("error")
+    # Lease endpoints use `message`, all others `error`.
+    message = envelope.get("message") or envelope.get("error")
     code = envelope.get("status")
-    return Refusal(
+    return ErrorResponse(
         status=status,
-        text=str(told) if told else body[:500].decode(errors="replace"),
+        text=str(message) if message else body[:500].decode(errors="replace"),
         code=code if isinstance(code, str) else "",
         request_id=headers.get("fly-request-id", ""),
         retry_after=_seconds(headers.get("retry-after")),
-        is_fly=bool(told),
+        is_fly=bool(message),
         changes=changes,
         nonce=nonce,
     )
 
 
-def classify(refusal: Refusal) -> ServiceError:
-    """The error that a failed answer means."""
-    if refusal.status in _BY_STATUS:
-        return _BY_STATUS[refusal.status](refusal)
-    if refusal.status >= 500:
-        return _no_answer(refusal)
-    return _refused(refusal)
+def classify(response: ErrorResponse) -> ServiceError:
+    """The error that an error response stands for."""
+    if response.status in _BY_STATUS:
+        return _BY_STATUS[response.status](response)
+    if response.status >= 500:
+        return _no_answer(response)
+    return _rejected(response)
 
 
-def _not_found(refusal: Refusal) -> ServiceError:
-    if refusal.says("lease not found"):
-        return NoLease("no lease is held any more", provider_request_id=refusal.request_id)
-    if refusal.says(*_APP_PROSE):
+def _not_found(response: ErrorResponse) -> ServiceError:
+    if response.mentions("lease not found"):
+        return NoLease("no lease is held: acquire one", provider_request_id=response.request_id)
+    if response.mentions(*_APP_PROSE):
         return UnknownApp(
-            f"{_told(refusal)} (check the application's name)",
-            provider_request_id=refusal.request_id,
+            f"{_message(response)} (check the application's name)",
+            provider_request_id=response.request_id,
         )
-    if not refusal.is_fly:
-        # A 404 of a stranger's (a wrong base URL, an edge) must never count as a container's loss.
+    if not response.is_fly:
+        # A 404 of another server (a wrong base URL, a proxy) must never count as a lost container.
         return ProviderUnavailable(
-            "what answered does not look like the Machines API: check FLY_FLAPS_BASE_URL",
-            provider_request_id=refusal.request_id,
+            "the answer is not in the format of the Machines API: check FLY_FLAPS_BASE_URL",
+            provider_request_id=response.request_id,
         )
-    return ContainerNotFound(_told(refusal), provider_request_id=refusal.request_id)
+    return ContainerNotFound(_message(response), provider_request_id=response.request_id)
 
 
-def _timed_out(refusal: Refusal) -> ServiceError:
-    if refusal.says("failed to reach desired state"):
-        return NotReached(_told(refusal), provider_request_id=refusal.request_id)
-    return _no_answer(refusal)
+def _timed_out(response: ErrorResponse) -> ServiceError:
+    if response.mentions("failed to reach desired state"):
+        return NotReached(_message(response), provider_request_id=response.request_id)
+    return _no_answer(response)
 
 
-def _malformed(refusal: Refusal) -> ServiceError:
-    return Malformed(_told(refusal), provider_request_id=refusal.request_id)
+def _request_rejected(response: ErrorResponse) -> ServiceError:
+    return RequestRejected(_message(response), provider_request_id=response.request_id)
 
 
-def _conflict(refusal: Refusal) -> ServiceError:
-    """409 and 412 mean many things."""
-    if refusal.code in _CAPACITY_CODES:
-        return _capacity(refusal)
-    if refusal.says(*_LEASE_PROSE):
-        return _lease(refusal)
-    if refusal.says(_NAME_PROSE):
-        named = _NAMED_MACHINE.search(refusal.text)
+def _conflict(response: ErrorResponse) -> ServiceError:
+    """Fly uses 409 and 412 for many errors; the order of the checks matters."""
+    if response.code in _CAPACITY_CODES:
+        return _capacity(response)
+    if response.mentions(*_LEASE_PROSE):
+        return _lease(response)
+    if response.mentions(_NAME_PROSE):
+        named = _NAMED_MACHINE.search(response.text)
         return NameTaken(
-            _told(refusal),
+            _message(response),
             container_id=named.group(1) if named else "",
-            provider_request_id=refusal.request_id,
+            provider_request_id=response.request_id,
         )
-    if refusal.says(*_CAPACITY_PROSE):
-        return _capacity(refusal)
-    if refusal.says(*_VOLUME_PROSE):
-        named = _CLAIMANT.search(refusal.text)
+    if response.mentions(*_CAPACITY_PROSE):
+        return _capacity(response)
+    if response.mentions(*_VOLUME_PROSE):
+        named = _CLAIMANT.search(response.text)
         return VolumeInUse(
-            _told(refusal),
+            _message(response),
             container_id=named.group(1) if named else "",
-            provider_request_id=refusal.request_id,
+            provider_request_id=response.request_id,
         )
-    if refusal.says("snapshot is already scheduled"):
-        return SnapshotInProgress(_told(refusal), provider_request_id=refusal.request_id)
-    if refusal.says(*_NOT_YET_PROSE, *_BUSY_PROSE):
-        return NotStartableYet(_told(refusal), provider_request_id=refusal.request_id)
-    return StateConflict(_told(refusal), provider_request_id=refusal.request_id)
+    if response.mentions("snapshot is already scheduled"):
+        return SnapshotInProgress(_message(response), provider_request_id=response.request_id)
+    if response.mentions(*_NOT_YET_PROSE, *_BUSY_PROSE):
+        return NotStartableYet(_message(response), provider_request_id=response.request_id)
+    return StateConflict(_message(response), provider_request_id=response.request_id)
 
 
-def _unprocessable(refusal: Refusal) -> ServiceError:
-    if refusal.code in _CAPACITY_CODES or refusal.says(*_CAPACITY_PROSE):
-        return _capacity(refusal)
-    return _malformed(refusal)
+def _unprocessable(response: ErrorResponse) -> ServiceError:
+    if response.code in _CAPACITY_CODES or response.mentions(*_CAPACITY_PROSE):
+        return _capacity(response)
+    return _request_rejected(response)
 
 
-def _rate_limited(refusal: Refusal) -> ServiceError:
+def _rate_limited(response: ErrorResponse) -> ServiceError:
     return ProviderRateLimited(
-        _told(refusal),
-        retry_after=refusal.retry_after or 1.0,
-        provider_request_id=refusal.request_id,
+        _message(response),
+        retry_after=response.retry_after or 1.0,
+        provider_request_id=response.request_id,
     )
 
 
-def _unauthenticated(refusal: Refusal) -> ServiceError:
-    return _refused(refusal, hint="check FLY_API_TOKEN and the application that it is for")
+def _unauthenticated(response: ErrorResponse) -> ServiceError:
+    return _rejected(response, hint="check FLY_API_TOKEN and the application that it is for")
 
 
-_BY_STATUS: dict[int, Callable[[Refusal], ServiceError]] = {
-    400: _malformed,
+_BY_STATUS: dict[int, Callable[[ErrorResponse], ServiceError]] = {
+    400: _request_rejected,
     401: _unauthenticated,
     403: _unauthenticated,
     404: _not_found,
@@ -214,40 +214,40 @@ _BY_STATUS: dict[int, Callable[[Refusal], ServiceError]] = {
 }
 
 
-def _no_answer(refusal: Refusal) -> ServiceError:
-    kind = OutcomeUnknown if refusal.changes else ProviderUnavailable
-    return kind(_told(refusal), provider_request_id=refusal.request_id)
+def _no_answer(response: ErrorResponse) -> ServiceError:
+    kind = OutcomeUnknown if response.changes else ProviderUnavailable
+    return kind(_message(response), provider_request_id=response.request_id)
 
 
-def _capacity(refusal: Refusal) -> ServiceError:
-    return ProviderCapacity(_told(refusal), provider_request_id=refusal.request_id)
+def _capacity(response: ErrorResponse) -> ServiceError:
+    return ProviderCapacity(_message(response), provider_request_id=response.request_id)
 
 
-def _refused(refusal: Refusal, hint: str = "") -> ServiceError:
-    told = f"{_told(refusal)} ({hint})" if hint else _told(refusal)
-    return ProviderRefused(told, provider_request_id=refusal.request_id)
+def _rejected(response: ErrorResponse, hint: str = "") -> ServiceError:
+    message = f"{_message(response)} ({hint})" if hint else _message(response)
+    return ProviderRefused(message, provider_request_id=response.request_id)
 
 
-def _lease(refusal: Refusal) -> ServiceError:
-    if refusal.nonce:
+def _lease(response: ErrorResponse) -> ServiceError:
+    if response.nonce:
         return LeaseLost(
-            "the lease that the nonce stands for is not held any more",
-            provider_request_id=refusal.request_id,
+            "the given nonce does not hold the lease any more: acquire a new lease",
+            provider_request_id=response.request_id,
         )
-    # The owner's name in Fly's text is somebody's address: it is not handed on.
+    # Fly's text contains the holder's mail address, so it is not passed on.
     return LeaseHeld(
-        "another holds the container's lease",
-        expire_time=_expiry(refusal.text),
-        provider_request_id=refusal.request_id,
+        "another caller holds the container's lease: retry when it expires",
+        expire_time=_expiry(response.text),
+        provider_request_id=response.request_id,
     )
 
 
-def _told(refusal: Refusal) -> str:
-    return f"the provider answered {refusal.status}: {refusal.text.strip() or 'nothing'}"
+def _message(response: ErrorResponse) -> str:
+    return f"the provider answered {response.status}: {response.text.strip() or '(empty)'}"
 
 
 def _expiry(text: str) -> datetime | None:
-    """The time in `… expires at <time>`: RFC 3339, or as Go prints one."""
+    """The time in `… expires at <time>`, as RFC 3339 or as Go prints times."""
     found = _EXPIRY.search(text)
     if not found:
         return None
@@ -263,7 +263,7 @@ def _expiry(text: str) -> datetime | None:
 
 
 def _seconds(value: str | None) -> float | None:
-    """A numeric Retry-After, bounded; Fly documents none, so anything else is as good as absent."""
+    """A numeric Retry-After, at most 60 s; None for anything else. Fly documents no Retry-After."""
     try:
         return min(60.0, max(0.0, float(value))) if value else None
     except ValueError:

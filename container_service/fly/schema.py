@@ -1,7 +1,7 @@
-"""Fly's JSON, read leniently into the service's words, and the service's words written as Fly's.
+"""Convert Fly's JSON to the model, and specs to Fly's JSON.
 
-A missing field is its default, an unknown state is UNKNOWN: Fly adds words without notice. Only a
-body that cannot be what was asked for at all is an error.
+Reading is lenient, because Fly adds fields and values without notice: a missing field gets its
+default, an unknown state is UNKNOWN. Only a body of the wrong kind is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from container_service.container import (
+from container_service.containers.errors import ProviderUnavailable
+from container_service.containers.model import (
     SPEC_HASH_LABEL,
     Container,
     ContainerRef,
@@ -21,7 +22,6 @@ from container_service.container import (
     ServicePort,
     spec_hash,
 )
-from container_service.errors import ProviderUnavailable
 
 Json = Any
 Object = Mapping[str, Any]
@@ -44,7 +44,7 @@ _STATES = {
     "launch_failed": ContainerState.FAILED,
 }
 
-#: The public ports of a container's first tcp service: Fly's edge speaks HTTP and TLS for it.
+#: The public ports of a container's first TCP service; Fly's edge terminates HTTP and TLS there.
 _PUBLIC_PORTS = (
     {"port": 80, "handlers": ["http"]},
     {"port": 443, "handlers": ["tls", "http"]},
@@ -52,16 +52,16 @@ _PUBLIC_PORTS = (
 
 
 def read_state(word: str) -> ContainerState:
-    """A state in our words; one that we do not know is UNKNOWN."""
+    """The state for a word of Fly's; UNKNOWN for a word that is not in the table."""
     return _STATES.get(word, ContainerState.UNKNOWN)
 
 
 def read_machine(app: str, body: Json) -> Container:
-    """A Machine object. Raises ProviderUnavailable where it is none."""
+    """Read a Machine object. Raises ProviderUnavailable if the body is none."""
     machine = read_object(body)
     container_id = machine.get("id")
     if not isinstance(container_id, str) or not container_id:
-        raise ProviderUnavailable("the provider answered with a machine that has no id")
+        raise ProviderUnavailable("the provider answered with a machine without an id: retry")
     word = read_text(machine, "state")
     labels = read_metadata(machine) or {}
     return Container(
@@ -81,15 +81,15 @@ def read_machine(app: str, body: Json) -> Container:
     )
 
 
-def read_machines(body: Json) -> list[Object]:
-    """A listing. Anything but a list of objects is an error: a part must not pass for the whole."""
+def read_list(body: Json) -> list[Object]:
+    """Read a list of objects. Raises ProviderUnavailable rather than return an incomplete list."""
     if not isinstance(body, list):
-        raise ProviderUnavailable("the provider answered a listing that is no list")
-    return [read_object(machine) for machine in body]
+        raise ProviderUnavailable("the provider answered a list request without a list: retry")
+    return [read_object(item) for item in body]
 
 
 def read_metadata(machine: Object) -> dict[str, str] | None:
-    """A machine's metadata; None where Fly cannot show it, as when the host is out of reach."""
+    """The metadata of a machine; None if Fly cannot read it, as when the host is unreachable."""
     for name in ("config", "incomplete_config"):
         config = machine.get(name)
         if isinstance(config, dict):
@@ -99,8 +99,8 @@ def read_metadata(machine: Object) -> dict[str, str] | None:
     return None
 
 
-def carries(machine: Object, labels: Mapping[str, str]) -> bool:
-    """Whether a listed machine carries the labels, or may: unreadable metadata hides nothing."""
+def may_have_labels(machine: Object, labels: Mapping[str, str]) -> bool:
+    """Whether a machine has the labels. True if its metadata is unreadable; see `Provider.list`."""
     metadata = read_metadata(machine)
     if metadata is None:
         return True
@@ -108,32 +108,32 @@ def carries(machine: Object, labels: Mapping[str, str]) -> bool:
 
 
 def last_start_time(events: Json) -> datetime | None:
-    """When the newest start event happened; a resume and a restart by itself are starts too."""
+    """The time of the newest start event. Fly records resumes and automatic restarts as starts."""
     newest = 0
     for event in events if isinstance(events, list) else ():
         if isinstance(event, dict) and event.get("type") == "start":
             moment = event.get("timestamp")
-            # A start that was asked for is an event too; what counts is that it came to pass.
+            # A requested start is an event too, of status `starting`; only a completed one counts.
             if event.get("status", "started") == "started" and isinstance(moment, int):
                 newest = max(newest, moment)
     return _from_unix(newest / 1000) if newest else None
 
 
 def read_lease(body: Json) -> Lease:
-    """A lease, in its envelope as Fly sends it or flat as Fly's document draws it."""
+    """Read a lease: in an envelope, as Fly sends it, or flat, as Fly's documentation shows it."""
     answer = read_object(body)
     lease = answer.get("data") if isinstance(answer.get("data"), dict) else answer
     assert isinstance(lease, dict)
     nonce = read_text(lease, "nonce")
     if not nonce:
-        raise ProviderUnavailable("the provider answered with a lease that has no nonce")
+        raise ProviderUnavailable("the provider answered with a lease without a nonce: retry")
     expires = lease.get("expires_at")
     expire_time = _from_unix(expires) if isinstance(expires, int | float) else None
     return Lease(nonce, expire_time, read_text(lease, "owner"), read_text(lease, "description"))
 
 
 def read_exec(body: Json) -> ExecResult:
-    """What a command did; zero fields may be left out."""
+    """Read the result of a command. Fly may omit fields that are zero or empty."""
     answer = read_object(body)
     code = answer.get("exit_code", 0)
     return ExecResult(
@@ -144,7 +144,7 @@ def read_exec(body: Json) -> ExecResult:
 
 
 def read_wait(body: Json, states: Collection[ContainerState]) -> ContainerState | None:
-    """The state that ended a wait; Fly names it, but older answers only say ok."""
+    """The state that ended a wait. Fly names it, but older answers contain `ok` only."""
     state = read_state(read_text(body, "state") if isinstance(body, dict) else "")
     if state in states:
         return state
@@ -152,7 +152,7 @@ def read_wait(body: Json, states: Collection[ContainerState]) -> ContainerState 
 
 
 def write_create(name: str, spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
-    """The body that creates a machine."""
+    """The body of a create."""
     body: dict[str, Any] = {"name": name, "config": write_config(spec, labels)}
     if spec.region:
         body["region"] = spec.region
@@ -160,7 +160,7 @@ def write_create(name: str, spec: ContainerSpec, labels: Mapping[str, str]) -> O
 
 
 def write_config(spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
-    """A machine's configuration. No swap and no schedule: with either Fly would not suspend it."""
+    """The configuration of a machine. No swap, no schedule: Fly suspends no machine with either."""
     config: dict[str, Any] = {
         "image": spec.image,
         "env": dict(spec.env),
@@ -183,7 +183,7 @@ def write_config(spec: ContainerSpec, labels: Mapping[str, str]) -> Object:
 
 
 def write_duration(seconds: float) -> str:
-    """A duration as Go reads it."""
+    """A duration in Go's format."""
     return f"{round(seconds * 1000)}ms" if seconds % 1 else f"{int(seconds)}s"
 
 
@@ -194,32 +194,32 @@ def _write_service(port: ServicePort, index: int) -> Object:
         "internal_port": port.internal_port,
         "ports": [dict(p) for p in _PUBLIC_PORTS] if public else [{"port": port.internal_port}],
         "autostart": port.autostart,
-        # When a container rests is for Roost to say, not for the proxy.
+        # Roost decides when a container is paused, not Fly's proxy.
         "autostop": "off",
     }
 
 
 def read_object(body: Json) -> dict[str, Any]:
-    """An object. Raises ProviderUnavailable where it is none."""
+    """The body as an object. Raises ProviderUnavailable if it is none."""
     if not isinstance(body, dict):
-        raise ProviderUnavailable("the provider answered with something that is no object")
+        raise ProviderUnavailable("the provider answered without a JSON object: retry")
     return body
 
 
 def read_text(source: Object, name: str) -> str:
-    """A string member, empty where it is missing or something else."""
+    """A string member; empty if it is missing or not a string."""
     value = source.get(name)
     return value if isinstance(value, str) else ""
 
 
 def read_number(source: Object, name: str) -> int:
-    """An integer member, zero where it is missing or something else."""
+    """An integer member; zero if it is missing or not an integer."""
     value = source.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def read_time(value: Json) -> datetime | None:
-    """An RFC 3339 time, or None."""
+    """An RFC 3339 time; None if the value is none."""
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""One HTTP call to Fly: paced, bounded, authenticated, repeated only where that is safe."""
+"""Send calls to the Machines API: rate-limited, authenticated, retried only if that is safe."""
 
 from __future__ import annotations
 
@@ -7,213 +7,267 @@ import json
 import logging
 import random
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from container_service.errors import (
+from container_service.containers.errors import (
     CircuitOpen,
     OutcomeUnknown,
     ProviderRateLimited,
     ProviderUnavailable,
     ServiceError,
 )
-from container_service.fly.budget import backoff
-from container_service.fly.errors import classify, read_refusal
+from container_service.fly.connection import closed_as_opened
+from container_service.fly.errors import classify, read_error_response
+from container_service.fly.retry_budget import backoff
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from container_service.deadlines import Deadline
-    from container_service.fly.pacing import Pacing
-    from container_service.fly.weather import Weather
+    from container_service.containers.deadlines import Deadline
+    from container_service.fly.app_health import AppHealthRegistry
+    from container_service.fly.call import Call
+    from container_service.fly.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-#: Calls in flight at once. httpx's pool slows down with every call in flight, and a `wait` is in
-#: flight for most of a minute: the two kinds have their own room, so that neither queues behind
-#: the other.
+#: The greatest numbers of short and of long calls in flight at once. They are limited, because
+#: httpx's pool slows down with each call in flight. The limits are separate, because a `wait` takes
+#: most of a minute, and short calls must not queue behind it.
 SHORT_CALLS = 32
 LONG_CALLS = 128
 
 CONNECT_SECONDS = 5.0
-REPEATS = 3
+#: The most bytes of a streamed answer that are handled at once: about ten machines, 1 ms of work.
+PIECE_BYTES = 16 * 1024
+ATTEMPTS = 3
 LEASE_HEADER = "fly-machine-lease-nonce"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call, with what may be done about its failure."""
-
-    #: What Fly counts it as, and on whom: a machine's id, or an app's name.
-    action: str
-    subject: str
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: Mapping[str, Any] | None = field(default=None, repr=False)
-    nonce: str = field(default="", repr=False)
-    #: Whether sending it twice is as good as once.
-    repeatable: bool = False
-    #: Whether it is a wait, which takes its time.
-    long: bool = False
-    seconds: float = 30.0
-
-    @property
-    def app(self) -> str:
-        """The app that it is about; all paths that are asked for begin with theirs."""
-        return self.path.split("/", 2)[1]
-
-    @property
-    def changes(self) -> bool:
-        """Whether it changes something, so that a lost answer leaves the outcome unknown."""
-        return self.method != "GET"
-
-
 class NotSent(Exception):
-    """The connection was never made: Fly has not seen the call."""
+    """No connection was made, so Fly has not seen the call."""
 
 
 class Transport:
     """Sends calls over one connection pool, for the life of the process."""
 
-    def __init__(self, http: httpx.AsyncClient, pacing: Pacing, weather: Weather) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, limiter: RateLimiter, health: AppHealthRegistry
+    ) -> None:
         self._http = http
-        self._pacing = pacing
-        self._weather = weather
+        self._limiter = limiter
+        self._health = health
         self._short = asyncio.Semaphore(SHORT_CALLS)
         self._long = asyncio.Semaphore(LONG_CALLS)
 
     async def send(self, call: Call, deadline: Deadline) -> Any:
-        """The answer's JSON (None for an empty one). Raises ServiceError, by the deadline."""
-        # A change that may have been made stays so, whatever becomes of its repeats.
+        """The JSON of the answer; None if it is empty. Raises ServiceError, by the deadline.
+
+        A call that was never sent is retried. A call whose answer was lost is retried only if it is
+        repeatable. If the answer to one attempt of a change was lost, Fly may have made the change.
+        OutcomeUnknown is then raised also if a later attempt fails without being sent, because the
+        error of the later attempt would say that nothing was changed.
+        """
+
+        async def attempt() -> Any:
+            async with self._opened(call, deadline) as response:
+                await response.aread()
+            return _parse(response)
+
+        return await self._retried(call, deadline, attempt)
+
+    async def read(
+        self, call: Call, deadline: Deadline, use: Callable[[AsyncIterator[bytes]], Awaitable[T]]
+    ) -> T:
+        """As `send`, but `use` reads the body, in pieces of at most PIECE_BYTES. It is called again
+        for each attempt.
+        """
+
+        async def attempt() -> T:
+            async with self._opened(call, deadline) as response:
+                return await use(response.aiter_bytes(PIECE_BYTES))
+
+        return await self._retried(call, deadline, attempt)
+
+    async def stream(self, call: Call, deadline: Deadline) -> AsyncGenerator[bytes]:
+        """The body of the answer to a GET, in pieces of at most PIECE_BYTES as they arrive. Ends
+        normally only after the whole body. Raises ServiceError, by the deadline.
+
+        The call is retried as in `send` until its answer begins. After that a failure is raised,
+        because the caller may have used a part of the answer.
+        """
+        async with AsyncExitStack() as stack:
+            response = await self._retried(
+                call, deadline, lambda: stack.enter_async_context(self._opened(call, deadline))
+            )
+            pieces = response.aiter_bytes(PIECE_BYTES)
+            while True:
+                # Not around the `yield`: it would cancel what the caller does with a piece.
+                async with asyncio.timeout(deadline.remaining()):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+
+    async def _retried(
+        self, call: Call, deadline: Deadline, attempt: Callable[[], Awaitable[T]]
+    ) -> T:
         unknown: OutcomeUnknown | None = None
-        for attempt in range(1, REPEATS + 1):
+        for number in range(1, ATTEMPTS + 1):
             try:
-                return await self._send_paced(call, deadline)
+                return await self._send_at_rate(call, deadline, attempt)
             except NotSent as error:
-                failure: ServiceError = ProviderUnavailable("the provider cannot be reached")
+                failure: ServiceError = ProviderUnavailable(
+                    "the provider cannot be reached: nothing was sent; retry later"
+                )
                 failure.__cause__ = error.__cause__
-            except CircuitOpen as held_back:
-                raise unknown or held_back from None
+            except CircuitOpen as error:
+                raise unknown or error from None
             except ProviderUnavailable as error:
                 if not call.repeatable:
                     raise
                 failure = error
                 unknown = error if isinstance(error, OutcomeUnknown) else unknown
-            pause = backoff(attempt, random.random())
-            if attempt == REPEATS or not self._may_repeat(call, pause, deadline):
+            delay = backoff(number, random.random())
+            if number == ATTEMPTS or not self._may_retry(call, delay, deadline):
                 raise unknown or failure
-            await asyncio.sleep(pause)
+            await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
-    def _may_repeat(self, call: Call, pause: float, deadline: Deadline) -> bool:
-        if pause >= deadline.remaining():
+    def _may_retry(self, call: Call, delay: float, deadline: Deadline) -> bool:
+        if delay >= deadline.remaining():
             return False
-        return self._weather.may_repeat(call, time.monotonic())
+        return self._health.may_retry(call, time.monotonic())
 
-    async def _send_paced(self, call: Call, deadline: Deadline) -> Any:
-        """Wait for the rate's leave, send; a call refused for its rate was not done: ask again."""
+    async def _send_at_rate(
+        self, call: Call, deadline: Deadline, attempt: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Wait for the rate limit, then send. Retry after a 429: Fly did not carry out the call."""
         while True:
-            await self._await_turn(call, deadline)
+            await self._wait_for_rate_limit(call, deadline)
             try:
-                return await self._send_once(call, deadline)
+                return await attempt()
             except ProviderRateLimited as error:
-                delay = self._pacing.refused(call.action, call.subject, time.monotonic())
+                delay = self._limiter.record_rejection(call.action, call.subject, time.monotonic())
                 delay = max(delay, error.retry_after or 0.0)
                 if delay >= deadline.remaining():
                     raise
-                # The drained bucket paces the next turn; beyond that only Fly's own word counts.
+                # The drained bucket delays the next attempt by up to a second already: sleep only
+                # for what Fly's Retry-After asks beyond that.
                 await asyncio.sleep(max(0.0, (error.retry_after or 0.0) - 1.0))
 
-    async def _await_turn(self, call: Call, deadline: Deadline) -> None:
-        self._weather.check(call, time.monotonic())
-        delay = self._pacing.reserve(
+    async def _wait_for_rate_limit(self, call: Call, deadline: Deadline) -> None:
+        self._health.check(call, time.monotonic())
+        delay = self._limiter.reserve(
             call.action, call.subject, time.monotonic(), deadline.remaining()
         )
         if delay is None:
-            due = self._pacing.due(call.action, call.subject, time.monotonic())
+            wait = self._limiter.delay(call.action, call.subject, time.monotonic())
             raise ProviderRateLimited(
-                f"more {call.action} calls wait for {call.subject} than the deadline has room for",
-                retry_after=max(1.0, due) + random.uniform(0.0, 1.0),
+                f"the provider's rate limit lets this {call.action} call on {call.subject} go only"
+                " after the deadline: retry later",
+                retry_after=max(1.0, wait) + random.uniform(0.0, 1.0),
             )
         if delay:
             await asyncio.sleep(delay)
 
-    async def _send_once(self, call: Call, deadline: Deadline) -> Any:
+    @asynccontextmanager
+    async def _opened(self, call: Call, deadline: Deadline) -> AsyncGenerator[httpx.Response]:
+        """Send, and open the answer of a success, whose body the block reads.
+
+        The time until the block ends is limited; for a streamed call, the time until it begins.
+        """
         if deadline.passed:
-            raise ProviderUnavailable("no time was left to ask the provider")
-        asked: float | None = None
+            raise ProviderUnavailable(
+                "the deadline passed before the call could be sent: retry with a longer deadline"
+            )
+        sent_at: float | None = None
+        limit = asyncio.timeout(min(call.seconds, deadline.remaining()))
         try:
-            async with asyncio.timeout(min(call.seconds, deadline.remaining())):
-                async with self._long if call.long else self._short:
-                    # Now, and not before: it may have waited here, or for its rate, for long.
-                    self._weather.admit(call, time.monotonic())
-                    asked = time.monotonic()
-                    response = await self._http.request(
-                        call.method,
-                        call.path,
-                        params=dict(call.query),
-                        json=call.body,
-                        headers={LEASE_HEADER: call.nonce} if call.nonce else None,
-                    )
+            async with limit, AsyncExitStack() as stack:
+                # A stream lasts as long as its reader takes.
+                slow = call.long or call.streamed
+                await stack.enter_async_context(self._long if slow else self._short)
+                # Checked again here, because the wait for the rate limit and for a free
+                # connection may have been long enough for the circuit to open.
+                self._health.admit(call, time.monotonic())
+                sent_at = time.monotonic()
+                with closed_as_opened():
+                    response = await stack.enter_async_context(self._exchange(call))
+                if not response.is_success:
+                    await response.aread()
+                    raise self._rejected(call, response, sent_at)
+                if call.streamed:
+                    limit.reschedule(None)
+                yield response
         except httpx.PoolTimeout as error:
             raise NotSent from error
         except (httpx.HTTPError, TimeoutError) as error:
-            self._note_lost(call, error, asked)
+            self._record_no_response(call, error, sent_at)
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 raise NotSent from error
-            raise _lost(call, error, sent=asked is not None) from error
-        return self._read(call, response, asked)
+            raise _lost(call, error, sent=sent_at is not None) from error
+        self._health.record_response(call, None, sent_at, time.monotonic())
 
-    def _note_lost(self, call: Call, error: Exception, asked: float | None) -> None:
-        if asked is None:
+    def _exchange(self, call: Call) -> AbstractAsyncContextManager[httpx.Response]:
+        silence = call.seconds if call.streamed else None
+        return self._http.stream(
+            call.method,
+            call.path,
+            params=dict(call.query),
+            json=call.body,
+            headers={LEASE_HEADER: call.nonce} if call.nonce else None,
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS, read=silence),
+        )
+
+    def _record_no_response(self, call: Call, error: Exception, sent_at: float | None) -> None:
+        if sent_at is None:
             return
         if isinstance(error, TimeoutError):
-            self._weather.timed_out(call, asked, time.monotonic())
+            self._health.record_timeout(call, sent_at, time.monotonic())
         else:
-            self._weather.lost(call, asked, time.monotonic())
+            self._health.record_failure(call, sent_at, time.monotonic())
 
-    def _read(self, call: Call, response: httpx.Response, asked: float) -> Any:
-        if response.is_success:
-            self._weather.told(call, None, asked, time.monotonic())
-            return _parse(response)
-        refusal = read_refusal(
+    def _rejected(self, call: Call, response: httpx.Response, sent_at: float) -> ServiceError:
+        """Record and log an answer that is no success; the error to raise."""
+        error = read_error_response(
             response.status_code,
             response.headers,
             response.content,
             changes=call.changes,
             nonce=call.nonce,
         )
-        self._weather.told(call, refusal, asked, time.monotonic())
+        self._health.record_response(call, error, sent_at, time.monotonic())
         log.info(
-            "Fly answered %s on %s with %d",
+            "Fly answered %s on %s with status %d",
             call.action,
             call.subject,
-            refusal.status,
+            error.status,
             extra={
-                "action": "provider_refused",
+                "action": "provider_error",
                 "provider_action": call.action,
                 "subject": call.subject,
-                "http_status": refusal.status,
-                "fly_status": refusal.code,
-                "fly_request_id": refusal.request_id,
+                "http_status": error.status,
+                "fly_status": error.code,
+                "fly_request_id": error.request_id,
             },
         )
-        raise classify(refusal)
+        return classify(error)
 
 
 @asynccontextmanager
 async def connect(
     base_url: str,
     token: str,
-    pacing: Pacing,
-    weather: Weather,
+    limiter: RateLimiter,
+    health: AppHealthRegistry,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> AsyncGenerator[Transport]:
-    """A transport to Fly (or to what stands in for it), closed at the end."""
+    """Open a transport; `transport` replaces the network in tests."""
     encrypted = base_url.startswith("https:")
     async with httpx.AsyncClient(
         base_url=base_url.rstrip("/") + "/v1/",
@@ -225,16 +279,17 @@ async def connect(
             keepalive_expiry=30.0,
         ),
         transport=transport,
-        # A proxy that the environment names tunnels TLS; over plain HTTP it would read the token.
+        # Use a proxy from the environment (HTTP_PROXY) for TLS only: it cannot read what it
+        # tunnels. Over plain HTTP it could read the token.
         trust_env=encrypted,
-        # Reading the authorities takes 30 ms.
+        # Loading the certificate authorities takes 30 ms, and plain HTTP needs none.
         verify=encrypted,
     ) as http:
-        yield Transport(http, pacing, weather)
+        yield Transport(http, limiter, health)
 
 
 def authorization(token: str) -> str:
-    """The header's value: macaroons go as FlyV1, others as Bearer; a scheme given is kept."""
+    """The Authorization header: FlyV1 for macaroons, Bearer otherwise; a given scheme is kept."""
     scheme, _, rest = token.partition(" ")
     if rest and scheme.lower() in ("flyv1", "bearer"):
         return token
@@ -243,14 +298,17 @@ def authorization(token: str) -> str:
 
 
 def _lost(call: Call, error: Exception, *, sent: bool) -> ServiceError:
-    what = "did not answer in time" if isinstance(error, TimeoutError) else "broke off"
+    if isinstance(error, TimeoutError):
+        problem = f"the provider did not answer {call.action} in time"
+    else:
+        problem = f"the connection to the provider broke during {call.action}"
     if call.changes and sent:
-        return OutcomeUnknown(f"the provider {what} on {call.action}: it may have been done")
-    return ProviderUnavailable(f"the provider {what} on {call.action}")
+        return OutcomeUnknown(f"{problem}, and may have carried it out: read the state, then retry")
+    return ProviderUnavailable(f"{problem}: retry")
 
 
 def _parse(response: httpx.Response) -> Any:
-    """The body as JSON: exec answers it as an octet stream too."""
+    """The body as JSON, whatever its content type: that of exec is an octet stream."""
     if not response.content:
         return None
     try:

@@ -1,6 +1,6 @@
-"""The Fly emulator: Fly's Machines HTTP API spoken over real child processes.
+"""The Fly emulator: Fly's Machines HTTP API over real child processes.
 
-Nothing here is imported by the services, and nothing of theirs is imported here: the two meet on
-the wire. `emulator.serve` runs it in the caller's event loop, `child.run` as a process of its own,
-`admin.Admin` reads its logs and sets faults.
+The services do not import this package and it imports nothing of theirs: they meet on the wire.
+`emulator.serve` runs it in the caller's event loop, `emulator_process.running` in a process of its
+own, and `admin.Admin` is the client that reads its logs and sets faults.
 """

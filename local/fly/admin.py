@@ -1,4 +1,4 @@
-"""A client for the emulator's `/_emulator` endpoints: its logs, and faults on demand."""
+"""A client for the emulator's `/_emulator` endpoints: read its logs, set faults."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -6,26 +6,26 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 import httpx
 
-from local.fly.log import Action, Request
+from local.fly.logs import Action, Request
 
 __all__ = ["Action", "Admin", "FaultError", "FaultOptions", "FaultState", "Request"]
 
 
 class FaultError(ValueError):
-    """The emulator refused a fault; the text names the field."""
+    """The emulator rejected a fault; the text names the field."""
 
 
 class FaultOptions(TypedDict, total=False):
-    """What a fault can say beside its kind; `local.fly.faults` tells what each kind reads."""
+    """The options of a fault besides its kind, which `local.fly.faults` explains."""
 
     action: str
     """Only operations of this name: create, get, list, start, stop, suspend, wait, exec …"""
     app: str
     machine: str
     route: str
-    """Only this path template, with or without the method before it."""
+    """Only requests to this path template, with or without the method."""
     times: int | None
-    """How often it fires; absent is once (for ever with `for_ms`), None until cleared."""
+    """How often it fires. Absent: once, or no limit if `for_ms` is set. None: until cleared."""
     probability: float
     seed: int
     delay_ms: int
@@ -34,6 +34,10 @@ class FaultOptions(TypedDict, total=False):
     body: str
     answer: Literal["408", "504", "close"]
     exit_code: int
+
+
+#: Limits of an httpx client that opens a connection for each request, and keeps none.
+FRESH_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,19 @@ class FaultState:
 
 
 class Admin:
-    """`async with Admin(emulator.api_url) as admin`: what tests ask of an emulator."""
+    """`async with Admin(emulator.api_url) as admin`: the control side of an emulator, for tests."""
 
     def __init__(self, api_url: str) -> None:
-        # Nothing from the environment: a developer's HTTP_PROXY is not for loopback. And no TLS,
-        # whose authorities take 20 ms to load.
-        self._client = httpx.AsyncClient(base_url=api_url, trust_env=False, verify=False)
+        # `trust_env=False`: a developer's HTTP_PROXY must not apply to loopback. `verify=False`:
+        # loading the certificate authorities takes 20 ms, and there is no TLS here. No connection
+        # is kept: one that the emulator closes, as it is idle or as it dies, would fail the request
+        # that is about to use it.
+        self._client = httpx.AsyncClient(
+            base_url=api_url, trust_env=False, verify=False, limits=FRESH_CONNECTIONS
+        )
 
     async def __aenter__(self) -> Self:
-        """Ready for use."""
+        """Return the client, ready for use."""
         return self
 
     async def __aexit__(
@@ -68,7 +76,7 @@ class Admin:
         await self._client.aclose()
 
     async def set_fault(self, kind: str, **options: Unpack[FaultOptions]) -> str:
-        """Set a fault and return its id; `FaultError` says what is wrong with it."""
+        """Set a fault and return its id. Raises FaultError where the emulator rejects it."""
         plain: dict[str, object] = {**options}
         match = {
             name: plain.pop(name) for name in ("action", "app", "machine", "route") if name in plain
@@ -85,7 +93,7 @@ class Admin:
         (await self._client.delete("/_emulator/faults")).raise_for_status()
 
     async def faults(self) -> list[FaultState]:
-        """All faults that are set, spent ones too."""
+        """All faults that are set, including those that will not fire again."""
         names = FaultState.__dataclass_fields__
         rows = await self._rows("faults", 0)
         return [FaultState(**{name: row[name] for name in names}) for row in rows]
@@ -99,10 +107,10 @@ class Admin:
         return [Action(**row) for row in await self._rows("log", after)]
 
     async def requests(self, after: int = 0) -> list[Request]:
-        """Requests the API was sent with a sequence above `after`, oldest first."""
+        """Requests that the API received with a sequence above `after`, oldest first."""
         return [Request(**row) for row in await self._rows("requests", after)]
 
-    # What the rows hold is what the emulator's own dataclasses wrote, hence Any and no checking.
+    # Any, unchecked: the rows are what the emulator's own dataclasses wrote.
     async def _rows(self, name: str, after: int) -> list[dict[str, Any]]:
         reply = await self._client.get(f"/_emulator/{name}", params={"after": after})
         reply.raise_for_status()

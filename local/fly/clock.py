@@ -1,4 +1,4 @@
-"""The wall clock in the forms the API speaks."""
+"""The current time in the formats of the API."""
 
 import time
 from datetime import UTC, datetime
@@ -10,11 +10,11 @@ def unix_ms() -> int:
 
 
 def rfc3339(unix_seconds: float) -> str:
-    """An instant as `2023-11-08T01:52:30Z`."""
+    """Format unix seconds as `2023-11-08T01:52:30Z`."""
     moment = datetime.fromtimestamp(unix_seconds, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def rfc3339_now() -> str:
-    """The present as `2023-11-08T01:52:30Z`."""
+    """The current time as `2023-11-08T01:52:30Z`."""
     return rfc3339(time.time())

@@ -1,4 +1,4 @@
-"""The file system behind one thread, so that the event loop never waits for it."""
+"""File system work on one thread, in order, so that the event loop never blocks on it."""
 
 import asyncio
 import logging
@@ -11,10 +11,11 @@ _log = logging.getLogger(__name__)
 
 
 class Disk:
-    """Does file work one piece after the other, in the order it was asked for.
+    """Runs file work on one thread, in the order in which it was enqueued.
 
-    So a change can be made in memory and handed over in one step, and an answer that tells of it
-    is held until `settled`: what was answered is on disk, and nobody blocked.
+    A caller changes an object in memory and enqueues the write of it in the same step of the event
+    loop, so that the writes of one object keep the order of its changes. The API awaits `flush`
+    before it answers, so that every change that an answer reports is on disk.
     """
 
     def __init__(self) -> None:
@@ -22,23 +23,23 @@ class Disk:
         self._last: Future[None] | None = None
         self._failure: OSError | None = None
 
-    def later(self, work: Callable[[], None]) -> None:
-        """Do it in turn; a failure shows at every `settled` from then on."""
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Enqueue work. If it fails, every later `flush` raises the error."""
         self._last = self._thread.submit(self._keep_failure, work)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Do it in turn and wait for what it gives. Being cancelled does not undo it."""
+        """Enqueue work and wait for its result. Cancelling the caller does not cancel the work."""
         return await asyncio.wrap_future(self._thread.submit(work))
 
-    async def settled(self) -> None:
-        """Wait until all that was handed over is done; raises the first failure there was."""
+    async def flush(self) -> None:
+        """Wait until all enqueued work is done. Raises the first OSError that any of it raised."""
         if self._last is not None and not self._last.done():
             await asyncio.shield(asyncio.wrap_future(self._last))
         if self._failure is not None:
             raise self._failure
 
     async def close(self) -> None:
-        """Finish what was handed over."""
+        """Finish the enqueued work and end the thread."""
         await self.run(lambda: None)
         self._thread.shutdown(wait=False)
 

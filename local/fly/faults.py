@@ -1,31 +1,34 @@
-"""Faults on demand: what goes wrong, for which requests, how often."""
+"""Injected faults: which kind, for which requests, how often."""
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from local.fly import wire
+from local.fly import go_json
 from local.fly.errors import ApiError
-from local.fly.wire import JsonObject
+from local.fly.go_json import JsonObject
+from local.fly.settings import SettingError
 
 KINDS: Mapping[str, str] = {
-    "slow_before": "hold the request `delay_ms`, then check the lease and commit, caller or not",
-    "slow_after": "commit, then answer `delay_ms` later",
+    "slow_before": "delay the request by `delay_ms`, then check the lease and commit",
+    "slow_after": "commit, and answer `delay_ms` later",
     "rate_limited": "answer 429",
     "server_error": "answer `status` (503) with `body` and commit nothing",
-    "unavailable": "answer every API route 503, or close the connection (`answer: close`)",
-    "answer_lost": "commit, then answer 408 or 504 or close the connection (`answer`)",
-    "snapshot_dropped": "the next start of a suspended machine is a cold boot, files kept",
+    "unavailable": "answer every API request with 503, or close the connection (`answer: close`)",
+    "answer_lost": "commit, then answer 408 or 504, or close the connection (`answer`)",
+    "snapshot_dropped": "the next start of a suspended machine is a cold boot; its files are kept",
     "suspend_fails": "suspend answers 200, and the machine goes back to started",
     "suspend_stops": "suspend answers 200, and the machine ends stopped",
     "capacity": "create: 422 insufficient_capacity; start, update: 409 could not reserve",
-    "machine_vanished": "the machine is gone: 404, in no list, its process killed",
-    "stale_read": "what a create made is not found by get, list and wait for `delay_ms`",
+    "machine_vanished": "the machine disappears: 404, in no list, its process killed",
+    "stale_read": "get, list and wait do not find a created machine for `delay_ms`",
     "exec_fails": "exec answers `status` (500), or 200 with `exit_code`",
 }
-"""Every kind, and what it does."""
+"""Every kind of fault, and its effect."""
 
 ANSWERS = ("408", "504", "close")
 _DEFAULT_STATUS = {"server_error": 503, "exec_fails": 500}
@@ -33,21 +36,21 @@ _UNLIMITED = ("unavailable",)
 _DEFAULT_DELAY_MS = {"slow_before": 1000, "slow_after": 1000, "stale_read": 500}
 
 
-class BadFault(ApiError):
-    """A fault that cannot be set; says which field is wrong."""
+class InvalidFault(ApiError):
+    """A fault that cannot be set; names the invalid field."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(400, f"fault.{name}: {problem}")
         self.name = name
 
     def body(self) -> dict[str, object]:
-        """The error envelope, with the field's name for machines."""
+        """The error envelope, with the name of the invalid field."""
         return super().body() | {"field": self.name}
 
 
 @dataclass(frozen=True)
-class Occasion:
-    """What is happening when a fault may fire."""
+class FaultContext:
+    """The request or job for which a fault may fire."""
 
     action: str
     app: str = ""
@@ -57,20 +60,20 @@ class Occasion:
 
 @dataclass(frozen=True)
 class Match:
-    """Which occasions a fault is for; what is left empty matches everything."""
+    """Where a fault applies; an empty field matches everything."""
 
     action: str = ""
     app: str = ""
     machine: str = ""
     route: str = ""
 
-    def fits(self, occasion: Occasion) -> bool:
-        """Whether nothing that is asked for differs."""
+    def fits(self, context: FaultContext) -> bool:
+        """Whether every non-empty field equals the context's."""
         return (
-            self.action in ("", occasion.action)
-            and self.app in ("", occasion.app)
-            and self.machine in ("", occasion.machine)
-            and (not self.route or self.route in (occasion.route, occasion.route.split(" ")[-1]))
+            self.action in ("", context.action)
+            and self.app in ("", context.app)
+            and self.machine in ("", context.machine)
+            and (not self.route or self.route in (context.route, context.route.split(" ")[-1]))
         )
 
 
@@ -82,15 +85,15 @@ class Fault:
     kind: str
     match: Match
     times: int | None
-    """How often it fires at most; None until it is deleted."""
+    """The largest number of firings; None is no limit."""
     probability: float
     seed: int
     delay_ms: int
     for_ms: int | None
-    """How long after it was set it stays active; None for ever."""
+    """Milliseconds after `set_at` during which it is active; None is no limit."""
     status: int
     body: str | None
-    """Plain text in place of the JSON error, as an edge proxy answers."""
+    """Plain text to answer in place of the JSON error, as an edge proxy does."""
     answer: str
     exit_code: int | None
     set_at: float = field(default_factory=time.monotonic)
@@ -100,17 +103,17 @@ class Fault:
         self._dice = random.Random(self.seed)
 
     def active(self, now: float) -> bool:
-        """Whether it may still fire."""
+        """Whether it may still fire at the time `now` (monotonic seconds)."""
         spent = self.times is not None and self.fired >= self.times
         over = self.for_ms is not None and now >= self.set_at + self.for_ms / 1000
         return not spent and not over
 
-    def rolls(self) -> bool:
-        """Throw the dice of this fault: the same seed gives the same row of throws."""
+    def roll(self) -> bool:
+        """Draw whether it fires. The same seed gives the same sequence of results."""
         return self.probability >= 1 or self._dice.random() < self.probability
 
     def to_json(self, now: float) -> JsonObject:
-        """As the admin endpoint shows it."""
+        """Render it for `/_emulator/faults`."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -130,7 +133,7 @@ class Fault:
 
 
 class Faults:
-    """The faults that are set. An occasion fires the oldest that is active and fits."""
+    """The faults that are set. Of those that match a context, the oldest active one fires."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -138,14 +141,14 @@ class Faults:
         self._faults: dict[str, Fault] = {}
 
     def add(self, fields: Mapping[str, object]) -> Fault:
-        """Set a fault from its JSON; `BadFault` names the field that is wrong."""
+        """Set a fault from its JSON. Raises InvalidFault."""
         fault = _parse(f"fault-{next(self._numbers)}", fields)
         fault.set_at = self._now()
         self._faults[fault.id] = fault
         return fault
 
     def remove(self, fault_id: str) -> bool:
-        """Delete one; whether it was there."""
+        """Delete one; False when there is none of this id."""
         return self._faults.pop(fault_id, None) is not None
 
     def clear(self) -> None:
@@ -153,32 +156,49 @@ class Faults:
         self._faults.clear()
 
     def to_json(self) -> list[JsonObject]:
-        """All that are set, spent ones too."""
+        """All faults that are set, including those that will not fire again."""
         return [fault.to_json(self._now()) for fault in self._faults.values()]
 
-    def fire(self, kind: str, occasion: Occasion) -> Fault | None:
-        """The fault of this kind that strikes now, counted as fired; None when none does."""
+    def fire(self, kind: str, context: FaultContext) -> Fault | None:
+        """The fault of this kind that fires now, and count it; None when none fires."""
         for fault in self._faults.values():
-            if fault.kind != kind or not fault.match.fits(occasion):
+            if fault.kind != kind or not fault.match.fits(context):
                 continue
-            if fault.active(self._now()) and fault.rolls():
+            if fault.active(self._now()) and fault.roll():
                 fault.fired += 1
                 return fault
         return None
+
+
+def load_scenario(path: Path, faults: Faults) -> None:
+    """Set the faults of a JSON file, in order. Raises SettingError for an unusable file."""
+    try:
+        rows: object = json.loads(path.read_text())
+    except OSError as error:
+        raise SettingError("scenario", f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingError("scenario", f"{path} is not JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise SettingError("scenario", f"{path} must hold a list of faults")
+    for number, row in enumerate(rows):
+        try:
+            faults.add(row if isinstance(row, dict) else {})
+        except ApiError as error:
+            raise SettingError("scenario", f"{path}: fault {number}: {error.text}") from error
 
 
 def _parse(fault_id: str, fields: Mapping[str, object]) -> Fault:
     known = set(Fault.__dataclass_fields__) - {"id", "set_at", "fired"}
     for name in fields:
         if name not in known:
-            raise BadFault(name, f"no such field; there are {', '.join(sorted(known))}")
+            raise InvalidFault(name, f"no such field; the fields are {', '.join(sorted(known))}")
     kind = _text(fields, "kind")
     if kind not in KINDS:
-        raise BadFault("kind", f"must be one of {', '.join(KINDS)}")
+        raise InvalidFault("kind", f"must be one of {', '.join(KINDS)}")
     for_ms = _number(fields, "for_ms", 1)
     answer = _text(fields, "answer") or ("408" if kind == "answer_lost" else "")
     if answer and answer not in ANSWERS:
-        raise BadFault("answer", f"must be one of {', '.join(ANSWERS)}")
+        raise InvalidFault("answer", f"must be one of {', '.join(ANSWERS)}")
     status = _status(fields)
     delay_ms = _number(fields, "delay_ms", 0)
     return Fault(
@@ -199,18 +219,18 @@ def _parse(fault_id: str, fields: Mapping[str, object]) -> Fault:
 
 def _match(fields: Mapping[str, object]) -> Match:
     try:
-        given = wire.texts(fields, "match")
+        given = go_json.texts(fields, "match")
     except ApiError as error:
-        raise BadFault("match", "must be an object of strings") from error
+        raise InvalidFault("match", "must be an object of strings") from error
     for name in given:
         if name not in Match.__dataclass_fields__:
-            problem = f"no such field; there are {', '.join(Match.__dataclass_fields__)}"
-            raise BadFault(f"match.{name}", problem)
+            problem = f"no such field; the fields are {', '.join(Match.__dataclass_fields__)}"
+            raise InvalidFault(f"match.{name}", problem)
     return Match(**given)
 
 
 def _times(fields: Mapping[str, object], kind: str, for_ms: int | None) -> int | None:
-    """Once, unless `times` says otherwise or the fault is one of duration."""
+    """`times` if given; else no limit for faults with a duration, and once for the others."""
     if "times" in fields:
         return _number(fields, "times", 1)
     return None if for_ms is not None or kind in _UNLIMITED else 1
@@ -219,14 +239,14 @@ def _times(fields: Mapping[str, object], kind: str, for_ms: int | None) -> int |
 def _probability(fields: Mapping[str, object]) -> float:
     value = fields.get("probability", 1)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise BadFault("probability", "must be a number above 0 and at most 1")
+        raise InvalidFault("probability", "must be a number above 0 and at most 1")
     return float(value)
 
 
 def _status(fields: Mapping[str, object]) -> int | None:
     status = _number(fields, "status", 400)
     if status is not None and status > 599:
-        raise BadFault("status", "must be an HTTP error, 400 to 599")
+        raise InvalidFault("status", "must be an HTTP error, 400 to 599")
     return status
 
 
@@ -235,12 +255,12 @@ def _number(fields: Mapping[str, object], name: str, least: int) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadFault(name, f"must be a whole number of {least} or more")
+        raise InvalidFault(name, f"must be a whole number of {least} or more")
     return value
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:
     value = fields.get(name)
     if value is not None and not isinstance(value, str):
-        raise BadFault(name, "must be a string")
+        raise InvalidFault(name, "must be a string")
     return value or ""

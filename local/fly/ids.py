@@ -1,4 +1,4 @@
-"""Identifiers in the shapes Fly gives them."""
+"""Random identifiers in Fly's formats."""
 
 import random
 import secrets
@@ -10,7 +10,7 @@ _WORD = "0123456789abcdefghijklmnopqrstuvwxyz"
 _ADJECTIVES = ("aged", "bold", "calm", "damp", "dark", "fragrant", "green", "late", "quiet", "wild")
 _NOUNS = ("bird", "brook", "cloud", "dew", "field", "fog", "leaf", "night", "thunder", "wave")
 
-# Names need not be unguessable, and a seed of their own keeps them from following a test's.
+# Names need not be secret. Their own generator keeps them independent of a test's random seed.
 _names = random.Random(secrets.randbits(64))
 
 
@@ -36,23 +36,23 @@ def snapshot_id() -> str:
 
 
 def zone() -> str:
-    """A host's zone: four hex digits, drawn anew since no two volumes share a host here."""
+    """A host's zone: four hex digits, a new one each time, as if each volume had its own host."""
     return secrets.token_hex(2)
 
 
 def nonce() -> str:
-    """12 hex digits, as lease nonces look."""
+    """A lease nonce: 12 hex digits."""
     return secrets.token_hex(6)
 
 
 def private_ip() -> str:
-    """An address of the shape of Fly's private network; nothing listens there."""
+    """An address in the format of Fly's private network; nothing listens on it."""
     groups = ":".join(f"{secrets.randbelow(65536):x}" for _ in range(5))
     return f"fdaa:0:{groups}:2"
 
 
 def owner(token: str) -> str:
-    """Who holds a lease: the same words for the same token, from which it cannot be read back."""
+    """The name of a lease's owner: a hash of the token, equal for equal tokens."""
     return f"{uuid.uuid5(uuid.NAMESPACE_OID, token)}@tokens.fly.io"
 
 
@@ -61,13 +61,13 @@ def _word(length: int) -> str:
 
 
 class Ulids:
-    """26-character ULIDs that sort in the order they were drawn, also within a millisecond."""
+    """A source of ULIDs that sort in order of creation, also within a millisecond."""
 
     def __init__(self) -> None:
         self._last = 0
 
     def next(self) -> str:
-        """A ULID greater than every earlier one of this source."""
+        """A ULID greater than all earlier ones of this source."""
         fresh = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
         self._last = max(fresh, self._last + 1)
         return "".join(_CROCKFORD[(self._last >> shift) & 31] for shift in range(125, -1, -5))

@@ -1,6 +1,6 @@
-"""The regions there are, and what a request for one means."""
+"""Fly's regions, and how a request for a region is resolved."""
 
-from local.fly.wire import JsonObject
+from local.fly.go_json import JsonObject
 
 REGIONS = {
     "ams": ("Amsterdam, Netherlands", 52.374, 4.8897),
@@ -12,20 +12,20 @@ REGIONS = {
     "sjc": ("San Jose, California (US)", 37.3516, -121.8967),
     "syd": ("Sydney, Australia", -33.8666, 151.1942),
 }
-"""Some of Fly's; a request may name any other, and gets it."""
+"""Some of Fly's regions. A request may name any other region, and gets it."""
 
 ALIASES = frozenset({"", "any", "us", "eu", "apac", "sa", "na"})
-"""What stands for several regions: the emulator's own is one of them."""
+"""Names that stand for several regions; they resolve to the emulator's own."""
 
 
 def place(wanted: str, own: str) -> str:
-    """The region for a request, which may be a list: the first, or `own` for an alias."""
+    """Resolve a request, which may be a comma list: its first region, or `own` for an alias."""
     first = wanted.split(",")[0].strip()
     return own if first in ALIASES else first
 
 
 def row(code: str) -> JsonObject:
-    """A region as the platform lists it."""
+    """Render a region for the list of regions."""
     name, latitude, longitude = REGIONS[code]
     return {
         "code": code,

@@ -1,4 +1,4 @@
-"""Every knob of the emulator, with unit, default and reason."""
+"""The settings of the emulator, each with unit, default and reason."""
 
 import typing
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class SettingError(ValueError):
-    """A setting that cannot be used; its text is one line fit for a terminal."""
+    """A setting that cannot be used; the text is one line for a terminal."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
@@ -17,108 +17,108 @@ class SettingError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How one emulator behaves. Times are how long a transient state stays visible."""
+    """The behaviour of one emulator. `*_ms` are durations of transient states, unless noted."""
 
     data: Path
-    """Folder of everything that outlives the process; made when missing."""
+    """Folder for all data that outlives the process; created when missing."""
 
     host: str = "127.0.0.1"
-    """Address both ports listen on. Guests themselves always listen on loopback."""
+    """Address of both ports. Guests always listen on loopback."""
 
     port: int = 4280
-    """Port of the Machines API and of `/_emulator`; 0 takes a free one."""
+    """Port of the Machines API and of `/_emulator`; 0 chooses a free one."""
 
     proxy_port: int = 4281
-    """Port of the proxy that stands for fly-proxy; 0 takes a free one."""
+    """Port of the proxy that stands for fly-proxy; 0 chooses a free one."""
 
     token: str = field(default="", repr=False)
-    """The only token accepted; empty accepts any token but not its absence."""
+    """The only token that is accepted. Empty: any token, but not a missing one."""
 
     limits: bool = True
     """Fly's rate limits per action and identifier (1/s burst 3; get 5/s burst 10)."""
 
     region: str = "iad"
-    """Region of machines that ask for none, for `any` or for an alias."""
+    """Region of machines that request none, `any` or an alias."""
 
     create_ms: int = 50
     """How long a new machine stays `created` while its image is prepared."""
 
     start_ms: int = 50
-    """How long a cold boot stays `starting` before its process is made."""
+    """How long a cold boot stays `starting` before its process is started."""
 
     resume_ms: int = 20
-    """How long a resume stays `starting` before its process goes on."""
+    """How long a resume stays `starting` before its process continues."""
 
     suspend_ms: int = 100
-    """How long `suspending` lasts before the process is frozen."""
+    """How long `suspending` lasts before the process is stopped."""
 
     replace_ms: int = 50
-    """How long `replacing` lasts beside the end of the old process."""
+    """How long `replacing` lasts, in addition to the end of the old process."""
 
     destroy_ms: int = 20
-    """How long `destroying` lasts beside the end of the process."""
+    """How long `destroying` lasts, in addition to the end of the process."""
 
     still_active_ms: int = 0
-    """After a stop: how long a start answers 412 `machine still active` (seen on Fly: 8 s)."""
+    """How long after a stop a start answers 412 `machine still active` (observed on Fly: 8 s)."""
 
     restart_delay_ms: int = 50
     """Pause before a machine that crashed is started again by its restart policy."""
 
     volume_fill_ms: int = 50
-    """How long a restore or a fork lasts beside the copying itself."""
+    """How long a restore or a fork lasts, in addition to the copying."""
 
     volume_release_ms: int = 50
-    """How long a volume stays claimed by a machine that is destroyed (seen on Fly: minutes)."""
+    """How long a destroyed machine keeps its claim on a volume (observed on Fly: minutes)."""
 
     volume_before_name: bool = False
-    """Whether a create looks at its volume before its name: which comes first is not documented."""
+    """Whether a create checks its volume before its name. Fly does not document the order."""
 
     volume_linger_ms: int = 0
     """How long a deleted volume stays in listings."""
 
     snapshot_ms: int = 50
-    """How long a snapshot is `pending` and `running` beside the copying itself."""
+    """How long a snapshot is `pending` and `running`, in addition to the copying."""
 
     auto_backup_ms: int = 86_400_000
-    """How far apart the automatic snapshots of a volume are; 0 is never."""
+    """Interval of the automatic snapshots of a volume; 0 switches them off."""
 
     zones: int = 0
-    """How many hosts a region has for volumes, of which `require_unique_zone` puts those of one
-    name on different ones; 0 is as many as are asked for."""
+    """How many hosts a region has for volumes; 0 is no limit. `require_unique_zone` places volumes
+    of the same name on different hosts."""
 
     extend_needs_restart: bool = False
-    """Whether a machine must be restarted to see that its volume has grown."""
+    """Whether a machine must be restarted before it sees that its volume was extended."""
 
     lease_ttl_s: int = 60
-    """Life of a lease asked for without a ttl; Fly does not document its default."""
+    """Duration of a lease requested without a ttl. Fly does not document its default."""
 
     exec_timeout_s: int = 60
-    """Longest an exec may take when it names no timeout."""
+    """Timeout of an exec that names none."""
 
     exec_stdin: Literal["dropped", "delivered"] = "dropped"
-    """Whether an exec's `stdin` reaches the command; users of Fly report that it does not."""
+    """Whether an exec's `stdin` reaches the command. Users of Fly report that it does not."""
 
     stale_nonce: Literal["refuse", "accept"] = "refuse"
-    """A mutation whose nonce belongs to no live lease. Fly's answer is not known: `refuse` is
-    the fence Roost needs and answers 409, `accept` lets it pass when nobody holds a lease."""
+    """A mutation whose nonce belongs to no current lease. Fly's answer is unknown. `refuse` answers
+    409, which is the fence that Roost needs; `accept` allows it while there is no lease."""
 
     start_on_started: Literal["ok", "conflict"] = "ok"
     """Start of a started machine: 200 with `previous_state: started`, or 409. Unknown on Fly."""
 
     start_while_suspending: Literal["interrupt", "refuse"] = "interrupt"
-    """Start of a suspending machine: go on running (200), or 412 `machine still active`."""
+    """Start of a suspending machine: cancel the suspend (200), or 412 `machine still active`."""
 
     wait_stopped_needs_version: bool = False
-    """Refuse a wait for `stopped` that names no version, as Fly did until early 2026."""
+    """Reject a wait for `stopped` that names no version, as Fly did until early 2026."""
 
     unknown_image: Literal["failed", "destroyed"] = "failed"
-    """Where a machine ends whose image the emulator does not have."""
+    """The final state of a machine whose image the emulator does not have."""
 
     autostart_default: bool = True
-    """Whether the proxy starts a machine that says nothing about autostart or has no services."""
+    """Whether the proxy starts a machine whose config has no services or no `autostart`."""
 
     autostop_ms: int = 0
-    """How often the proxy looks for idle machines to stop; at Fly some minutes. 0 is never."""
+    """Interval of the search for idle machines to stop (on Fly: minutes); 0 switches it off."""
 
     ready_ms: int = 10_000
     """How long the proxy waits for a started guest to accept a connection."""
@@ -127,11 +127,10 @@ class Settings:
     """Comma-separated app names that belong to another organisation: get is 403, create 422."""
 
     scenario: str = ""
-    """File of faults that are set from the start: a JSON list of what POST /_emulator/faults
-    takes."""
+    """JSON file with a list of faults to set at start-up, as POST /_emulator/faults takes them."""
 
     images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Further images: repository name to the command that stands for it."""
+    """Additional images: repository name to the command that runs for it."""
 
     def __post_init__(self) -> None:
         for name in _NUMBERS:
@@ -144,7 +143,7 @@ class Settings:
             raise SettingError("proxy_port", "must differ from port")
 
     def at_fly_pace(self) -> "Settings":
-        """The same with transitions about as slow as Fly's with a warm image cache."""
+        """A copy with transitions about as slow as Fly's with a warm image cache."""
         return replace(
             self,
             create_ms=5_000,
@@ -163,7 +162,7 @@ class Settings:
         )
 
     def with_texts(self, texts: Mapping[str, str]) -> "Settings":
-        """The same with fields read from text, as a command line gives them."""
+        """A copy with fields parsed from text, as on a command line. Raises SettingError."""
         # Each value has the type of its field: `_parse` reads that type from the annotations.
         return replace(self, **{name: _parse(name, text) for name, text in texts.items()})  # type: ignore[arg-type]
 
@@ -177,7 +176,7 @@ TEXT_FIELDS = [f.name for f in fields(Settings) if f.name not in ("data", "image
 
 def _parse(name: str, text: str) -> str | int | bool:
     if name not in TEXT_FIELDS:
-        raise SettingError(name, f"no such setting; there are {', '.join(TEXT_FIELDS)}")
+        raise SettingError(name, f"no such setting; the settings are {', '.join(TEXT_FIELDS)}")
     wanted = _HINTS[name]
     if wanted is int:
         return _parse_number(name, text)

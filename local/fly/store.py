@@ -1,4 +1,4 @@
-"""The emulator's folder: what is true after the process is gone."""
+"""The emulator's folder: the records that survive the process."""
 
 import fcntl
 import json
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import IO
 
 from local.fly.disk import Disk
-from local.fly.records import App, MachineRecord
+from local.fly.records.machine_records import App, MachineRecord
+from local.fly.records.volume_records import VolumeRecord
 from local.fly.settings import SettingError
-from local.fly.volume_records import VolumeRecord
 
 
 class Store:
-    """Apps and machines as JSON files, each written whole or not at all.
+    """Apps, machines and volumes as JSON files, each replaced atomically.
 
-    Writes are handed to the disk and done in order. They are durable against the end of this
-    process, not of the host: there is no fsync.
+    Writes are enqueued on the disk and done in order. They survive the end of this process but not
+    of the host: there is no fsync.
     """
 
     def __init__(self, data: Path, disk: Disk) -> None:
-        # Absolute, since guests run elsewhere and are told of paths in here.
+        # Absolute, because guests have another working directory and get paths below this one.
         self.data = data.absolute()
         self._disk = disk
         self._apps = self.data / "apps"
@@ -31,7 +31,7 @@ class Store:
         self._lock: IO[str] | None = None
 
     def open(self) -> None:
-        """Make the folders and keep other emulators out; a `SettingError` says why it cannot.
+        """Create the folders and lock them against other emulators. Raises SettingError.
 
         The lock ends with the process, however that ends.
         """
@@ -48,52 +48,52 @@ class Store:
             raise SettingError("data", f"{self.data}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let another emulator have the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
 
     def machine_folder(self, machine_id: str) -> Path:
-        """Where a machine's record, log and root file system are."""
+        """The folder of a machine's record, log and root file system."""
         return self._machines / machine_id
 
     def save_app(self, app: App) -> None:
         """Write an app."""
         text = json.dumps(asdict(app))
-        self._disk.later(lambda: write_atomically(self._apps / f"{app.name}.json", text))
+        self._disk.enqueue(lambda: write_atomically(self._apps / f"{app.name}.json", text))
 
-    def forget_app(self, name: str) -> None:
+    def remove_app(self, name: str) -> None:
         """Remove an app."""
-        self._disk.later(lambda: (self._apps / f"{name}.json").unlink(missing_ok=True))
+        self._disk.enqueue(lambda: (self._apps / f"{name}.json").unlink(missing_ok=True))
 
     def save_machine(self, record: MachineRecord) -> None:
         """Write a machine as it is now."""
         path, text = self.machine_folder(record.id) / "machine.json", json.dumps(record.to_json())
-        self._disk.later(lambda: _write_in_folder(path, text))
+        self._disk.enqueue(lambda: _write_in_folder(path, text))
 
-    def forget_machine(self, machine_id: str) -> None:
+    def remove_machine(self, machine_id: str) -> None:
         """Remove a machine and all its files."""
-        self.forget_folder(self.machine_folder(machine_id))
+        self.remove_folder(self.machine_folder(machine_id))
 
     def volume_folder(self, volume_id: str) -> Path:
-        """Where a volume's record, files and snapshots are."""
+        """The folder of a volume's record, files and snapshots."""
         return self._volumes / volume_id
 
     def save_volume(self, record: VolumeRecord) -> None:
         """Write a volume as it is now."""
         path, text = self.volume_folder(record.id) / "volume.json", json.dumps(record.to_json())
-        self._disk.later(lambda: _write_in_folder(path, text))
+        self._disk.enqueue(lambda: _write_in_folder(path, text))
 
-    def forget_volume(self, volume_id: str) -> None:
+    def remove_volume(self, volume_id: str) -> None:
         """Remove a volume with its files and snapshots."""
-        self.forget_folder(self.volume_folder(volume_id))
+        self.remove_folder(self.volume_folder(volume_id))
 
-    def forget_folder(self, folder: Path) -> None:
-        """Remove a folder with all that is in it."""
-        self._disk.later(lambda: shutil.rmtree(folder, ignore_errors=True))
+    def remove_folder(self, folder: Path) -> None:
+        """Remove a folder and its contents."""
+        self._disk.enqueue(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder and those above it."""
-        self._disk.later(lambda: folder.mkdir(parents=True, exist_ok=True))
+        """Create a folder and its parents."""
+        self._disk.enqueue(lambda: folder.mkdir(parents=True, exist_ok=True))
 
     def apps(self) -> list[App]:
         """Read every app."""
@@ -109,12 +109,12 @@ class Store:
         """Read every machine as it was last written, oldest first."""
         paths = self._machines.glob("*/machine.json")
         records = [MachineRecord.from_json(json.loads(path.read_text())) for path in paths]
-        # A machine's first version is a ULID of the time it was created at.
+        # The id of a machine's first version is a ULID, which sorts by creation time.
         return sorted(records, key=lambda record: record.versions[0].id)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader sees the old text or the new."""
+    """Replace the file atomically: a reader sees the old text or the new one."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_text(text)
     os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""A row of the older table, read: what is to become of it, or why it cannot be taken."""
+"""Reads a row of the older table: as a candidate for a session, or why it cannot be one."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
-from session_service.adoption import machines, words
-from session_service.adoption.columns import Field
+from session_service.adoption import mapping
+from session_service.adoption.mapping import Field
 from session_service.domain import spec as specs
-from session_service.domain.fingerprint import fingerprint
+from session_service.domain.spec import fingerprint
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Mapping
 
-    from session_service.adoption.words import Meaning
+    from session_service.adoption.mapping import Meaning
 
-#: A row as its source gave it: the fields that have a column, NULL and "" as None.
+#: A row of a source, by fields that have a column. NULL and "" are None.
 Raw = dict[Field, str | None]
 
-#: As in the contract: an id of a project or user.
+#: The contract's limit for the id of a project or user.
 ID_LIMIT = 128
 OLD_ID_LIMIT = 512
-#: Digits up to here are seconds since 1970; more are milliseconds.
+#: A number with up to so many digits is seconds since 1970; a longer one is milliseconds.
 _SECONDS_DIGITS = 11
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for every row of an import."""
+class RowOptions:
+    """The options that apply to every row of an import."""
 
     namespace: UUID
-    """What the sessions' ids are derived from: the installation's id."""
+    """The namespace of the sessions' ids: the installation's id."""
     source: str
-    """The name of what the rows are of: with the row's id it gives the session's."""
+    """The name of the older platform; with the row's id it gives the session's id."""
     statuses: Mapping[str, Meaning]
     app: str
-    """The app of machines whose row does not say; "" where container_service is to say."""
+    """The app of machines whose row names none; "": container_service's own."""
     image: str
-    """The image of rows that do not say; "" where there is none."""
+    """The image of rows that name none; "" if there is no default."""
     keeps_files: bool
-    """Whether the machines' root file systems outlive a stop."""
+    """Whether the machines keep their root file system over a stop."""
     pattern: re.Pattern[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that was read. `reason` is set where it cannot be taken, with a sentence in `detail`;
-    what could be read of it is there all the same.
+    """A row that was read. If it cannot be imported, `reason` and the sentence `detail` say why,
+    and the other fields hold what could be read.
     """
 
     old_id: str
@@ -72,24 +72,25 @@ class Candidate:
 
 
 class _Unfit(Exception):
-    """The row cannot be taken."""
+    """The row cannot be imported."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-def read(raw: Raw, terms: Terms) -> Candidate:
-    """The row as a candidate. Raises nothing: what is wrong with it is in it."""
+def read(raw: Raw, options: RowOptions) -> Candidate:
+    """Read the row. Raises nothing: the candidate says what is wrong with the row."""
     old_id = raw.get(Field.ID) or ""
     found = Candidate(shown(old_id))
     steps = (_identity, _key, _machine, _times, _status, _app, _spec)
     reason, detail = None, ""
     for step in steps:
-        # Each step stands alone, so that what is read of a bad row still protects its machine and
-        # holds its key.
+        # The later steps also run after a step has failed, because `staging.judge` needs the key
+        # and the machine of a bad row. With the key, no older row becomes the live session in its
+        # place. With the machine, no superseded row that names the same machine has it destroyed.
         try:
-            found = step(found, raw, terms)
+            found = step(found, raw, options)
         except _Unfit as unfit:
             if reason is None:
                 reason, detail = unfit.reason, str(unfit)
@@ -97,21 +98,21 @@ def read(raw: Raw, terms: Terms) -> Candidate:
 
 
 def shown(text: str) -> str:
-    """Text of somebody else's as a report may show it: one line, printable, not too long."""
+    """Text of the older table for a report: one line, printable, of limited length."""
     cut = text if len(text) <= OLD_ID_LIMIT else text[:OLD_ID_LIMIT] + "…"
     return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
 
 
-def _identity(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
+def _identity(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
     old_id = raw.get(Field.ID)
     if not old_id:
         raise _Unfit("ID_MISSING", "the row has no id")
     if len(old_id) > OLD_ID_LIMIT or not old_id.isprintable():
         raise _Unfit("ID_UNREADABLE", f"an id is at most {OLD_ID_LIMIT} printable characters")
-    return replace(found, session_id=uuid5(terms.namespace, f"{terms.source}\n{old_id}"))
+    return replace(found, session_id=uuid5(options.namespace, f"{options.source}\n{old_id}"))
 
 
-def _key(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
+def _key(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
     project, user = raw.get(Field.PROJECT), raw.get(Field.USER)
     for name, value in (("project", project), ("user", user)):
         if not value:
@@ -123,22 +124,22 @@ def _key(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
     return replace(found, project_id=project, user_id=user)
 
 
-def _machine(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
+def _machine(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
     address = raw.get(Field.URL) or ""
-    named = machines.in_address(address, terms.pattern)
+    named = mapping.machine_in(address, options.pattern)
     machine = (raw.get(Field.MACHINE) or "").strip() or named.machine
     found = replace(found, app=named.app)
-    if machine and not machines.sound_machine(machine):
-        raise _Unfit("MACHINE_UNREADABLE", "what the row has for a machine's id cannot be one")
+    if machine and not mapping.is_machine_id(machine):
+        raise _Unfit("MACHINE_UNREADABLE", "the row's machine id is not valid")
     if address and not machine and Field.MACHINE not in raw:
         raise _Unfit(
             "MACHINE_UNREADABLE",
-            "the row's address names no machine that is known: give --machine-pattern",
+            "the row's address names no machine in a known form: give --machine-pattern",
         )
     return replace(found, machine=machine or None)
 
 
-def _times(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
+def _times(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
     try:
         return replace(
             found,
@@ -151,7 +152,7 @@ def _times(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
 
 
 def _time(text: str | None) -> datetime | None:
-    """A time; one without a zone is UTC. Raises ValueError."""
+    """Parse a time; one without a zone is in UTC. Raises ValueError."""
     if text is None or not text.strip():
         return None
     plain = text.strip()
@@ -164,40 +165,40 @@ def _time(text: str | None) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _status(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
+def _status(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
     word = raw.get(Field.STATUS) or ""
     found = replace(found, word=shown(word.strip()))
-    meaning = words.meaning(word, terms.statuses)
+    meaning = mapping.meaning(word, options.statuses)
     if meaning is None:
         raise _Unfit(
             "STATUS_UNKNOWN",
-            f"nothing says what status {found.word!r} means: give --status WORD=live|ended|skip",
+            f"the meaning of status {found.word!r} is unknown: give --status WORD=live|ended|skip",
         )
     return replace(found, meaning=meaning)
 
 
-def _app(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
-    app = (raw.get(Field.APP) or "").strip() or found.app or terms.app
-    if app and not machines.sound_app(app):
-        raise _Unfit("APP_UNREADABLE", "what the row has for an app's name cannot be one")
+def _app(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
+    app = (raw.get(Field.APP) or "").strip() or found.app or options.app
+    if app and not mapping.is_app_name(app):
+        raise _Unfit("APP_UNREADABLE", "the row's app name is not valid")
     region = (raw.get(Field.REGION) or "").strip()
     return replace(found, app=app, region=region if region.isalnum() and len(region) < 9 else "")
 
 
-def _spec(found: Candidate, raw: Raw, terms: Terms) -> Candidate:
-    image = (raw.get(Field.IMAGE) or "").strip() or terms.image
+def _spec(found: Candidate, raw: Raw, options: RowOptions) -> Candidate:
+    image = (raw.get(Field.IMAGE) or "").strip() or options.image
     if not image:
         raise _Unfit("IMAGE_UNKNOWN", "the row names no image: give --image")
     if len(image) > OLD_ID_LIMIT or not image.isprintable():
-        raise _Unfit("IMAGE_UNREADABLE", "what the row has for an image cannot be one")
-    ephemeral = found.machine is not None and not terms.keeps_files
+        raise _Unfit("IMAGE_UNREADABLE", "the row's image name is not valid")
+    ephemeral = found.machine is not None and not options.keeps_files
     spec, fingerprint = _written(image, ephemeral=ephemeral)
     return replace(found, spec=spec, fingerprint=fingerprint)
 
 
 @lru_cache(maxsize=1024)
 def _written(image: str, *, ephemeral: bool) -> tuple[str, str]:
-    """The spec's form in the row, and its fingerprint."""
+    """The spec as it is stored in a session's row, and its fingerprint."""
     spec: dict[str, object] = {"image": image}
     if ephemeral:
         spec["ephemeral_root_filesystem"] = True

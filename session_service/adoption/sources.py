@@ -1,4 +1,4 @@
-"""Where the older rows come from: a table of any PostgreSQL, or a CSV file; read in pieces."""
+"""The sources of older rows: a table in a PostgreSQL, or a CSV file. Read in pieces."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from session_service.adoption.columns import BadColumns
+from session_service.adoption.mapping import BadColumns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
-    from session_service.adoption.columns import Field
+    from session_service.adoption.mapping import Field
     from session_service.adoption.rows import Raw
 
-#: Rows that are in memory at a time.
+#: The largest number of rows in memory at once.
 PIECE = 2000
-#: Trying to reach the older database, in s.
+#: Timeout of the connection to the older database, in s.
 CONNECT_TIMEOUT = 10
 
 
 class BadSource(Exception):
-    """The rows cannot be read; the message is one line that says where, without any secret."""
+    """The rows cannot be read; the message is one line that says where, and contains no secret."""
 
 
 class Source(Protocol):
-    """Rows of an older table."""
+    """The rows of an older table."""
 
     @property
     def columns(self) -> Sequence[str]:
@@ -39,7 +39,7 @@ class Source(Protocol):
         ...
 
     def pieces(self, columns: Mapping[Field, str]) -> AsyncIterator[list[Raw]]:
-        """All its rows, some at a time, as text by field. Raises BadSource."""
+        """All rows in pieces, as text by field. Raises BadSource."""
         ...
 
 
@@ -47,7 +47,7 @@ class CsvSource:
     """A CSV file with a header line."""
 
     def __init__(self, file: TextIO, name: str) -> None:
-        """Read the header, blocking. Raises BadSource."""
+        """Read the header; blocks. Raises BadSource."""
         self._reader = csv.reader(file, strict=True)
         self._name = name
         header = self._take(1)
@@ -66,7 +66,7 @@ class CsvSource:
             ) from None
 
     async def pieces(self, columns: Mapping[Field, str]) -> AsyncIterator[list[Raw]]:
-        """All rows; lines without anything are no rows."""
+        """All rows; empty lines are ignored."""
         places = {field: self.columns.index(name) for field, name in columns.items()}
         while taken := await asyncio.to_thread(self._take, PIECE):
             yield [self._raw(row, places) for row in taken if row]
@@ -81,7 +81,7 @@ class CsvSource:
 
 
 class TableSource:
-    """A table of a PostgreSQL, as it is at one moment."""
+    """A table in a PostgreSQL, in one snapshot."""
 
     def __init__(
         self, connection: psycopg.AsyncConnection, table: sql.Composable, columns: Sequence[str]
@@ -91,7 +91,7 @@ class TableSource:
         self.columns = columns
 
     async def pieces(self, columns: Mapping[Field, str]) -> AsyncIterator[list[Raw]]:
-        """All rows, through a cursor of the server's, each value as PostgreSQL writes it."""
+        """All rows through a server-side cursor, each value as PostgreSQL's text."""
         fields = list(columns)
         values = sql.SQL(", ").join(
             sql.SQL("{}::text").format(sql.Identifier(columns[field])) for field in fields
@@ -114,9 +114,9 @@ async def table_source(url: str, table: str) -> AsyncGenerator[TableSource]:
     try:
         connection = await psycopg.AsyncConnection.connect(url, connect_timeout=CONNECT_TIMEOUT)
     except psycopg.Error:
-        # The driver's own text may hold what is secret in the address.
+        # The driver's own text may contain the password of the address.
         raise BadSource(
-            f"{where}: no database answers there, or not to this user and password"
+            f"{where}: no database answers, or it rejects this user and password"
         ) from None
     async with connection:
         await connection.set_read_only(True)
@@ -128,8 +128,8 @@ async def table_source(url: str, table: str) -> AsyncGenerator[TableSource]:
             cursor = await connection.execute(query)
         except psycopg.errors.UndefinedTable:
             raise BadSource(
-                f"{where}: has no table {table!r}: is it the older platform's database? "
-                "Else give --table"
+                f"{where}: has no table {table!r}. If it is the older platform's database, give "
+                "--table"
             ) from None
         except psycopg.Error as error:
             raise BadSource(f"{where}: {_plain(error)}") from None
@@ -140,7 +140,7 @@ async def table_source(url: str, table: str) -> AsyncGenerator[TableSource]:
 
 
 def place_of(url: str) -> str:
-    """Which database an address means, without user and password."""
+    """The host, port and name of a database, without user and password."""
     try:
         found = conninfo_to_dict(url)
     except psycopg.Error:
@@ -150,5 +150,5 @@ def place_of(url: str) -> str:
 
 
 def _plain(error: psycopg.Error) -> str:
-    """What the server said, in one line; the driver's own text is kept back."""
+    """The server's message in one line, without the driver's own text."""
     return " ".join((error.diag.message_primary or "the connection was lost").split())

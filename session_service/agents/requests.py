@@ -1,4 +1,12 @@
-"""Requests that carry an id: done once, and answered alike each time (AIP-155)."""
+"""Requests with a request id: executed once, and answered alike each time (AIP-155).
+
+A change and the record of its request are in one transaction. A repeat that arrives meanwhile
+waits for the session's row, which every change locks first; then its own insert of the record
+fails, its transaction is rolled back, and it is answered from the record. A final refusal is
+recorded after the transaction was rolled back, by a statement that returns the existing record if
+another attempt of the same request was first. A failure that can be retried is not recorded, and
+leaves the id free.
+"""
 
 from __future__ import annotations
 
@@ -10,97 +18,99 @@ import psycopg
 
 from session_service import errors
 from session_service.domain.decision import dump_error
-from session_service.storage import agent_requests
+from session_service.storage.agent import requests as records
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from session_service.domain.agent import AgentSession
     from session_service.domain.decision import Request
-    from session_service.storage.agent_requests import Recorded
+    from session_service.storage.agent.requests import RequestRecord
     from session_service.storage.database import Connection, Database
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What a request did: the session, and the branch that it set aside, if any."""
+class Changed:
+    """The result of a change: the session now, and the branch that was set aside, if any."""
 
     session: AgentSession
     branch_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
-    """What the same request did before."""
+class Replayed:
+    """The recorded result of a request that was executed before."""
 
     session_id: str
     branch_id: int | None
 
 
-class IdTaken(Exception):
-    """The work would have made a session under an id that is taken."""
+class SessionIdTaken(Exception):
+    """The change would create a session under an id that the tenant has already."""
 
 
-async def once(
+async def run_once(
     database: Database,
     request: Request,
     session_id: str,
-    work: Callable[[Connection], Awaitable[Done]],
-) -> Done | Earlier:
-    """Do the work in one transaction with the record of its request, or tell what it did before.
+    change: Callable[[Connection], Awaitable[Changed]],
+) -> Changed | Replayed:
+    """Run `change` and record its request, in one transaction; or return the recorded result.
 
-    The work locks what it changes first, so that a repeat that comes meanwhile waits. Raises
-    whatever refusal the work raises, or the one that is recorded; IdTaken.
+    `change` locks the session's row first (see above). Raises the refusal that `change` raises, or
+    the recorded one; RequestIdReused; SessionIdTaken.
     """
     try:
         async with database.transaction() as connection:
-            done = await work(connection)
+            changed = await change(connection)
             if request.request_id is not None:
-                await agent_requests.insert(
-                    connection, request, done.session.session_id, done.branch_id
+                await records.record_success(
+                    connection, request, changed.session.session_id, changed.branch_id
                 )
-        return done
+        return changed
     except psycopg.errors.UniqueViolation as violation:
         earlier = await replay(database, request)
         if earlier is None:
-            raise IdTaken from violation
+            raise SessionIdTaken from violation
         return earlier
     except errors.RoostError as refusal:
-        return await refuse(database, request, session_id, refusal)
+        return await record_and_raise(database, request, session_id, refusal)
 
 
-async def replay(database: Database, request: Request) -> Earlier | None:
-    """What the request did before, None where nothing is recorded. Raises its recorded refusal,
-    or RequestIdReused.
+async def replay(database: Database, request: Request) -> Replayed | None:
+    """The request's recorded result; None if there is none.
+
+    Raises the recorded refusal, or RequestIdReused.
     """
-    recorded = await agent_requests.find(database, request)
-    return None if recorded is None else _told(recorded, request)
+    record = await records.find(database, request)
+    return None if record is None else _result(record, request)
 
 
-async def refuse(
+async def record_and_raise(
     database: Database, request: Request, session_id: str, refusal: errors.RoostError
-) -> Earlier:
-    """Record the refusal, if it is final, and raise it; tell what the request did before, where
-    the same request was first.
+) -> Replayed:
+    """Record the refusal, if it is final, and raise it.
+
+    Returns only if another attempt of the same request succeeded first: its result.
     """
     final = refusal.reason in errors.RECORDED and not isinstance(refusal, errors.Retryable)
     if request.request_id is None or not final:
         raise refusal
     error = dump_error(refusal.reason, refusal.message, refusal.metadata)
-    return _told(await agent_requests.refuse(database, request, session_id, error), request)
+    return _result(await records.record_refusal(database, request, session_id, error), request)
 
 
-def check_body(request: Request, recorded_hash: bytes) -> None:
-    """Raise RequestIdReused where the id was used with another body."""
+def check_same_body(request: Request, recorded_hash: bytes) -> None:
+    """Raise RequestIdReused if the request id was used with another body."""
     if request.request_hash != bytes(recorded_hash):
         raise errors.RequestIdReused(
             f"request_id {request.request_id} was used with another body; use a new one"
         )
 
 
-def _told(recorded: Recorded, request: Request) -> Earlier:
-    check_body(request, recorded.request_hash)
-    if recorded.error is not None:
-        told = json.loads(recorded.error)
-        raise errors.RECORDED[told["reason"]](told["message"], told["metadata"])
-    return Earlier(recorded.session_id, recorded.branch_id)
+def _result(record: RequestRecord, request: Request) -> Replayed:
+    check_same_body(request, record.request_hash)
+    if record.error is not None:
+        error = json.loads(record.error)
+        raise errors.RECORDED[error["reason"]](error["message"], error["metadata"])
+    return Replayed(record.session_id, record.branch_id)

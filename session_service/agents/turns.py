@@ -1,4 +1,4 @@
-"""Appending turns and reading them."""
+"""Turns of conversations: append, read a page, read the context for a model."""
 
 from __future__ import annotations
 
@@ -6,70 +6,72 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from session_service import errors
-from session_service.agents import refusals, requests
+from session_service.agents import requests
 from session_service.domain.agent import AgentState, Turn
-from session_service.storage import (
-    agent_appends,
-    agent_context,
-    agent_reading,
-    agent_requests,
-    agent_sessions,
-)
+from session_service.storage.agent import appends, reads, sessions
+from session_service.storage.agent import requests as records
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_service.domain.agent import AgentSession, Append, Budget
-    from session_service.storage.agent_context import Context
-    from session_service.storage.agent_reading import Position, Turns
+    from session_service.storage.agent.reads import Context, Position, TurnPage
     from session_service.storage.database import Database
 
-#: A session may change between an append that it refused and the look at why.
-TRIES = 5
+#: How often an append is tried when the reason for its refusal is gone by the time it is read.
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """The turn, without its messages, and the session as it is now."""
+    """The turn, without its messages, and the session now."""
 
     session: AgentSession
     turn: Turn
 
 
-class Conversing:
-    """The turns of agent sessions."""
+class Turns:
+    """Appends turns to agent sessions and reads them."""
 
-    def __init__(
-        self, database: Database, appended: Callable[[str, str], None] = lambda *_: None
-    ) -> None:
-        """`appended` hears of each turn, by tenant and session, after its commit."""
+    def __init__(self, database: Database, changed: Callable[[str, str], None]) -> None:
+        """`changed(tenant, session_id)` is called after the commit of each append."""
         self._database = database
-        self._appended = appended
+        self._changed = changed
 
     async def append(self, wanted: Append) -> Appended:
-        """Append a turn, exactly once by its request's id.
+        """Append a turn; once only, if the request has an id.
+
+        The append is one statement, which changes nothing if it does not succeed and does not say
+        why. Then, and only then, the reason is read: a repeated request, or the session's state.
+        The session can change before that read, so that no reason is left: then the append is tried
+        again.
 
         Raises AgentSessionNotFound, AgentSessionExpired, TurnConflict, RequestIdReused.
         """
-        for _ in range(TRIES):
-            session = await agent_appends.append(self._database, wanted)
+        for _ in range(ATTEMPTS):
+            session = await appends.append(self._database, wanted)
             if session is not None:
-                self._appended(session.tenant, session.session_id)
+                self._changed(session.tenant, session.session_id)
                 return Appended(session, _newest(session, wanted))
-            earlier = await self._earlier(wanted)
+            earlier = await self._replay(wanted)
             if earlier is not None:
                 return earlier
-            await self._refuse(wanted)
-        raise errors.StorageUnavailable("the session changes too fast to say why; try again")
+            await self._raise_refusal(wanted)
+        raise errors.StorageUnavailable(
+            "the session changed between each append and the read of why it failed; try again"
+        )
 
-    async def _earlier(self, wanted: Append) -> Appended | None:
-        """What the same request appended before; None where it did not. Raises its refusal."""
+    async def _replay(self, wanted: Append) -> Appended | None:
+        """The turn that the request appended before; None if it has no result yet.
+
+        Raises the recorded refusal, or RequestIdReused.
+        """
         request = wanted.request
-        turn = await agent_requests.find_turn(self._database, request)
+        turn = await records.find_turn(self._database, request)
         if turn is None:
             await requests.replay(self._database, request)
             return None
-        requests.check_body(request, turn.request_hash)
+        requests.check_same_body(request, turn.request_hash)
         session = await self._session(request.tenant, turn.session_id or wanted.session_id)
         return Appended(
             session,
@@ -83,30 +85,35 @@ class Conversing:
             ),
         )
 
-    async def _refuse(self, wanted: Append) -> None:
-        """Raise why the session takes no such turn; nothing where it would now."""
+    async def _raise_refusal(self, wanted: Append) -> None:
+        """Record and raise the reason why the session takes no such turn, if there still is one."""
         try:
             session = await self._session(wanted.request.tenant, wanted.session_id)
             if session.state is not AgentState.ACTIVE:
-                revivable = wanted.revive and session.state is AgentState.EXPIRED
-                raise refusals.over(session) if revivable else refusals.expired(session)
+                if wanted.revive and session.state is AgentState.EXPIRED:
+                    raise errors.AgentSessionExpired.past_retention(
+                        session.session_id, session.state
+                    )
+                raise errors.AgentSessionExpired.of(session.session_id, session.state)
             expected = wanted.expected_turn_count
             if expected is not None and expected != session.turn_count:
-                raise refusals.conflict(session, expected)
+                raise errors.TurnConflict.of(session.session_id, session.turn_count, expected)
         except errors.RoostError as refusal:
-            await requests.refuse(self._database, wanted.request, wanted.session_id, refusal)
+            await requests.record_and_raise(
+                self._database, wanted.request, wanted.session_id, refusal
+            )
 
     async def _session(self, tenant: str, session_id: str) -> AgentSession:
-        found = await agent_sessions.get(self._database, tenant, session_id)
+        found = await sessions.get(self._database, tenant, session_id)
         if found is None:
-            raise refusals.missing(session_id)
+            raise errors.AgentSessionNotFound.of(session_id)
         return found
 
     async def context(self, tenant: str, session_id: str, budget: Budget) -> Context:
         """The startup context and the newest turns that fit. Raises AgentSessionNotFound."""
-        found = await agent_context.context(self._database, tenant, session_id, budget)
+        found = await reads.context(self._database, tenant, session_id, budget)
         if found is None:
-            raise refusals.missing(session_id)
+            raise errors.AgentSessionNotFound.of(session_id)
         return found
 
     async def page(
@@ -118,11 +125,12 @@ class Conversing:
         size: int,
         max_bytes: int,
         descending: bool,
-    ) -> Turns:
-        """A page of turns. Raises AgentSessionNotFound, and InvalidField for a branch that is not
-        the session's.
+    ) -> TurnPage:
+        """A page of turns.
+
+        Raises AgentSessionNotFound, and InvalidField if the branch is not one of the session's.
         """
-        found = await agent_reading.page(
+        found = await reads.page(
             self._database,
             tenant,
             session_id,
@@ -132,14 +140,14 @@ class Conversing:
             descending=descending,
         )
         if found is None:
-            raise refusals.missing(session_id)
+            raise errors.AgentSessionNotFound.of(session_id)
         if found.branch_id is None:
             raise errors.InvalidField.of("branch_id", "is not a branch of this session")
         return found
 
 
 def _newest(session: AgentSession, wanted: Append) -> Turn:
-    """The turn that an append made, which the session's row tells all of."""
+    """The turn that was appended: the session's row has all that the request does not."""
     return Turn(
         session.head_branch,
         session.turn_count,

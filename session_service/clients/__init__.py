@@ -1,1 +1,3 @@
-"""What session_service calls: containers over gRPC, and a session's preview over HTTP."""
+"""Clients of the services that session_service calls: container_service over gRPC, previews and
+activity hooks of applications over HTTP, and the S3 bucket of checkpoints.
+"""

@@ -1,8 +1,9 @@
-"""The activity source of a spec: whether somebody uses a container, as itself says."""
+"""The activity source of a spec: asks a container whether a user is active in it."""
 
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,23 +18,29 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: One question, in s.
-TIMEOUT = 5.0
+#: One question.
+TIMEOUT = timedelta(seconds=5)
 #: Both of a guest's tables; Fly's machines always have IPv6, by which its proxy reaches them.
 TABLES = ("cat", "/proc/net/tcp", "/proc/net/tcp6")
-#: As /proc/net/tcp has it: the state of an established connection.
+#: The code of an established connection in /proc/net/tcp.
 ESTABLISHED = "01"
 
 
 class Activity:
-    """Asks the application over HTTP, or the guest for its connections."""
+    """Asks the application over HTTP, or reads the guest's table of TCP connections."""
 
-    def __init__(self, previews: Preview, containers: Containers) -> None:
+    def __init__(
+        self, previews: Preview, containers: Containers, timeout: timedelta = TIMEOUT
+    ) -> None:
+        """`timeout` bounds one question as a whole, not each part of its answer."""
         self._previews = previews
         self._containers = containers
+        self._timeout = timeout.total_seconds()
 
     async def active(self, container: Container, spec: str) -> bool:
-        """What the spec's source says; False without one, or where it does not answer."""
+        """Whether the spec's source reports activity. False if the spec has no source, or if it
+        does not answer.
+        """
         source = specs.load(spec).get("activity", {})
         if container.container_id is None or not source:
             return False
@@ -42,9 +49,11 @@ class Activity:
         return await self._by_connections(container, int(source["connections_port"]))
 
     async def _by_http(self, container: Container, path: str) -> bool:
-        """2xx: somebody is there; 204 and everything else, a redirect too: nobody."""
+        """A 2xx status other than 204 means active. 204 and every other status, redirects included,
+        mean inactive.
+        """
         try:
-            status = await self._previews.get_status(container, path, TIMEOUT)
+            status = await self._previews.get_status(container, path, self._timeout)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             _log.debug("the activity hook did not answer: %r", error, extra={"action": "activity"})
             return False
@@ -53,14 +62,14 @@ class Activity:
     async def _by_connections(self, container: Container, port: int) -> bool:
         """Whether a connection to the port is established."""
         where = Address(container.app, container.container_id or "")
-        listed = await self._containers.read_text(where, TABLES, timeout=TIMEOUT)
-        return listed is not None and any(_to(line, port) for line in listed.splitlines())
+        listed = await self._containers.read_text(where, TABLES, timeout=self._timeout)
+        return listed is not None and any(_is_to(line, port) for line in listed.splitlines())
 
 
-def _to(line: str, port: int) -> bool:
-    """Whether a line of /proc/net/tcp is an established connection to this port of ours.
+def _is_to(line: str, port: int) -> bool:
+    """Whether a line of /proc/net/tcp shows an established connection to this local port.
 
-    `sl local_address rem_address st …`: addresses as hex `address:port`.
+    The line's form is `sl local_address rem_address st …`; an address is `address:port` in hex.
     """
     words = line.split()
     if len(words) < 4 or words[3] != ESTABLISHED:

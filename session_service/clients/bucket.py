@@ -1,231 +1,271 @@
-"""`ports.Bucket` as an S3-compatible store answers it: five requests, each signed.
+"""`ports.Bucket` over the library obstore, which signs the requests and sends them to an
+S3-compatible store.
 
-No library: the small asynchronous one there is (obstore) is a binary of some megabytes, and boto's
-is many packages; this is all of S3 that a checkpoint needs.
+The library is the extra `s3`. It is imported only when a bucket is opened, because it takes memory
+and time to load that a service without a bucket would waste.
+
+An object is put by one request, and never as a multipart upload. A cancelled multipart upload of
+this library stays in the bucket, where a listing does not show it, and the library can neither name
+nor abort it. A put of one request leaves an object with a known name, or nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import random
 import re
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from html import unescape
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
-from xml.sax.saxutils import escape
 
-import httpx
-
-from session_service.clients.signing import Credentials, canonical_query, encoded, signed_headers
 from session_service.errors import StorageUnavailable
 from session_service.ports import ObjectMissing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+
+    from obstore.store import ClientConfig, S3Credential, S3Store
+
 
 _log = logging.getLogger(__name__)
 
-#: One request, in s: connecting, and between two pieces of an answer.
-TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-#: A request that may be repeated is sent so often in all.
-TRIES = 3
+#: Time limit of a connect, in s.
+CONNECT_TIMEOUT = 5.0
+#: Time limit of a request until its answer begins, and then of each read of the answer, in s.
+READ_TIMEOUT = 30.0
+#: Time limit of a request with its whole answer, in s. It is long because an answer is read no
+#: faster than the application takes its state.
+REQUEST_TIMEOUT = 300.0
+#: Time limit of a put, a listing or a deletion with its repeats, in s.
+CALL_TIMEOUT = 60.0
+#: A request is repeated at most this often. The library repeats it after 408, 429, 5xx, and if the
+#: connection fails; and continues an answer that breaks off.
+REPEATS = 2
+#: The pause before the first repeat, in s. It doubles with each, with jitter.
 FIRST_PAUSE = 0.2
-#: Answers that another try may change.
-PASSING = frozenset({408, 429, 500, 502, 503, 504})
-_UPLOAD = re.compile(rb"<UploadId>([^<]+)</UploadId>")
-_CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
-#: Of a body, sent at once.
+#: The least bytes of a piece that is read, but for the last.
 SLICE = 256 * 1024
-EMPTY = hashlib.sha256().hexdigest()
-#: Of a refusal, read at most so much.
-REFUSAL_LIMIT = 4096
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,100})</Code>")
+_KIND = re.compile(r"\bkind: (\w{1,40})")
+
+
+class LibraryMissing(Exception):
+    """A bucket is configured, and the library for it is not installed. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The access key that signs requests. `repr` leaves the secrets out."""
+
+    key_id: str
+    secret: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    """The token that belongs to a temporary key."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketAddress:
-    """Which bucket, where, and as whom. Written `s3://key:secret@host[:port]/bucket?region=…`."""
+    """A bucket, its host and the credentials for it."""
 
     origin: str
-    host: str
+    """Scheme, host and port."""
     bucket: str
-    credentials: Credentials
+    region: str
+    credentials: Credentials | None
+    """None: those of the environment, a web identity, or the instance's role."""
+    virtual_host: bool = False
+    """Whether the bucket's name is part of the host's name instead of the path."""
+
+
+#: The options in the query of an address, and the values that they can have; None: any but "".
+OPTIONS: dict[str, tuple[str, ...] | None] = {
+    "region": None,
+    "session_token": None,
+    "credentials": ("environment",),
+    "addressing": ("path", "virtual"),
+    "tls": ("true", "false"),
+}
 
 
 def parse_address(text: str) -> BucketAddress:
-    """The address that the text means; `tls=false` in its query speaks plain HTTP.
+    """Parse `s3://key:secret@host[:port]/bucket?region=…`; docs/configuration.md has the options.
 
-    Raises ValueError, which does not show the text: it holds a secret.
+    Raises ValueError, whose message does not contain the text, since the text contains a secret.
     """
     parts = urlsplit(text)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     bucket = parts.path.strip("/")
-    secret = parts.password or ""
-    unknown = set(options) - {"region", "tls"}
-    sound = parts.scheme == "s3" and parts.hostname and parts.username and secret and bucket
-    if not sound or "/" in bucket or unknown or options.get("tls", "true") not in ("true", "false"):
+    wrong = [
+        name
+        for name, value in options.items()
+        if name not in OPTIONS or value not in (OPTIONS[name] or (value,)) or not value
+    ]
+    if parts.scheme != "s3" or not parts.hostname or not bucket or "/" in bucket or wrong:
         raise ValueError("not the address of a bucket")
+    virtual_host = options.get("addressing") == "virtual"
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = f"{bucket}.{name}" if virtual_host else name
     scheme = "https" if options.get("tls", "true") == "true" else "http"
-    name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    host = f"{name}:{parts.port}" if parts.port else f"{name}"
-    credentials = Credentials(
-        unquote(parts.username or ""), unquote(secret), options.get("region") or "us-east-1"
+    return BucketAddress(
+        f"{scheme}://{host}:{parts.port}" if parts.port else f"{scheme}://{host}",
+        bucket,
+        options.get("region", "us-east-1"),
+        _credentials(parts.username, parts.password, options),
+        virtual_host,
     )
-    return BucketAddress(f"{scheme}://{host}", host, bucket, credentials)
+
+
+def _credentials(
+    key_id: str | None, secret: str | None, options: dict[str, str]
+) -> Credentials | None:
+    """The static credentials of an address; None if it says `credentials=environment`. Raises
+    ValueError if it has both or neither.
+    """
+    from_environment = "credentials" in options
+    given = bool(key_id and secret)
+    if from_environment == given or (from_environment and (key_id or "session_token" in options)):
+        raise ValueError("not the credentials of a bucket")
+    if from_environment:
+        return None
+    return Credentials(unquote(key_id or ""), unquote(secret or ""), options.get("session_token"))
 
 
 class S3Bucket:
-    """One bucket, over one HTTP client that its giver closes."""
+    """One bucket. It has nothing to close: idle connections end by themselves."""
 
-    def __init__(self, address: BucketAddress, http: httpx.AsyncClient) -> None:
-        self._address = address
-        self._http = http
+    def __init__(self, address: BucketAddress) -> None:
+        """Sends no request. Raises LibraryMissing."""
+        self._store = _open(address)
 
-    async def begin(self, name: str) -> str:
-        answer = await self._ask("POST", name, {"uploads": ""})
-        found = _UPLOAD.search(answer.content)
-        if found is None:
-            raise StorageUnavailable("the bucket began no upload; try again")
-        return unescape(found.group(1).decode())
-
-    async def put_part(self, name: str, upload: str, number: int, pieces: Sequence[bytes]) -> str:
-        # The same part once more replaces the first: safe to repeat.
-        query = {"partNumber": str(number), "uploadId": upload}
-        answer = await self._ask("PUT", name, query, pieces)
-        tag = answer.headers.get("etag")
-        if not tag:
-            raise StorageUnavailable("the bucket did not confirm a part; try again")
-        return str(tag)
-
-    async def complete(self, name: str, upload: str, tags: Sequence[str]) -> None:
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(tag)}</ETag></Part>"
-            for number, tag in enumerate(tags, 1)
-        )
-        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        answer = await self._ask("POST", name, {"uploadId": upload}, [body])
-        # S3 answers 200 before it is done, and may say only then that it failed.
-        if b"<Error>" in answer.content:
-            raise _refused(answer.status_code, answer.content)
-
-    async def abort(self, name: str, upload: str) -> None:
-        await self._ask("DELETE", name, {"uploadId": upload}, gone_is_good=True)
-
-    async def delete(self, name: str) -> None:
-        await self._ask("DELETE", name, {}, gone_is_good=True)
+    async def put(self, name: str, pieces: Sequence[bytes]) -> None:
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await self._store.put_async(name, list(pieces), use_multipart=False)
 
     async def read(self, name: str) -> AsyncGenerator[bytes]:
-        request = self._request("GET", name, {}, (), EMPTY)
-        try:
-            answer = await self._http.send(request, stream=True)
-            try:
-                if answer.status_code != 200:
-                    body = await _head(answer)
-                    # Any other 404 is of the bucket, or of whoever answers in its place.
-                    if answer.status_code == 404 and _code(body) == "NoSuchKey":
-                        raise ObjectMissing(name)
-                    raise _refused(answer.status_code, body)
-                async for part in answer.aiter_raw():
-                    yield part
-            finally:
-                await answer.aclose()
-        except httpx.HTTPError as error:
-            raise _unreachable(error) from error
+        with _translated(name):
+            answer = await self._store.get_async(name)
+            async for piece in answer.stream(SLICE):
+                yield piece
 
-    def _request(
-        self,
-        method: str,
-        name: str,
-        query: Mapping[str, str],
-        pieces: Sequence[bytes],
-        payload: str,
-    ) -> httpx.Request:
-        """A request, signed as of now; `payload` is the hex SHA-256 of all pieces together."""
-        where = self._address
-        path = f"/{encoded(where.bucket)}/{encoded(name, '/')}"
-        headers = signed_headers(
-            where.credentials, method, where.host, path, query, payload, datetime.now(UTC)
-        )
-        # Told, so that a body that is sent in pieces need not be chunked, which S3 does not take.
-        headers["content-length"] = str(sum(map(len, pieces)))
-        url = f"{where.origin}{path}"
-        if query:
-            url = f"{url}?{canonical_query(query)}"
-        return self._http.build_request(
-            method, url, headers=headers, content=_sent(pieces), timeout=TIMEOUT
-        )
+    async def list(self, prefix: str) -> Sequence[str]:
+        with _translated():
+            async with asyncio.timeout(CALL_TIMEOUT):
+                batches = self._store.list(prefix=prefix)
+                return [found["path"] async for batch in batches for found in batch]
 
-    async def _ask(
-        self,
-        method: str,
-        name: str,
-        query: Mapping[str, str],
-        pieces: Sequence[bytes] = (),
-        *,
-        gone_is_good: bool = False,
-    ) -> httpx.Response:
-        """One request, a few times if need be. Raises StorageUnavailable."""
-        payload = await asyncio.to_thread(_hash, pieces)
-        for left in range(TRIES - 1, -1, -1):
-            try:
-                request = self._request(method, name, query, pieces, payload)
-                answer = await self._http.send(request)
-            except httpx.HTTPError as error:
-                if not left:
-                    raise _unreachable(error) from error
-            else:
-                if answer.is_success or (gone_is_good and answer.status_code == 404):
-                    return answer
-                if answer.status_code not in PASSING or not left:
-                    raise _refused(answer.status_code, answer.content)
-            await asyncio.sleep(FIRST_PAUSE * 2 ** (TRIES - 1 - left) * random.uniform(0.5, 1.0))
-        raise AssertionError("the last try returns or raises")
+    async def delete(self, name: str) -> None:
+        # S3 answers 204 if there is no such object; some stores answer 404.
+        with suppress(ObjectMissing), _translated(name):
+            async with asyncio.timeout(CALL_TIMEOUT):
+                await self._store.delete_async(name)
 
 
-def _hash(pieces: Sequence[bytes]) -> str:
-    """The hex SHA-256 of all pieces together."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.hexdigest()
+def _open(address: BucketAddress) -> S3Store:
+    """The library's client of the bucket. Raises LibraryMissing.
 
-
-async def _sent(pieces: Sequence[bytes]) -> AsyncGenerator[bytes]:
-    """The body in small slices: what is handed over whole is copied whole, several times."""
-    for piece in pieces:
-        for start in range(0, len(piece), SLICE):
-            yield piece[start : start + SLICE]
-
-
-async def _head(answer: httpx.Response) -> bytes:
-    """The beginning of a refusal."""
-    async for part in answer.aiter_bytes(REFUSAL_LIMIT):
-        return part
-    return b""
-
-
-def _refused(status: int, body: bytes) -> StorageUnavailable:
-    """The refusal, with the store's own word for it; never with what was sent."""
-    word = _code(body)
-    _log.warning("the bucket refused: %d %s", status, word, extra={"action": "bucket"})
-    return StorageUnavailable(
-        f"the checkpoint bucket refused ({status} {word}); try again, and look at "
-        "ROOST_CHECKPOINT_BUCKET_URL if it goes on",
-        {"status": str(status), "code": word},
+    The library reads the environment too. `AWS_ENDPOINT_URL_S3` would override the endpoint,
+    `AWS_SESSION_TOKEN` would be sent with a key that it does not belong to, and a proxy would get
+    the requests. What the environment could override is therefore given by name, and static
+    credentials by a function, which the environment cannot add to.
+    """
+    try:
+        from obstore.store import S3Store
+    except ImportError:
+        raise LibraryMissing(
+            "ROOST_CHECKPOINT_BUCKET_URL: a bucket needs the library obstore; "
+            "install it with: pip install 'roost[s3]'"
+        ) from None
+    client: ClientConfig = {
+        "allow_http": address.origin.startswith("http://"),
+        "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT),
+        "read_timeout": timedelta(seconds=READ_TIMEOUT),
+        "timeout": timedelta(seconds=REQUEST_TIMEOUT),
+    }
+    if address.credentials is not None:
+        # The library has no option for "no proxy". This proxy is used for no host.
+        client["proxy_url"] = address.origin
+        client["proxy_excludes"] = urlsplit(address.origin).hostname or ""
+    return S3Store(
+        address.bucket,
+        endpoint=address.origin,
+        aws_endpoint_url_s3=address.origin,
+        region=address.region,
+        virtual_hosted_style_request=address.virtual_host,
+        skip_signature=False,
+        # The signature covers the hash of the body, so that the store rejects a body that was
+        # changed in transit.
+        unsigned_payload=False,
+        # Not every S3-compatible store can delete several objects by one request.
+        disable_bulk_delete=True,
+        client_options=client,
+        retry_config={
+            "max_retries": REPEATS,
+            "retry_timeout": timedelta(seconds=CALL_TIMEOUT),
+            "backoff": {
+                "init_backoff": timedelta(seconds=FIRST_PAUSE),
+                "max_backoff": timedelta(seconds=FIRST_PAUSE * 2**REPEATS),
+                "base": 2,
+            },
+        },
+        credential_provider=_provider(address.credentials),
     )
 
 
-def _code(body: bytes) -> str:
-    """The store's own word for why it refused."""
-    found = _CODE.search(body[:REFUSAL_LIMIT])
-    return found.group(1).decode(errors="replace") if found else "no reason"
+def _provider(credentials: Credentials | None) -> Callable[[], S3Credential] | None:
+    """A function that returns the static credentials; None: the library looks for others."""
+    if credentials is None:
+        return None
+    found: S3Credential = {
+        "access_key_id": credentials.key_id,
+        "secret_access_key": credentials.secret,
+        "token": credentials.session_token,
+        "expires_at": None,
+    }
+    return lambda: found
 
 
-def _unreachable(error: httpx.HTTPError) -> StorageUnavailable:
-    """The store did not answer; httpx's text can hold the address, its type cannot."""
+@contextmanager
+def _translated(name: str | None = None) -> Iterator[None]:
+    """Raise the library's errors as StorageUnavailable; as ObjectMissing if the store says that
+    there is no object `name`.
+
+    Neither has the library's text, and no traceback shows it. That text quotes the store's answer,
+    and a store that rejects a signature quotes the request in it, with the session token.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        # The library raises this for every 404. One with another code is about the bucket, or
+        # comes from a server that is not the store: it does not prove that the object is missing.
+        if name is not None and _word(_CODE, str(error)) == "NoSuchKey":
+            raise ObjectMissing(name) from None
+        raise _unavailable(error) from None
+    except Exception as error:  # noqa: BLE001 - a panic of the library has no documented type
+        raise _unavailable(error) from None
+
+
+def _unavailable(error: Exception) -> StorageUnavailable:
+    """The error for a request that failed. From the library's text it takes only the status and the
+    store's error code or, without a status, the kind of failure.
+    """
+    text = str(error)
+    status, code = _word(_STATUS, text), _word(_CODE, text) or "no reason"
+    if not status:
+        kind = _word(_KIND, text) or type(error).__name__
+        return StorageUnavailable(f"the checkpoint bucket did not answer ({kind}); try again")
+    _log.warning("the bucket rejected a request: %s %s", status, code, extra={"action": "bucket"})
     return StorageUnavailable(
-        f"the checkpoint bucket did not answer ({type(error).__name__}); try again"
+        f"the checkpoint bucket rejected a request ({status} {code}); try again, and check "
+        "ROOST_CHECKPOINT_BUCKET_URL if that does not help",
+        {"status": status, "code": code},
     )
+
+
+def _word(pattern: re.Pattern[str], text: str) -> str:
+    """The first group of the pattern in the text; "" if it is not there."""
+    found = pattern.search(text)
+    return found.group(1) if found else ""

@@ -1,9 +1,11 @@
-"""Containers over gRPC: `ports.Containers` as container_service answers it."""
+"""`ports.Containers` over gRPC: the client of container_service."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1.container_service_pb2_grpc import ContainerServiceStub
-from session_service import errors, points
+from session_service import errors, failpoints
 from session_service.domain.session import ContainerState
 from session_service.ports import (
     Address,
@@ -26,7 +28,7 @@ from session_service.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -38,7 +40,7 @@ _MEMORY: Mapping[int, bool | None] = {
     pb.MEMORY_PRESERVED_YES: True,
     pb.MEMORY_PRESERVED_NO: False,
 }
-_REFUSALS: Mapping[str, type[errors.RoostError]] = {
+_ERRORS: Mapping[str, type[errors.RoostError]] = {
     "SUSPEND_UNSUPPORTED": errors.SuspendUnsupported,
     "PROVIDER_CAPACITY": errors.ProviderCapacity,
     "PROVIDER_RATE_LIMITED": errors.ProviderRateLimited,
@@ -52,8 +54,10 @@ _REFUSALS: Mapping[str, type[errors.RoostError]] = {
 }
 BOOT_ID_COMMAND = ("cat", "/proc/sys/kernel/random/boot_id")
 BOOT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-#: The longest that container_service waits for a state, and lets a lease last, in s.
+#: The longest wait for a state, and the longest lease, that container_service accepts, in s.
 LONGEST = 600.0
+#: Containers of a listing that are converted at once, if the listing comes as a whole.
+PART = 100
 _WAITED = (pb.CONTAINER_STATE_SUSPENDED, pb.CONTAINER_STATE_STOPPED)
 
 
@@ -74,7 +78,10 @@ def _details(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], float | 
 
 
 def translated(error: grpc.aio.AioRpcError) -> Exception:
-    """The error in our own words; whatever is not clear is ProviderUnavailable."""
+    """Translate an error of container_service into an error of this service.
+
+    An error with an unknown reason becomes ProviderUnavailable: the call may have taken effect.
+    """
     reason, metadata, delay = _details(error)
     text = error.details() or error.code().name
     metadata["container_reason"] = reason or error.code().name
@@ -85,7 +92,7 @@ def translated(error: grpc.aio.AioRpcError) -> Exception:
             return LeaseHeld(text)
         case "LEASE_LOST":
             return LeaseLost(text)
-    kind = _REFUSALS.get(reason)
+    kind = _ERRORS.get(reason)
     if kind is None:
         return errors.ProviderUnavailable(
             f"the container provider did not answer clearly ({text}); try again",
@@ -108,7 +115,9 @@ def _duration(seconds: float) -> Duration:
 
 
 def state_of(number: int) -> ContainerState:
-    """The container's state; a number newer than this code is UNKNOWN, never stopped or gone."""
+    """The container's state. A number that this version does not know is UNKNOWN: it must not be
+    taken for a container that is stopped or destroyed.
+    """
     try:
         name = pb.ContainerState.Name(number)  # type: ignore[arg-type]  # any int may come
     except ValueError:
@@ -129,32 +138,42 @@ def _seen(container: pb.Container) -> Seen:
     )
 
 
-def sound_boot_id(text: str) -> str | None:
-    """The boot id that a guest told; None for anything that is none. The guest's word is the
-    user's code's: it proves nothing where it is empty, and must not reach the database raw.
+def valid_boot_id(text: str) -> str | None:
+    """The boot id in a guest's output, or None if the output is not a boot id.
+
+    The user's code controls the output. Two empty outputs would be equal and prove nothing, and
+    unchecked text must not be written to the database.
     """
-    word = text.strip()
-    return word if BOOT_ID.fullmatch(word) else None
+    boot_id = text.strip()
+    return boot_id if BOOT_ID.fullmatch(boot_id) else None
+
+
+class _NoStreamContainers(Exception):
+    """container_service is of a version before StreamContainers."""
 
 
 class GrpcContainers:
-    """Containers over one channel to container_service, kept for the life of the process."""
+    """Calls container_service over one channel, which stays open as long as the process runs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = ContainerServiceStub(channel)
 
     async def _call(
         self,
-        place: str,
+        failpoint: str,
         method: grpc.aio.UnaryUnaryMultiCallable[Any, T],
         request: Message,
         timeout: float,
     ) -> T:
-        """One call, bounded, its error translated at this one place; `place` is of `points`."""
+        """Make one call with a time-out (s), and translate its error. `failpoint` is its name in
+        `failpoints`.
+        """
         if timeout <= 0:
-            raise errors.ProviderUnavailable("no time is left to ask the provider; try again")
+            raise errors.ProviderUnavailable(
+                "no time is left for a call of the provider; try again"
+            )
         try:
-            return await points.around(place, method(request, timeout=timeout))
+            return await failpoints.around(failpoint, method(request, timeout=timeout))
         except grpc.aio.AioRpcError as error:
             raise translated(error) from error
 
@@ -178,9 +197,48 @@ class GrpcContainers:
         return _seen((await self._call("get", self._stub.GetContainer, request, timeout)).container)
 
     async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
-        request = pb.ListContainersRequest(app=app, labels=labels)
-        answer = await self._call("list", self._stub.ListContainers, request, timeout)
+        answer = await self._listed(app, labels, timeout)
         return [_seen(container) for container in answer.containers]
+
+    async def _listed(
+        self, app: str, labels: Mapping[str, str], timeout: float
+    ) -> pb.ListContainersResponse:
+        request = pb.ListContainersRequest(app=app, labels=labels)
+        return await self._call("list", self._stub.ListContainers, request, timeout)
+
+    async def stream(self, app: str, *, timeout: float) -> AsyncGenerator[Sequence[Seen], None]:
+        with suppress(_NoStreamContainers):
+            async with aclosing(self._streamed(app, timeout)) as parts:
+                async for part in parts:
+                    yield part
+            return
+        answer = await self._listed(app, {}, timeout)
+        for begin in range(0, len(answer.containers), PART):
+            yield [_seen(container) for container in answer.containers[begin : begin + PART]]
+            await asyncio.sleep(0)
+
+    async def _streamed(self, app: str, timeout: float) -> AsyncGenerator[Sequence[Seen], None]:
+        call = self._stub.StreamContainers(pb.StreamContainersRequest(app=app), timeout=timeout)
+        count, complete = 0, False
+        try:
+            message = await failpoints.around("stream", call.read())
+            while isinstance(message, pb.StreamContainersResponse):
+                count += len(message.containers)
+                # Neither a stream that was cut off nor one that lacks a message is a whole list.
+                complete = message.complete and message.container_count == count
+                if message.containers:
+                    yield [_seen(container) for container in message.containers]
+                message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED and not count:
+                raise _NoStreamContainers from error
+            raise translated(error) from error
+        finally:
+            call.cancel()
+        if not complete:
+            raise errors.ProviderUnavailable(
+                "the list of containers ended before it was complete; try again"
+            )
 
     async def wait_started(self, address: Address, *, timeout: float) -> None:
         request = pb.WaitContainerRequest(
@@ -195,7 +253,7 @@ class GrpcContainers:
                 "the container could not be started: check spec.image and spec.command"
             )
 
-    async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
+    async def wait_paused(self, address: Address, *, timeout: float) -> ContainerState | None:
         request = pb.WaitContainerRequest(
             app=address.app,
             container_id=address.container_id,
@@ -203,9 +261,7 @@ class GrpcContainers:
             timeout=_duration(min(timeout, LONGEST)),
         )
         try:
-            answer = await self._call(
-                "wait_resting", self._stub.WaitContainer, request, timeout + 2
-            )
+            answer = await self._call("wait_paused", self._stub.WaitContainer, request, timeout + 2)
         except errors.ProviderUnavailable as error:
             if error.metadata.get("container_reason") == "WAIT_TIMED_OUT":
                 return None
@@ -213,8 +269,8 @@ class GrpcContainers:
         return state_of(answer.state)
 
     async def read_boot_id(self, address: Address, *, timeout: float) -> str | None:
-        told = await self._read("read_boot_id", address, BOOT_ID_COMMAND, timeout)
-        return None if told is None else sound_boot_id(told)
+        output = await self._read("read_boot_id", address, BOOT_ID_COMMAND, timeout)
+        return None if output is None else valid_boot_id(output)
 
     async def read_text(
         self, address: Address, command: Sequence[str], *, timeout: float
@@ -222,18 +278,18 @@ class GrpcContainers:
         return await self._read("read_text", address, command, timeout)
 
     async def _read(
-        self, place: str, address: Address, command: Sequence[str], timeout: float
+        self, failpoint: str, address: Address, command: Sequence[str], timeout: float
     ) -> str | None:
         request = pb.ExecContainerRequest(
             app=address.app, container_id=address.container_id, command=command
         )
         try:
-            answer = await self._call(place, self._stub.ExecContainer, request, timeout)
+            answer = await self._call(failpoint, self._stub.ExecContainer, request, timeout)
         except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             _log.warning(
                 "the guest did not answer: %s",
                 error,
-                extra={"action": place, "container_id": address.container_id},
+                extra={"action": failpoint, "container_id": address.container_id},
             )
             return None
         return answer.stdout if answer.exit_code == 0 else None
@@ -247,7 +303,7 @@ class GrpcContainers:
             expected_boot_id=expected_boot_id or "",
         )
         answer = await self._call("resume", self._stub.ResumeContainer, request, timeout)
-        boot_id = sound_boot_id(answer.boot_id)
+        boot_id = valid_boot_id(answer.boot_id)
         preserved = None if boot_id is None else _MEMORY.get(answer.memory_preserved)
         return Booted(preserved, boot_id, answer.evidence)
 
@@ -307,7 +363,7 @@ class GrpcContainers:
             await self._call("release_lease", self._stub.ReleaseLease, request, timeout)
         except (errors.RoostError, ContainerAbsent, LeaseHeld, LeaseLost) as error:
             _log.warning(
-                "a container's lease was not given back and will run out by itself: %s",
+                "a container's lease could not be released; it will expire: %s",
                 error,
                 extra={"action": "release_lease", "container_id": address.container_id},
             )

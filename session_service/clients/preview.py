@@ -1,4 +1,4 @@
-"""A session's preview over HTTP: where it is, and whether it answers."""
+"""A session's preview over HTTP: its URL, and whether it answers."""
 
 from __future__ import annotations
 
@@ -13,60 +13,68 @@ if TYPE_CHECKING:
     from session_service.domain.session import Container
 
 _log = logging.getLogger(__name__)
-#: Between two probes, in s: doubled each time, up to the second.
+#: The pause between two probes, in s. It doubles after each probe, up to LONGEST_PAUSE.
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
-#: One probe, in s.
+#: Time-out of one probe, in s.
 PROBE_TIMEOUT = 5.0
 
 
 class Preview:
-    """The previews behind one address pattern; where it is empty, there are none to ask."""
+    """The previews that one URL pattern describes. With an empty pattern, previews have no URL."""
 
     def __init__(self, template: str, http: httpx.AsyncClient) -> None:
-        """`template` may name `{container_id}` and `{app}`."""
+        """`template` is the URL pattern; it may contain `{container_id}` and `{app}`."""
         self._template = template
         self._http = http
 
     @property
-    def known(self) -> bool:
-        """Whether previews have addresses at all."""
+    def configured(self) -> bool:
+        """Whether previews have URLs."""
         return bool(self._template)
 
     def url(self, app: str, container_id: str) -> str:
-        """Where the container's preview answers; "" where no pattern is configured."""
+        """The URL of the container's preview; "" if no pattern is configured."""
         if not self._template:
             return ""
         return self._template.format(container_id=container_id, app=app)
 
     async def answers(self, container: Container, timeout: float = PROBE_TIMEOUT) -> bool:
-        """Whether the preview answers now: any status below 500 is an answer."""
-        if not self.known or container.container_id is None:
+        """Whether the preview answers now with a status below 500. False if it has no URL, or a
+        malformed one.
+
+        `timeout` is in s.
+        """
+        if not self.configured or container.container_id is None:
             return False
         try:
             status = await self.get_status(container, "", timeout)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             _log.debug("the preview did not answer: %r", error, extra={"action": "probe"})
             return False
         return status < httpx.codes.INTERNAL_SERVER_ERROR
 
     async def get_status(self, container: Container, path: str, timeout: float) -> int:
-        """The HTTP status of a GET of this path of the preview ("" for the pattern's own), its body
-        unread, redirects not followed. `timeout` (s) is for the whole of it.
+        """Send a GET for `path` to the preview ("": the path of the pattern), and return the
+        status.
 
-        Raises httpx.HTTPError; UnsupportedProtocol where the preview has no address.
+        The body is not read, and redirects are not followed. `timeout` (s) is for the whole
+        request. Raises httpx.HTTPError if the request fails; its subclass UnsupportedProtocol if
+        the preview has no URL.
+        Raises httpx.InvalidURL if the pattern or the path make no URL.
         """
         url = httpx.URL(self.url(container.app, container.container_id or ""))
         host = url.netloc.decode()
         if url.host.endswith(".localhost"):
-            # RFC 6761: such names are the loopback's; not every resolver knows.
+            # RFC 6761 gives these names to the loopback, but not every resolver knows them.
             url = url.copy_with(host="127.0.0.1")
         if path:
-            # Not joined: whatever the path says, the host stays the preview's.
+            # Replaced, not joined: a path such as `//other.host/` cannot change the host.
             url = url.copy_with(raw_path=path.encode())
         headers = {"host": host, "user-agent": "roost-probe"}
         try:
-            # httpx's own is for each part: an application could answer a byte at a time for ever.
+            # httpx's time-out is for each read: an application that sends one byte at a time would
+            # never reach it.
             async with (
                 asyncio.timeout(timeout),
                 self._http.stream("GET", url, headers=headers, timeout=timeout) as response,
@@ -74,14 +82,20 @@ class Preview:
                 return response.status_code
         except TimeoutError as error:
             raise httpx.ReadTimeout("the preview took too long to answer") from error
+        except AttributeError as error:
+            # anyio reads the peer's address from the socket of the new connection. If the other
+            # side has closed the connection by then, uvloop returns None for the socket.
+            raise httpx.ReadError("the connection was closed as it was opened") from error
 
     async def wait_ready(
         self,
         container: Container,
         timeout: float,
     ) -> bool:
-        """Whether the preview answered within `timeout` s; true where there is none to ask."""
-        if not self.known:
+        """Probe until the preview answers, for up to `timeout` s. Returns whether it answered; True
+        if previews have no URL.
+        """
+        if not self.configured:
             return True
         deadline, pause = monotonic() + timeout, FIRST_PAUSE
         while (left := deadline - monotonic()) > 0:

@@ -1,4 +1,6 @@
-"""The state of applications, and volumes, over gRPC: `ports.States` and `ports.Volumes`."""
+"""`ports.States` and `ports.Volumes` over gRPC: application state and volumes by way of
+container_service.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1.container_service_pb2_grpc import ContainerServiceStub
-from session_service import errors, points
+from session_service import errors, failpoints
 from session_service.clients.containers import translated
 from session_service.ports import ContainerAbsent, Snapshot, Volume, Whole
 
@@ -20,16 +22,19 @@ if TYPE_CHECKING:
 
     from session_service.ports import Address
 
-#: Fly's words for a snapshot that is whole (fly/FACTS of the provider: waiting, running, created).
+#: Fly's states of a complete snapshot. Before it, a snapshot is `waiting`, then `running`.
 SNAPSHOT_DONE = frozenset({"created"})
-#: And for volumes: one that still hydrates can be mounted, one that is restored cannot.
-VOLUME_READY = frozenset({"created", "hydrating"})
-VOLUME_GOING = frozenset({"scheduling_destroy", "pending_destroy", "destroying", "destroyed"})
+#: Fly's states of a snapshot that cannot be used, now or later.
 SNAPSHOT_LOST = frozenset({"failed", "error", "deleted"})
+#: Fly's states of a volume that can be mounted. A volume that is still `hydrating` can be mounted;
+#: one that is still `restoring` cannot.
+VOLUME_READY = frozenset({"created", "hydrating"})
+#: Fly's states of a volume that is deleted, or is being deleted.
+VOLUME_DELETED = frozenset({"scheduling_destroy", "pending_destroy", "destroying", "destroyed"})
 
 
 class GrpcStates:
-    """States over one channel to container_service, kept for the life of the process."""
+    """Calls container_service over one channel, which stays open as long as the process runs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = ContainerServiceStub(channel)
@@ -42,7 +47,7 @@ class GrpcStates:
         *,
         timeout: float,
     ) -> Whole:
-        return await points.around("capture", self._capture(address, hook, take, timeout))
+        return await failpoints.around("capture", self._capture(address, hook, take, timeout))
 
     async def _capture(
         self,
@@ -54,23 +59,24 @@ class GrpcStates:
         request = pb.CaptureStateRequest(
             app=address.app, container_id=address.container_id, state_hook=_hook(hook)
         )
-        tally, size, told = hashlib.sha256(), 0, None
-        call = self._stub.CaptureState(request, timeout=_left(timeout))
+        digest, size, announced = hashlib.sha256(), 0, None
+        call = self._stub.CaptureState(request, timeout=_positive(timeout))
         try:
             async for message in call:
                 if message.chunk:
                     size += len(message.chunk)
-                    tally.update(message.chunk)
+                    digest.update(message.chunk)
                     await take(message.chunk)
                 if message.sha256:
-                    told = Whole(message.total_bytes, message.sha256)
+                    announced = Whole(message.total_bytes, message.sha256)
         except grpc.aio.AioRpcError as error:
             raise translated(error) from error
         finally:
             call.cancel()
-        if told != Whole(size, tally.digest()):
-            raise errors.ProviderUnavailable("the state did not come whole; try again")
-        return told
+        # A stream that ended early has no announcement, or one that does not match.
+        if announced != Whole(size, digest.digest()):
+            raise errors.ProviderUnavailable("the state was not received completely; try again")
+        return announced
 
     async def restore(
         self,
@@ -80,7 +86,7 @@ class GrpcStates:
         *,
         timeout: float,
     ) -> Whole:
-        return await points.around("restore", self._restore(address, hook, pieces, timeout))
+        return await failpoints.around("restore", self._restore(address, hook, pieces, timeout))
 
     async def _restore(
         self,
@@ -89,8 +95,9 @@ class GrpcStates:
         pieces: AsyncIterator[bytes],
         timeout: float,
     ) -> Whole:
-        # Written by hand: an iterator that raises would be told as a cancelled call.
-        call = self._stub.RestoreState(timeout=_left(timeout))
+        # The requests are written here, and not by an iterator that is given to grpc: if the
+        # iterator raised, grpc would report a cancelled call in place of its error.
+        call = self._stub.RestoreState(timeout=_positive(timeout))
         try:
             try:
                 await call.write(
@@ -102,7 +109,7 @@ class GrpcStates:
                     await call.write(pb.RestoreStateRequest(chunk=piece))
                 await call.done_writing()
             except asyncio.InvalidStateError:
-                # The call is over already; its answer says why.
+                # The call has ended already. Awaiting it below raises the error.
                 pass
             answer = await call
         except grpc.aio.AioRpcError as error:
@@ -113,24 +120,24 @@ class GrpcStates:
 
 
 class GrpcVolumes:
-    """Volumes over one channel to container_service, kept for the life of the process."""
+    """Calls container_service over one channel, which stays open as long as the process runs."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = ContainerServiceStub(channel)
 
     async def snapshot(self, app: str, volume_id: str, *, timeout: float) -> Snapshot:
         request = pb.CreateVolumeSnapshotRequest(app=app, volume_id=volume_id)
-        answer = await _answered(self._stub.CreateVolumeSnapshot(request, timeout=_left(timeout)))
+        answer = await _result(self._stub.CreateVolumeSnapshot(request, timeout=_positive(timeout)))
         return _snapshot(answer.snapshot)
 
     async def snapshots(self, app: str, volume_id: str, *, timeout: float) -> list[Snapshot]:
         request = pb.ListVolumeSnapshotsRequest(app=app, volume_id=volume_id)
-        answer = await _answered(self._stub.ListVolumeSnapshots(request, timeout=_left(timeout)))
+        answer = await _result(self._stub.ListVolumeSnapshots(request, timeout=_positive(timeout)))
         return [_snapshot(each) for each in answer.snapshots]
 
     async def get(self, app: str, volume_id: str, *, timeout: float) -> Volume:
         request = pb.GetVolumeRequest(app=app, volume_id=volume_id)
-        answer = await _answered(self._stub.GetVolume(request, timeout=_left(timeout)))
+        answer = await _result(self._stub.GetVolume(request, timeout=_positive(timeout)))
         return _volume(answer.volume)
 
     async def create_from(
@@ -146,30 +153,30 @@ class GrpcVolumes:
             size_gb=like.size_gb,
             snapshot_id=snapshot_id,
         )
-        creating = _answered(self._stub.CreateVolume(request, timeout=_left(timeout)))
-        answer = await points.around("create_volume", creating)
+        creating = _result(self._stub.CreateVolume(request, timeout=_positive(timeout)))
+        answer = await failpoints.around("create_volume", creating)
         return _volume(answer.volume)
 
     async def listed(self, app: str, *, timeout: float) -> list[Volume]:
         request = pb.ListVolumesRequest(app=app)
-        answer = await _answered(self._stub.ListVolumes(request, timeout=_left(timeout)))
-        there = (each for each in answer.volumes if each.provider_state not in VOLUME_GOING)
-        return [_volume(each) for each in there]
+        answer = await _result(self._stub.ListVolumes(request, timeout=_positive(timeout)))
+        existing = (each for each in answer.volumes if each.provider_state not in VOLUME_DELETED)
+        return [_volume(each) for each in existing]
 
     async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
         request = pb.DeleteVolumeRequest(app=app, volume_id=volume_id)
-        deleting = _answered(self._stub.DeleteVolume(request, timeout=_left(timeout)))
-        await points.around("delete_volume", deleting)
+        deleting = _result(self._stub.DeleteVolume(request, timeout=_positive(timeout)))
+        await failpoints.around("delete_volume", deleting)
 
 
-async def _answered(call: Awaitable[Any]) -> Any:
-    """The answer, its error translated. Any: answers of every method."""
+async def _result(call: Awaitable[Any]) -> Any:
+    """Await the call, and translate its error. Any: responses of every method."""
     try:
         return await call
     except grpc.aio.AioRpcError as error:
         raised = translated(error)
         if isinstance(raised, ContainerAbsent):
-            # Of a volume or a snapshot, whatever the provider's text calls it.
+            # These calls name no container: a volume or a snapshot is missing.
             raise errors.VolumeAbsent(str(raised)) from error
         raise raised from error
 
@@ -178,9 +185,9 @@ def _hook(hook: Mapping[str, Any]) -> pb.StateHook:
     return ParseDict(dict(hook), pb.StateHook(), ignore_unknown_fields=True)
 
 
-def _left(timeout: float) -> float:
+def _positive(timeout: float) -> float:
     if timeout <= 0:
-        raise errors.ProviderUnavailable("no time is left to ask the provider; try again")
+        raise errors.ProviderUnavailable("no time is left for a call of the provider; try again")
     return timeout
 
 

@@ -1,10 +1,11 @@
-"""Configuration: read once from the environment, as one frozen value.
+"""Configuration: read from the environment once, at start, into one frozen value.
 
-A new setting is a field of `settings.Config` and a line of `variables.VARIABLES`.
+`variables` has the table of environment variables, `settings` the value with its defaults, and
+`forms` the parsers. A new setting is a field of `settings.Config` and a line of
+`variables.VARIABLES`.
 """
 
-from session_service.config.reading import ConfigError
-from session_service.config.settings import Config
-from session_service.config.telling import describe
+from session_service.config.settings import Config, describe
+from session_service.config.variables import ConfigError
 
 __all__ = ["Config", "ConfigError", "describe"]

@@ -1,23 +1,34 @@
-"""The forms that the text of a variable can have."""
+"""How the text of an environment variable is parsed and checked."""
 
 from __future__ import annotations
 
 import logging
 import re
 import string
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from session_service.clients.bucket import parse_address
-from session_service.config.reading import Form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A parser of texts, and the rule that it checks. Any: values of different types."""
+
+    parse: Callable[[str], Any]
+    """Returns the value. Raises ValueError for a text that breaks the rule."""
+
+    rule: str
+    """The rule in words that follow "is not": "a whole number from 1 to 9"."""
+
+
 def words(*known: str) -> Form:
-    """One of some words, in whichever case; read as lower case."""
+    """One of the known words, in upper or lower case; the value is in lower case."""
 
     def parse(text: str) -> str:
         if text.lower() not in known:
@@ -28,7 +39,7 @@ def words(*known: str) -> Form:
 
 
 def whole(low: int, high: int) -> Form:
-    """A whole number between two, both included."""
+    """A whole number from `low` to `high`, both included."""
 
     def parse(text: str) -> int:
         value = int(text)
@@ -40,18 +51,18 @@ def whole(low: int, high: int) -> Form:
 
 
 def seconds(low: float, high: float) -> Form:
-    """A number of seconds between two, both included, that stays a number."""
+    """Seconds from `low` to `high`, both included; the value is a float."""
     return Form(_number(low, high), _seconds_rule(low, high))
 
 
 def span(low: float, high: float) -> Form:
-    """A number of seconds between two, both included, read as a timedelta."""
+    """Seconds from `low` to `high`, both included; the value is a timedelta."""
     number = _number(low, high)
     return Form(lambda text: timedelta(seconds=number(text)), _seconds_rule(low, high))
 
 
 def span_or_never(low: float, high: float) -> Form:
-    """The same, or 0, which means never."""
+    """As `span`, or 0, which means never."""
     within = span(low, high)
 
     def parse(text: str) -> timedelta:
@@ -64,7 +75,7 @@ def span_or_never(low: float, high: float) -> Form:
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = float(text)
-        if not low <= value <= high:  # also refuses nan
+        if not low <= value <= high:  # also rejects nan
             raise ValueError(text)
         return value
 
@@ -77,7 +88,7 @@ def _seconds_rule(low: float, high: float) -> str:
 
 def _database(text: str) -> str:
     parts = urlsplit(text)
-    _ = parts.port  # raises ValueError where it is none
+    _ = parts.port  # raises ValueError for a bad port
     if parts.scheme not in ("postgresql", "postgres"):
         raise ValueError
     return text
@@ -96,7 +107,7 @@ def _app(text: str) -> str:
     return text
 
 
-#: What a template may name.
+#: The names that a URL template may contain.
 NAMES = frozenset({"container_id", "app"})
 
 
@@ -115,13 +126,13 @@ def _image(text: str) -> str:
     return text
 
 
-def _truth(text: str) -> bool:
+def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise ValueError(text)
     return text.lower() in ("true", "1", "yes")
 
 
-#: The text search configurations that PostgreSQL 15 and newer come with.
+#: The text search configurations that PostgreSQL ships since version 15.
 LANGUAGES = frozenset(
     {
         *("simple", "arabic", "armenian", "basque", "catalan", "danish", "dutch", "english"),
@@ -152,11 +163,13 @@ TEMPLATE = Form(
     "an http or https URL that names {container_id}, and {app} if need be, and nothing else",
 )
 IMAGE = Form(_image, "an image's name")
-TRUTH = Form(_truth, "true or false")
+BOOLEAN = Form(_boolean, "true or false")
 LANGUAGE = Form(
     _language, "a language that PostgreSQL has a text search configuration for, or simple"
 )
 LEVEL = Form(_level, "a level: DEBUG, INFO, WARNING or ERROR")
 BUCKET = Form(
-    parse_address, "s3://key:secret@host[:port]/bucket?region=…, with &tls=false for plain HTTP"
+    parse_address,
+    "s3://key:secret@host[:port]/bucket?region=…, or s3://host[:port]/bucket?region=…"
+    "&credentials=environment; further options: session_token, addressing=virtual, tls=false",
 )

@@ -1,13 +1,13 @@
-"""What can be set, and what it is where nothing is: read once, as one frozen value."""
+"""The settings and their defaults, as one frozen value."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from session_service.config.reading import ConfigError
-from session_service.config.variables import VARIABLES
+from session_service.config.variables import VARIABLES, ConfigError, check_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,98 +17,101 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How the service runs. `variables.VARIABLES` says which variable sets what."""
+    """How the service runs. `variables.VARIABLES` names the variable that sets a field."""
 
     database_url: str = field(repr=False)
-    """PostgreSQL's address; it may hold a password, and is in no repr."""
+    """PostgreSQL's address; not in the repr, because it may hold a password."""
 
     listen: str = "127.0.0.1:50051"
     """Address to serve on, host:port; port 0 takes a free one."""
 
     container_target: str = "127.0.0.1:50052"
-    """Where container_service answers."""
+    """Address of container_service."""
 
     app: str = ""
-    """The provider's application that containers are created in; empty: container_service's own."""
+    """The provider's app that containers are created in; empty: container_service's own."""
 
     url_template: str = ""
-    """Where previews answer, naming {container_id} and {app}; empty: nowhere, and none is asked."""
+    """URL of a container's preview, with {container_id} and {app}; empty: not probed."""
 
     default_image: str = ""
-    """The image of starts that give no spec; empty: they must give one to create a container."""
+    """The image of starts that give no spec. If it is empty, a start that has to create a container
+    must give a spec."""
 
     metrics_listen: str = ""
-    """Address to serve metrics on, host:port; empty: nowhere."""
+    """Address that serves /metrics, host:port; empty: metrics are off."""
 
     migrate: bool = True
     """Whether to bring the database up to date at start."""
 
     pool_size: int = 16
-    """Most connections to PostgreSQL at once."""
+    """The largest number of connections to PostgreSQL at once."""
 
     lag_window: timedelta = timedelta(seconds=5)
     """How long the provider's reads may lag behind its writes."""
 
     freshness_window: timedelta = timedelta(seconds=10)
-    """How long a look at a running container counts; within it a start makes no provider call."""
+    """How long a probe of a running container stays valid; within it a start makes no provider
+    call."""
 
     lease: timedelta = timedelta(seconds=10)
-    """How long the owner of a transition may be silent before another takes over."""
+    """How long the owner of a transition may be silent before another replica takes over."""
 
     start_budget: timedelta = timedelta(seconds=120)
     """How long a transition may take."""
 
     concurrent_starts: int = 64
-    """How many transitions that somebody waits for a replica works on at once."""
+    """Transitions with a waiting caller that a replica runs at once."""
 
     concurrent_background: int = 16
-    """How many beside those that nobody waits for, such as idle pauses."""
+    """Background transitions, such as idle pauses, that a replica runs at once, in addition."""
 
     concurrent_creates: int = 4
-    """How many create calls a replica has under way in each app."""
+    """Create calls that a replica has under way at once in each app."""
 
     queue_length: int = 1024
-    """How many transitions may wait for their turn, in a replica."""
+    """Transitions that may queue in a replica."""
 
     live_sessions_per_tenant: int = 0
-    """The most live sessions of any tenant, paused ones included; 0: as many as its tier allows."""
+    """The largest number of live sessions of a tenant, paused ones included; 0: only the tier's
+    limit."""
 
     persistence: str = "hibernate"
-    """What sessions are kept by where their project has not set it."""
+    """Persistence of projects that set none."""
 
     on_fingerprint_change: str = "allow"
-    """What to do when a spec changes, where the project has not set it."""
+    """Effect of a changed spec in projects that set none."""
 
     tier: str = "paid"
-    """The tier of tenants that were given none: paid caps nothing."""
+    """Tier of tenants that were given none; paid has no caps."""
 
     choice_expiry: timedelta = timedelta(minutes=10)
-    """How long a user who is asked may take to choose."""
+    """How long a choice that was offered to a user (persistence `ask`) stays valid."""
 
     grace_period: timedelta = timedelta(minutes=10)
-    """How long an ended session can be brought back."""
+    """How long an ended session can be undeleted."""
 
     idle_timeout: timedelta = timedelta(minutes=30)
-    """How long a session may be without anybody there before it is paused."""
+    """How long a session may be without activity before it is paused."""
 
     idle_warning: timedelta = timedelta(minutes=1)
-    """How long before that who watches is warned."""
+    """How long before an idle pause the watchers of the session are warned."""
 
     deepen_after: timedelta = timedelta(hours=24)
-    """How long a session rests suspended before it is stopped."""
+    """How long a paused session stays suspended before its container is stopped."""
 
     expire_after: timedelta = timedelta(days=30)
-    """How long a session rests stopped before it is ended."""
+    """How long a paused session stays stopped before it is ended."""
 
     checkpoint_after: timedelta = timedelta(0)
-    """How long a session rests with a container before its state is saved and that destroyed, where
-    the application hands its state out; 0: never."""
+    """How long a paused session keeps its container; then its state is saved and the container
+    destroyed, if the application hands its state out. 0: never."""
 
     checkpoint_every: timedelta = timedelta(0)
-    """How long after it was last saved the state of a running session is saved again; 0: never."""
+    """How long between two scheduled checkpoints of a running session; 0: never."""
 
     abandoned_after: timedelta = timedelta(minutes=2)
-    """How long a first start that failed waits for somebody to try again."""
+    """How long a failed first start may be retried before its session is removed."""
 
     session_retention: timedelta = timedelta(days=30)
     """How long the rows of a purged session are kept."""
@@ -117,59 +120,86 @@ class Config:
     """How long decisions are kept; statistics reach no further back."""
 
     event_retention: timedelta = timedelta(days=7)
-    """How long events can be watched from."""
+    """How long events are kept for WatchSession."""
 
-    keeper_interval: timedelta = timedelta(seconds=2)
-    """Between two looks at what is due."""
+    reconcile_interval: timedelta = timedelta(seconds=2)
+    """The time between two passes over sessions with a due action."""
 
-    keeper_slots: int = 16
-    """How many sessions a replica's keeper works on at once."""
+    reconcile_slots: int = 16
+    """Due sessions that a replica works on at once."""
 
     sweep: str = "act"
-    """What is done about containers that no session has: act, report, or off."""
+    """What to do with containers that no session has: act, report, or off."""
 
     sweep_interval: timedelta = timedelta(seconds=30)
-    """Between two comparisons of the provider's listing with the rows, by all replicas together."""
+    """The time between two comparisons of the provider's listing with the rows. All replicas
+    together make one comparison in this time."""
 
     sweep_min_age: timedelta = timedelta(minutes=10)
-    """How old a container must be to be taken for an orphan."""
+    """How old an orphaned container, or a volume that no session needs, must be before it is
+    destroyed."""
 
     sweep_passes: int = 3
-    """In how many passes running it must be seen as one."""
+    """Passes in a row that must see an orphan before it is destroyed."""
 
     sweep_limit: int = 5
-    """How many orphans a pass destroys at most; 0 destroys none."""
+    """The largest number of orphans that one pass destroys; 0: none."""
 
     sweep_breaker: int = 20
-    """More orphans than this at once are a mistake somewhere: nothing is destroyed."""
+    """If there are more orphans than this at once, something is probably wrong, and the pass
+    destroys none of them."""
 
     checkpoint_database_limit: int = 16 * 1024 * 1024
-    """The most stored bytes of one checkpoint that PostgreSQL takes; more goes to the bucket."""
+    """The largest checkpoint that PostgreSQL stores, in bytes, compressed; larger ones go to the
+    bucket."""
 
     checkpoint_bucket: BucketAddress | None = None
-    """Where larger checkpoints go; None: nowhere, and they are refused."""
+    """The bucket of larger checkpoints; None: they are refused."""
 
     agent_idle_timeout: timedelta = timedelta(hours=1)
-    """How long an agent session that asks for nothing else may be without a turn."""
+    """How long an agent session may be without a turn, unless it sets its own."""
 
     agent_retention: timedelta = timedelta(days=30)
-    """How long an expired or ended agent session can be brought back; then it is purged."""
+    """How long an expired or ended agent session can be revived; after that it is purged."""
 
-    janitor_interval: timedelta = timedelta(minutes=15)
-    """Between two passes that expire and purge."""
+    retention_interval: timedelta = timedelta(minutes=15)
+    """The time between two passes that delete rows past their retention."""
 
     search_language: str = "english"
-    """PostgreSQL's text search configuration; another one indexes everything anew."""
+    """PostgreSQL's text search configuration. Changing it indexes all turns again."""
 
     grace: float = 10.0
-    """Seconds that calls in flight have to finish after a stop signal."""
+    """Seconds for calls in flight to finish after a stop signal."""
 
     log_level: str = "INFO"
-    """The least level that is logged."""
+    """Lowest level that is logged."""
+
+    # No variable sets these; tests shorten them.
+
+    activity_timeout: timedelta = timedelta(seconds=5)
+    """The longest time that one answer of an activity source may take."""
+
+    health_interval: timedelta = timedelta(seconds=2)
+    """The time between two checks of the database by the health service."""
+
+    gauges_interval: timedelta = timedelta(seconds=15)
+    """The shortest time between two reads of the metrics' gauges from the database."""
+
+    @property
+    def machine_lease(self) -> timedelta:
+        """The duration of each lease that session_service acquires on a machine at the provider:
+        1.5 times `lease`, rounded up to whole seconds, because Fly accepts only those.
+
+        The machine's lease therefore still holds when another replica may claim the transition.
+        That replica first waits until it gets the machine's lease. From then on the provider
+        refuses late requests of the old owner.
+        """
+        return timedelta(seconds=math.ceil(self.lease.total_seconds() * 1.5))
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
-        """Read the variables. Raises ConfigError at the first that is missing or wrong."""
+        """Read the variables. Raises ConfigError for one that is missing, wrong or renamed."""
+        check_names(env)
         # Any: fields of every type.
         values: dict[str, Any] = {}
         for variable in VARIABLES:
@@ -179,3 +209,21 @@ class Config:
             elif variable.required:
                 raise ConfigError(f"{variable.name} is not set: {variable.sentence}")
         return cls(**values)
+
+
+def describe() -> str:
+    """The variables with their meanings and defaults, for `--help`."""
+    defaults = Config(database_url="")
+    rows = []
+    for variable in VARIABLES:
+        default = getattr(defaults, variable.field)
+        if isinstance(default, timedelta):
+            default = default.total_seconds()
+        if isinstance(default, bool):
+            default = str(default).lower()
+        elif isinstance(default, float):
+            default = f"{default:.10g}"
+        has_default = default not in ("", None)
+        note = "required" if variable.required else f"default {default}" if has_default else ""
+        rows.append(f"  {variable.name:<33}{variable.sentence}{f' ({note})' if note else ''}")
+    return "environment variables:\n" + "\n".join(rows)

@@ -1,142 +1,195 @@
-"""The environment variables: which setting each one sets, and what it may be."""
+"""The environment variables: the setting that each one sets, and the values it accepts."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from session_service.config.forms import (
     ADDRESS,
     APP,
+    BOOLEAN,
     BUCKET,
     DATABASE,
     IMAGE,
     LANGUAGE,
     LEVEL,
     TEMPLATE,
-    TRUTH,
     seconds,
     span,
     span_or_never,
     whole,
     words,
 )
-from session_service.config.reading import Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from session_service.config.forms import Form
+
+
+class ConfigError(Exception):
+    """A variable is missing, wrong or renamed; the message is one line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable, and the field of Config that it sets."""
+
+    name: str
+    field: str
+    form: Form
+    sentence: str
+    required: bool = False
+    secret: bool = False
+
+    def read(self, text: str) -> Any:
+        """The value of the text. Raises ConfigError; its message does not contain a secret."""
+        try:
+            return self.form.parse(text)
+        except ValueError:
+            shown = "its value" if self.secret else repr(text)
+            raise ConfigError(f"{self.name}: {shown} is not {self.form.rule}") from None
+
+
+#: Former names of variables, and the names that they have now.
+RENAMED = {
+    "ROOST_KEEPER_INTERVAL": "ROOST_RECONCILE_INTERVAL",
+    "ROOST_KEEPER_SLOTS": "ROOST_RECONCILE_SLOTS",
+    "ROOST_JANITOR_INTERVAL": "ROOST_RETENTION_INTERVAL",
+}
+
+
+def check_names(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable that is set under its former name.
+
+    Ignoring it would silently run the service with the default.
+    """
+    for former, name in RENAMED.items():
+        if environment.get(former, "").strip():
+            raise ConfigError(f"{former} is called {name} now")
+
 
 #: In the order in which `--help` lists them.
 VARIABLES = (
     Variable(
         "ROOST_DATABASE_URL", "database_url", DATABASE,
-        "PostgreSQL's address, 15 or newer", required=True, secret=True,
+        "PostgreSQL's address; version 15 or newer", required=True, secret=True,
     ),
     Variable(
         "ROOST_SESSION_LISTEN", "listen", ADDRESS, "address to serve on; port 0 takes a free one",
     ),
     Variable(
         "ROOST_METRICS_LISTEN", "metrics_listen", ADDRESS,
-        "address to serve metrics on, as /metrics, to Prometheus; where not set, nowhere",
+        "address that serves /metrics to Prometheus; not set: metrics are off",
     ),
     Variable(
-        "ROOST_CONTAINER_TARGET", "container_target", ADDRESS, "where container_service answers",
+        "ROOST_CONTAINER_TARGET", "container_target", ADDRESS, "address of container_service",
     ),
     Variable(
         "ROOST_FLY_APP", "app", APP,
-        "the app that containers are created in; container_service's own where not set",
+        "the app that containers are created in; not set: container_service's own",
     ),
     Variable(
         "ROOST_URL_TEMPLATE", "url_template", TEMPLATE,
-        "where previews answer, naming {container_id} and {app}; none is asked where not set",
+        "URL of a container's preview, with {container_id} and {app}; not set: previews are not "
+        "probed",
     ),
     Variable(
         "ROOST_DEFAULT_IMAGE", "default_image", IMAGE, "the image of starts that give no spec",
     ),
     Variable(
-        "ROOST_MIGRATE", "migrate", TRUTH, "whether to bring the database up to date at start",
+        "ROOST_MIGRATE", "migrate", BOOLEAN, "whether to bring the database up to date at start",
     ),
     Variable(
         "ROOST_POOL_SIZE", "pool_size", whole(2, 500), "most connections to PostgreSQL at once",
     ),
     Variable(
         "ROOST_LAG_WINDOW", "lag_window", span(0, 60),
-        "seconds that the provider's reads may lag behind its writes",
+        "seconds by which the provider's reads may lag behind its writes",
     ),
     Variable(
         "ROOST_FRESHNESS_WINDOW", "freshness_window", span(0, 86_400),
-        "seconds that a look at a running container counts",
+        "seconds that a probe of a running container stays valid",
     ),
     Variable(
         "ROOST_LEASE", "lease", span(1, 300),
-        "seconds that a transition's owner may be silent before another takes over",
+        "seconds after which a silent owner of a transition loses it to another replica",
     ),
     Variable(
         "ROOST_START_BUDGET", "start_budget", span(1, 3600), "seconds that a transition may take",
     ),
     Variable(
         "ROOST_CONCURRENT_STARTS", "concurrent_starts", whole(1, 10_000),
-        "how many transitions that somebody waits for a replica works on at once",
+        "transitions with a waiting caller that a replica runs at once",
     ),
     Variable(
         "ROOST_CONCURRENT_BACKGROUND", "concurrent_background", whole(1, 10_000),
-        "how many beside those that nobody waits for",
+        "background transitions (idle pauses, clean-up) that a replica runs at once, in addition "
+        "to ROOST_CONCURRENT_STARTS",
     ),
     Variable(
         "ROOST_CONCURRENT_CREATES", "concurrent_creates", whole(1, 1000),
-        "how many create calls a replica has under way in each app",
+        "create calls that a replica has under way at once in each app",
     ),
     Variable(
         "ROOST_QUEUE_LENGTH", "queue_length", whole(1, 1_000_000),
-        "how many transitions may wait for their turn in a replica",
+        "transitions that may queue in a replica",
     ),
     Variable(
         "ROOST_LIVE_SESSIONS_PER_TENANT", "live_sessions_per_tenant", whole(0, 1_000_000),
-        "most live sessions of a tenant, paused ones included; 0: as its tier allows",
+        "most live sessions of a tenant, paused ones included; 0: only the tier's limit",
     ),
     Variable(
         "ROOST_PERSISTENCE", "persistence",
         words("ephemeral", "reuse", "hibernate", "checkpoint", "ask"),
-        "what sessions are kept by where their project has not set it",
+        "persistence of projects that set none",
     ),
     Variable(
         "ROOST_ON_FINGERPRINT_CHANGE", "on_fingerprint_change",
         words("refuse", "recreate_keeping_files", "allow"),
-        "what to do when a spec changes, where the project has not set it",
+        "effect of a changed spec in projects that set none",
     ),
     Variable(
         "ROOST_TIER", "tier", words("free", "paid"),
-        "the tier of tenants that were given none; paid caps nothing",
+        "tier of tenants that were given none; paid has no caps",
     ),
     Variable(
         "ROOST_CHOICE_EXPIRY", "choice_expiry", span(0.1, 86_400),
-        "seconds that a user who is asked may take to choose",
+        "seconds that a user has to choose",
     ),
     Variable(
         "ROOST_GRACE_PERIOD", "grace_period", span(0, 2_592_000),
-        "seconds that an ended session can be brought back",
+        "seconds that an ended session can be undeleted",
     ),
     Variable(
         "ROOST_IDLE_TIMEOUT", "idle_timeout", span(0.1, 31_622_400),
-        "seconds that a session may be without anybody there before it is paused",
+        "seconds without activity after which a session is paused",
     ),
     Variable(
         "ROOST_IDLE_WARNING", "idle_warning", span(0, 86_400),
-        "seconds before the pause that who watches is warned",
+        "seconds before an idle pause at which watchers are warned",
     ),
     Variable(
         "ROOST_DEEPEN_AFTER", "deepen_after", span(0.1, 31_622_400),
-        "seconds that a session rests suspended before it is stopped",
+        "seconds that a paused session stays suspended before its container is stopped",
     ),
     Variable(
         "ROOST_EXPIRE_AFTER", "expire_after", span(0.1, 316_224_000),
-        "seconds that a session rests stopped before it is ended",
+        "seconds that a paused session stays stopped before it is ended",
     ),
     Variable(
         "ROOST_CHECKPOINT_AFTER", "checkpoint_after", span_or_never(0.1, 316_224_000),
-        "seconds that a session rests before it is saved and its container destroyed; 0: never",
+        "seconds that a paused session keeps its container; then its state is saved and the "
+        "container destroyed; 0: never",
     ),
     Variable(
         "ROOST_CHECKPOINT_EVERY", "checkpoint_every", span_or_never(1, 316_224_000),
-        "seconds after which the state of a running session is saved again; 0 is never",
+        "seconds between two scheduled checkpoints of a running session; 0: never",
     ),
     Variable(
         "ROOST_ABANDONED_AFTER", "abandoned_after", span(0, 86_400),
-        "seconds that a first start that failed waits for somebody to try again",
+        "seconds that a failed first start may be retried before its session is removed",
     ),
     Variable(
         "ROOST_SESSION_RETENTION", "session_retention", span(0, 316_224_000),
@@ -144,74 +197,75 @@ VARIABLES = (
     ),
     Variable(
         "ROOST_DECISION_RETENTION", "decision_retention", span(86_400, 316_224_000),
-        "seconds that decisions are kept",
+        "seconds that decisions are kept; statistics reach no further back",
     ),
     Variable(
         "ROOST_EVENT_RETENTION", "event_retention", span(1, 316_224_000),
-        "seconds that events can be watched from",
+        "seconds that events are kept for WatchSession",
     ),
     Variable(
-        "ROOST_KEEPER_INTERVAL", "keeper_interval", span(0.05, 3600),
-        "seconds between two looks at what is due",
+        "ROOST_RECONCILE_INTERVAL", "reconcile_interval", span(0.05, 3600),
+        "seconds between two passes over sessions with a due action",
     ),
     Variable(
-        "ROOST_KEEPER_SLOTS", "keeper_slots", whole(1, 500),
-        "how many sessions a replica's keeper works on at once",
+        "ROOST_RECONCILE_SLOTS", "reconcile_slots", whole(1, 500),
+        "due sessions that a replica works on at once",
     ),
     Variable(
         "ROOST_SWEEP", "sweep", words("act", "report", "off"),
-        "what is done about containers that no session has",
+        "what to do with containers that no session has, and with volumes that none needs",
     ),
     Variable(
         "ROOST_SWEEP_INTERVAL", "sweep_interval", span(0.1, 86_400),
-        "seconds between two comparisons of the provider's listing with the rows",
+        "seconds between two comparisons of the provider's listing with the rows, by all replicas "
+        "together",
     ),
     Variable(
         "ROOST_SWEEP_MIN_AGE", "sweep_min_age", span(0, 2_592_000),
-        "seconds that a container must be old to be taken for an orphan",
+        "least age of an orphaned container, and of a volume that is deleted, in seconds",
     ),
     Variable(
         "ROOST_SWEEP_PASSES", "sweep_passes", whole(1, 1000),
-        "in how many passes running an orphan must be seen as one",
+        "passes in a row that must see an orphan before it is destroyed",
     ),
     Variable(
         "ROOST_SWEEP_LIMIT", "sweep_limit", whole(0, 1000),
-        "how many orphans a pass destroys at most",
+        "most orphans that one pass destroys",
     ),
     Variable(
         "ROOST_SWEEP_BREAKER", "sweep_breaker", whole(0, 100_000),
-        "more orphans than this at once, and none is destroyed",
+        "most orphans at once; with more, a pass destroys none",
     ),
     Variable(
         "ROOST_CHECKPOINT_DATABASE_LIMIT", "checkpoint_database_limit", whole(0, 1_073_741_824),
-        "most bytes of a checkpoint, compressed, that go to PostgreSQL",
+        "most bytes of a checkpoint, compressed, that are stored in PostgreSQL",
     ),
     Variable(
         "ROOST_CHECKPOINT_BUCKET_URL", "checkpoint_bucket", BUCKET,
-        "S3-compatible bucket that larger checkpoints go to; they are refused where not set",
+        "S3-compatible bucket of larger checkpoints; not set: they are refused",
         secret=True,
     ),
     Variable(
         "ROOST_AGENT_IDLE_TIMEOUT", "agent_idle_timeout", span(1, 316_224_000),
-        "seconds that an agent session may be without a turn, where it asks for nothing else",
+        "seconds without a turn after which an agent session expires, unless it sets its own",
     ),
     Variable(
         "ROOST_AGENT_RETENTION", "agent_retention", span(0, 3_162_240_000),
-        "seconds that an expired or ended agent session can be brought back",
+        "seconds that an expired or ended agent session can be revived",
     ),
     Variable(
-        "ROOST_JANITOR_INTERVAL", "janitor_interval", span(1, 86_400),
-        "seconds between two passes that expire and purge",
+        "ROOST_RETENTION_INTERVAL", "retention_interval", span(1, 86_400),
+        "seconds between two passes that delete rows past their retention",
     ),
     Variable(
         "ROOST_SEARCH_LANGUAGE", "search_language", LANGUAGE,
-        "the language that agents' turns are searched in; all replicas' must be the same",
+        "language of the search in agents' turns; must be the same at all replicas",
     ),
     Variable(
         "ROOST_GRACE", "grace", seconds(0, 3600),
-        "seconds that calls in flight have to finish after a stop signal",
+        "seconds for calls in flight to finish after a stop signal",
     ),
     Variable(
-        "ROOST_LOG_LEVEL", "log_level", LEVEL, "the least level that is logged",
+        "ROOST_LOG_LEVEL", "log_level", LEVEL, "lowest level that is logged",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Agent sessions: what a conversation is, and the arithmetic of its turns."""
+"""Agent sessions (conversations of LLM agents): their values, and their token counts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
     from session_service.domain.decision import Request
 
-#: Who can say something.
+#: The roles that a message can have.
 ROLES = ("system", "developer", "user", "assistant", "tool")
-#: A rough token: this many bytes of text. Only where the caller gave no count, and marked so.
+#: Bytes of UTF-8 text for one token, in estimates. An estimate replaces only a count that the
+#: caller did not give, and is stored separately from the counts (`estimated_tokens`).
 BYTES_PER_TOKEN = 4
 
 
 class AgentState(StrEnum):
-    """Where a session stands."""
+    """Whether a session accepts turns. EXPIRED: idle for too long. ENDED: by EndAgentSession."""
 
     ACTIVE = "ACTIVE"
     EXPIRED = "EXPIRED"
@@ -29,7 +30,12 @@ class AgentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AgentSession:
-    """A session's row. `idle_timeout` None: it never expires."""
+    """A session's row.
+
+    Turns are numbered 1, 2, 3 … without a gap; `turn_count` is the newest turn's number. The sums
+    (`total_tokens`, `estimated_tokens`, `total_bytes`) are over the turns that the session has now,
+    so a rewind lowers them. `idle_timeout` None: the session never expires.
+    """
 
     tenant: str
     session_id: str
@@ -52,25 +58,25 @@ class AgentSession:
     parent_session_id: str | None
     parent_turn: int | None
     startup_context: str | None
-    """None where it was not read."""
+    """None if the statement did not read it: it may be large."""
 
     @property
     def expire_time(self) -> datetime | None:
-        """When it may expire unless a turn comes; None where it never does, or has."""
+        """When it may expire without another turn; None if it never expires or is not ACTIVE."""
         if self.idle_timeout is None or self.state is not AgentState.ACTIVE:
             return None
         return max(self.last_query_at, self.idle_from) + self.idle_timeout
 
     @property
     def estimated_startup_tokens(self) -> int:
-        """The estimate for a startup context that was read and came without a count."""
+        """The startup context's estimate; 0 if the caller gave a count, or if it was not read."""
         text = self.startup_context
         return estimate(len(text.encode())) if text and self.startup_tokens is None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something in a message that is not text."""
+    """An attachment of a message: an image, a sound, a file."""
 
     mime_type: str
     data: bytes
@@ -78,19 +84,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one party said. `tokens` None: the caller gave no count."""
+    """One message of a turn. `tokens` None: the caller gave no count."""
 
     role: str
     content: str
     tokens: int | None = None
     # Any: JSON.
     extra: Mapping[str, Any] | None = None
-    """What few messages have: tool_calls, tool_call_id, name, metadata."""
+    """The rare fields, by name: tool_calls, tool_call_id, name, metadata. None if it has none."""
     parts: tuple[Part, ...] = ()
 
     @property
     def estimated_tokens(self) -> int:
-        """The estimate where no count was given, else 0."""
+        """The estimate of content and tool calls; 0 if the caller gave a count."""
         if self.tokens is not None:
             return 0
         calls = (self.extra or {}).get("tool_calls", ())
@@ -100,7 +106,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A turn's row."""
+    """A turn's row. `total_tokens`: the conversation's sum up to and including this turn."""
 
     branch_id: int
     turn_number: int
@@ -113,7 +119,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class NewTurn:
-    """A turn to append. `size` is what it takes in a reply, in bytes."""
+    """A turn to append. `size`: the bytes that it takes in a reply."""
 
     messages: tuple[Message, ...]
     size: int
@@ -121,15 +127,15 @@ class NewTurn:
     estimated_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Count once: the sums go into the turn and into the session."""
+        """Sum once: the turn's row and the session's row both need the sums."""
         object.__setattr__(self, "tokens", sum(each.tokens or 0 for each in self.messages))
         estimated = sum(each.estimated_tokens for each in self.messages)
         object.__setattr__(self, "estimated_tokens", estimated)
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """A new session as asked for. `session_id` None: one is drawn."""
+class NewSession:
+    """A session to create. `session_id` None: the service generates one."""
 
     session_id: str | None
     agent_role: str
@@ -141,7 +147,11 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """An append as asked for."""
+    """A turn to append to a session.
+
+    `expected_turn_count` None: append after however many turns there are. `revive`: append to an
+    EXPIRED session too, which makes it ACTIVE.
+    """
 
     request: Request
     session_id: str
@@ -151,18 +161,18 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """A session of a dump. Times that are None are the import's."""
+class ImportedSession:
+    """A session of a dump. A time that is None becomes the time of the import."""
 
     session_id: str
-    opening: Opening
+    new: NewSession
     created_at: datetime | None
     last_query_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class ImportedTurn:
-    """A turn of a dump, and which record of the dump it is."""
+    """A turn of a dump. `record`: its number in the dump, from 1, for error reports."""
 
     record: int
     session_id: str
@@ -173,7 +183,10 @@ class ImportedTurn:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much of a conversation to read: at most so many tokens, turns and bytes."""
+    """Limits of a context: bytes, tokens, turns; None is no limit.
+
+    `estimates_count`: estimated tokens count towards `max_tokens`.
+    """
 
     max_bytes: int
     max_tokens: int | None = None
@@ -183,28 +196,32 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
-    """Which sessions: those that satisfy all that is set."""
+    """Conditions on sessions, joined by AND; None or empty is no condition."""
 
     agent_role: str | None = None
     labels: str | None = None
-    """A JSON object; the session has all of them."""
+    """A JSON object of strings; the session has all of these labels."""
     active_since: datetime | None = None
     states: tuple[AgentState, ...] = ()
     session_ids: tuple[str, ...] = ()
 
 
 def estimate(size: int) -> int:
-    """How many tokens so many bytes of text roughly are."""
+    """The estimated tokens of `size` bytes of text, rounded up."""
     return -(-size // BYTES_PER_TOKEN)
 
 
-def session_id(agent_role: str, unix_seconds: int, draw: int) -> str:
-    """An id to give to a session: role, seconds, and six digits out of `draw`."""
-    return f"{agent_role}_{unix_seconds}_{draw % 1_000_000:06d}"
+def session_id(agent_role: str, unix_seconds: int, random_number: int) -> str:
+    """A generated session id: role, seconds since 1970, the last six digits of a random number."""
+    return f"{agent_role}_{unix_seconds}_{random_number % 1_000_000:06d}"
 
 
 def dump_extras(messages: Sequence[Message]) -> str | None:
-    """The messages' extras and the kinds of their parts as one JSON array; None for none at all."""
+    """The column `extras`: a JSON array with one object (or null) for each message.
+
+    An object has the message's `extra`, and the type and length of its parts, whose bytes are in
+    the column `attachments`. None if no message has either.
+    """
     if not any(each.extra or each.parts for each in messages):
         return None
     return json.dumps([_dump_extra(each) for each in messages])
@@ -226,7 +243,10 @@ def load_messages(
     extras: str | None,
     attachments: Sequence[bytes] | None,
 ) -> tuple[Message, ...]:
-    """A turn's messages from the arrays of its row."""
+    """A turn's messages from the arrays of its row: the inverse of `dump_extras`.
+
+    JSON numbers become floats, as google.protobuf.Struct has them.
+    """
     if extras is None:
         return tuple(map(Message, roles, contents, counts))
     data = iter(attachments or ())

@@ -1,4 +1,4 @@
-"""A checkpoint: state that was saved out of a session's container, and which one to go back to."""
+"""A checkpoint: state that was saved from a session's container; and the order to restore them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What is saved."""
+    """How the state of a container is saved."""
 
     APPLICATION = "APPLICATION"
-    """The bytes that the application hands out through its state hook."""
+    """The bytes that the application returns through its state hook."""
     VOLUME = "VOLUME"
-    """The volume that the container mounts, as a snapshot at the provider."""
+    """A snapshot, at the provider, of the volume that the container mounts."""
 
 
 class CheckpointState(StrEnum):
-    """Where a checkpoint stands."""
+    """The state of a checkpoint."""
 
     WRITING = "WRITING"
     READY = "READY"
-    """Its bytes are durable, and what was read back is what was captured."""
+    """Its bytes are durable, and were read back and compared with what was captured."""
     FAILED = "FAILED"
-    """It never came to be, or was found damaged since; nothing is restored from it."""
+    """It was not completed, or was found damaged later; it is never restored."""
     DELETING = "DELETING"
-    """Deleted for all who ask; its bytes may still be there for a moment."""
+    """Deleted for every caller; its bytes may still exist for a moment."""
 
 
 class Reason(StrEnum):
@@ -43,11 +43,11 @@ class Reason(StrEnum):
     IDLE = "IDLE"
     SCHEDULE = "SCHEDULE"
     ROLLBACK = "ROLLBACK"
-    """Before an older one was restored: restoring this one undoes that."""
+    """Taken before a rollback to an older checkpoint; restoring this one undoes the rollback."""
     RECREATE = "RECREATE"
-    """Before its container was made anew of another spec."""
+    """Taken before its container was recreated from another spec."""
     UNSPECIFIED = "UNSPECIFIED"
-    """A later version's word, which this one does not know."""
+    """A value of a later version, which this version does not know."""
 
     @classmethod
     def _missing_(cls, value: object) -> Reason:
@@ -55,10 +55,13 @@ class Reason(StrEnum):
 
 
 class Place(StrEnum):
-    """Where a checkpoint's bytes are."""
+    """Where a checkpoint's bytes are stored."""
 
     DATABASE = "DATABASE"
+    PARTS = "PARTS"
+    """The bucket, in one object for each part."""
     BUCKET = "BUCKET"
+    """The bucket, as a single object: written by a former version, and only read."""
     PROVIDER = "PROVIDER"
 
 
@@ -72,10 +75,10 @@ class Checkpoint:
     user_id: str
     slot: str
     number: int
-    """Counts the checkpoints of its key: 1, 2, 3 …; a number is never used twice."""
+    """Its number among the checkpoints of its key: 1, 2, 3 …; a number is never used twice."""
     session_id: UUID
     generation: int
-    """Of the container that it was taken of."""
+    """The generation of the container that it was taken from."""
     parent_id: UUID | None
     """The checkpoint that the session's state descended from when this one was taken, or the
     nearest of its ancestors that is still kept."""
@@ -86,40 +89,40 @@ class Checkpoint:
     pinned: bool
     app: str
     spec: str
-    """What the container was made of, as JSON."""
+    """The container's spec, as JSON."""
     fingerprint: str
     size_bytes: int | None
-    """Of the state itself; None before it is READY."""
+    """The size of the state itself; None before it is READY."""
     stored_bytes: int | None
-    """Of what is kept of it, compressed."""
+    """The size of its stored bytes, compressed."""
     sha256: bytes | None
-    """Of the state itself; None for a VOLUME, whose snapshot has the provider's own digest."""
+    """The SHA-256 of the state itself; None for a VOLUME, whose snapshot the provider checks."""
     place: Place | None
     object: str | None
-    """Its name there: the bucket's key, or the provider's snapshot."""
-    upload: str | None
-    """The bucket's upload that is under way."""
+    """Its name in that place: the folder of its parts or the object in the bucket, or the id of
+    the provider's snapshot. The folder's name stays when the bytes of a failed checkpoint are
+    deleted."""
     failure: str | None
     """Why it FAILED, as a machine-readable word."""
     decision_id: UUID | None
-    """The decision of the call that it was taken for."""
+    """The decision of the call that took it."""
     lease_until: datetime | None
     create_time: datetime
     ready_time: datetime | None
 
     @property
     def key(self) -> Key:
-        """Whose it is."""
+        """The key of its session."""
         return Key(self.tenant, self.project_id, self.user_id, self.slot)
 
     @property
     def ready(self) -> bool:
-        """Whether state can be restored from it."""
+        """Whether it can be restored."""
         return self.state is CheckpointState.READY
 
 
 def kind_for(spec: Mapping[str, Any]) -> Kind | None:
-    """How the state of such a container is saved where nobody says; None where it cannot be.
+    """How the state of a container with this spec is saved by default; None if it cannot be.
 
     Any: JSON as the proto maps it.
     """
@@ -129,15 +132,16 @@ def kind_for(spec: Mapping[str, Any]) -> Kind | None:
 
 
 def supports(spec: Mapping[str, Any], kind: Kind) -> bool:
-    """Whether the spec says how this kind is saved. Any: JSON as the proto maps it."""
+    """Whether state of this spec can be saved as this kind. Any: JSON as the proto maps it."""
     return bool(spec.get("state_hook" if kind is Kind.APPLICATION else "mounts"))
 
 
 def in_order(head: UUID | None, checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
     """READY checkpoints in the order in which a start should try them.
 
-    First the one that the session's state descends from, then that one's parent, and so on: after a
-    rollback the newest by number is what the user wanted to leave. Then the rest, newest first.
+    First `head`, which the session's state descends from, then its parent, and so on: after a
+    rollback the newest checkpoint has the state that the user wanted to leave. Then the others,
+    newest first.
     """
     left = {item.checkpoint_id: item for item in checkpoints if item.ready}
     line: list[Checkpoint] = []
@@ -150,11 +154,12 @@ def in_order(head: UUID | None, checkpoints: Iterable[Checkpoint]) -> tuple[Chec
 def beyond(
     checkpoints: Iterable[Checkpoint], keep: int, needed: frozenset[UUID]
 ) -> tuple[Checkpoint, ...]:
-    """Which of a key's checkpoints may go: all but the newest `keep`, pinned ones apart, and never
-    one that is needed.
+    """The checkpoints of a key to delete: all READY ones but the newest `keep`. Pinned ones do not
+    count and stay, as do the `needed` ones.
 
-    The newest always stays: what a rollback saved before it, and what a fork is to be made of,
-    would else be gone before anybody could name it. Rows of an earlier version may say 0: it is 1.
+    The newest one always stays, so 0, which rows of an earlier version may have, counts as 1.
+    Otherwise the checkpoint before a rollback, or the one that a fork is to start from, would be
+    deleted before a caller could name it.
     """
     kept = sorted(
         (item for item in checkpoints if item.ready and not item.pinned),

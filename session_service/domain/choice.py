@@ -1,68 +1,47 @@
-"""What a user can choose at a start, what an answer is bound to, and what a user prefers."""
+"""The candidates that a user can choose from at a start, and whether a choice is still valid."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from session_service.domain import spec as specs
-from session_service.domain.changed_spec import kept_by
 from session_service.domain.checkpoint import in_order, supports
-from session_service.domain.policy import Persistence
-from session_service.domain.rungs import expected_continuity, rungs_for
-from session_service.domain.session import Continuity, Mode, Outcome, Rung
+from session_service.domain.ladder import kept_by, rungs_for
+from session_service.domain.plans import Candidate, Choice
+from session_service.domain.policy import Preference
+from session_service.domain.session import Continuity, Mode, Outcome, Rung, expected_continuity
 from session_service.domain.states import State, Transition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime, timedelta
+    from datetime import datetime
     from uuid import UUID
 
     from session_service.domain.checkpoint import Checkpoint
-    from session_service.domain.plans import Climb
-    from session_service.domain.policy import Policy
+    from session_service.domain.plans import TryRungs
     from session_service.domain.session import Key, Record
 
 
-class Choice(StrEnum):
-    """What a user can choose."""
-
-    CONTINUE = "CONTINUE"
-    """Go on with the session that is there."""
-    RESTORE = "RESTORE"
-    """Go back to a checkpoint."""
-    FRESH = "FRESH"
-    """Begin anew, in place of what is there."""
-
-
-class Preference(StrEnum):
-    """What decides where a user would be asked."""
-
-    AUTO_RESUME = "AUTO_RESUME"
-    ALWAYS_FRESH = "ALWAYS_FRESH"
-    ASK = "ASK"
-
-
-#: What a start does that carries a choice out.
+#: The mode of the start that executes a choice.
 MODE_OF: Mapping[Choice, Mode] = {
     Choice.CONTINUE: Mode.CONTINUE,
     Choice.RESTORE: Mode.CONTINUE,
     Choice.FRESH: Mode.FRESH,
 }
-#: What is kept of a choice that is to be remembered.
+#: The preference that a remembered choice becomes.
 REMEMBERED: Mapping[Choice, Preference] = {
     Choice.CONTINUE: Preference.AUTO_RESUME,
     Choice.RESTORE: Preference.AUTO_RESUME,
     Choice.FRESH: Preference.ALWAYS_FRESH,
 }
-#: What a preference chooses.
+#: The choice that a preference makes.
 CHOSEN: Mapping[Preference, Choice] = {
     Preference.AUTO_RESUME: Choice.CONTINUE,
     Preference.ALWAYS_FRESH: Choice.FRESH,
 }
-#: How a start ends well that takes this rung.
+#: The outcome of a start that succeeds by this rung.
 OUTCOME_OF: Mapping[Rung, Outcome] = {
     Rung.LIVE: Outcome.REUSED,
     Rung.RESUME: Outcome.RESUMED,
@@ -72,28 +51,7 @@ OUTCOME_OF: Mapping[Rung, Outcome] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Something that a start could do about what is there."""
-
-    choice: Choice
-    rung: Rung
-    expected: Continuity
-    session_id: UUID | None = None
-    generation: int = 0
-    last_active_time: datetime | None = None
-    age: timedelta | None = None
-    """How long ago it was last in use."""
-    checkpoint_id: UUID | None = None
-    number: int = 0
-    """The checkpoint's number."""
-    wait: int | None = None
-    """How long starts with this outcome took lately, in ms; None where there were none."""
-    token: str = field(default="", repr=False)
-    """Chooses it. A secret: in the answer and nowhere else."""
-
-
-#: So many checkpoints are offered, those first that a start would try first.
+#: How many checkpoints are offered at most, in the order in which a start would try them.
 MOST_CHECKPOINTS = 5
 
 
@@ -101,33 +59,35 @@ def candidates(
     record: Record,
     waits: Mapping[Outcome, int],
     checkpoints: Iterable[Checkpoint] = (),
-    recreation: Climb | None = None,
+    recreation: TryRungs | None = None,
 ) -> tuple[Candidate, ...]:
-    """What could be done about the live session of `record`, best first. `checkpoints` are those of
-    its key; of them, what its spec has a way for. `recreation` is how going on would make its
-    container anew, where that is of another spec than is wanted.
+    """The candidates for the live session of `record`, best first.
+
+    `checkpoints`: the checkpoints of its key. Those of a kind that its spec supports are offered.
+    `recreation`: the plan by which CONTINUE would recreate its container, if the start asks for
+    another spec; else None.
     """
     session = record.session
     running = session.state is State.ACTIVE
     rung = Rung.LIVE if running else rungs_for(session, record.container)[0]
-    going_on = Candidate(
+    continuing = Candidate(
         Choice.CONTINUE,
         rung if recreation is None else recreation.rungs[0],
-        _left(record, recreation),
+        _expected(record, recreation),
         session.session_id,
         session.generation,
         session.last_active_time,
         record.now - session.last_active_time,
     )
-    anew = Candidate(Choice.FRESH, Rung.CREATE, Continuity.NONE)
-    found = (going_on, *_restorable(record, rung, checkpoints), anew)
+    fresh = Candidate(Choice.FRESH, Rung.CREATE, Continuity.NONE)
+    found = (continuing, *_restorable(record, rung, checkpoints), fresh)
     return tuple(replace(each, wait=waits.get(OUTCOME_OF[each.rung])) for each in found)
 
 
 def _restorable(
     record: Record, rung: Rung, checkpoints: Iterable[Checkpoint]
 ) -> Iterable[Candidate]:
-    """The checkpoints that can be gone back to; not the one that going on would restore anyway."""
+    """The checkpoints that can be restored, without the one that CONTINUE would restore anyway."""
     session = record.session
     spec = specs.load(session.spec)
     line = [
@@ -153,7 +113,7 @@ def _restorable(
 
 
 def dump(offered: Iterable[Candidate]) -> str:
-    """What was offered, as JSON: for whoever asks later. Without the tokens."""
+    """The candidates as JSON without their tokens, as the rows of the tokens hold them."""
     return json.dumps(
         [
             {
@@ -172,62 +132,47 @@ def dump(offered: Iterable[Candidate]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A candidate as it was offered, found again by its token."""
+    """A candidate as it was offered: the row that is found by its token."""
 
     key: Key
     choice: Choice
     session_id: UUID
-    """The session that stood at the key."""
+    """The session that was at the key."""
     start_count: int
     expected: Continuity
     checkpoint_id: UUID | None
     offered: str
-    """Everything that was offered, as JSON."""
+    """All candidates that were offered, as JSON."""
     decision_id: UUID | None
-    """The decision that the token was used by; None while it was not, or came to nothing."""
+    """The decision that used the token; None if none did, or if that decision failed."""
     expired: bool
     create_time: datetime
 
 
-def _left(record: Record, recreation: Climb | None) -> Continuity:
-    """What going on is expected to bring back."""
+def _expected(record: Record, recreation: TryRungs | None) -> Continuity:
+    """The continuity that CONTINUE is expected to give."""
     left = expected_continuity(record.session, record.container)
     return left if recreation is None else min(left, kept_by(recreation))
 
 
 def gone_stale(
-    offered: Offered, record: Record | None, recreation: Climb | None = None
+    offered: Offered, record: Record | None, recreation: TryRungs | None = None
 ) -> str | None:
-    """Why what was offered is no longer to be had; None where it is.
+    """Why the offered candidate is no longer valid; None if it is.
 
-    To continue is to have no less of the same session than was offered, however often it was
-    started since. To put something else in its place is to know what one gives up: nobody may have
-    come back to it meanwhile.
+    CONTINUE is valid if the session gives no less continuity than was offered, however often it was
+    started since. RESTORE and FRESH replace the session's state: they are valid only if the session
+    was not started since, so that the user gives up nothing that the offer did not show.
     """
     if record is None:
         return "the session that was there has ended"
     session = record.session
     if session.session_id != offered.session_id:
-        return "another session stands at this key by now"
+        return "there is another session at this key now"
     if offered.choice is not Choice.CONTINUE:
         started = session.start_count != offered.start_count
         starting = session.transition is Transition.START
-        return "somebody came back to the session" if started or starting else None
-    if _left(record, recreation) < offered.expected:
-        return "less of the session is left than was offered"
+        return "the session was started meanwhile" if started or starting else None
+    if _expected(record, recreation) < offered.expected:
+        return "the session would get back less than was offered"
     return None
-
-
-def deciding(policy: Policy, preference: Preference) -> Policy:
-    """The policy that a start goes by which names no mode: where the user would be asked and
-    prefers something, that decides.
-    """
-    if policy.persistence is not Persistence.ASK:
-        return policy
-    match preference:
-        case Preference.AUTO_RESUME:
-            return replace(policy, persistence=Persistence.HIBERNATE)
-        case Preference.ALWAYS_FRESH:
-            return replace(policy, persistence=Persistence.EPHEMERAL)
-        case Preference.ASK:
-            return policy

@@ -1,9 +1,9 @@
-"""A decision: the appended row that explains one call, and holds its answer for a repeat."""
+"""A decision: the row that explains one call, and has its answer for a repeat of the call."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from session_service.domain.session import Attempt, AttemptResult, Continuity, Mode, Outcome, Rung
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+#: The method in the decisions that the due pass records when it replaces a lost container without a
+#: call. Rows have had this value since the first version.
+RECOVERY = "Keeper"
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who calls which method with what: the scope and the body of a request id.
+    """The tenant, method and body of a call. A request id is unique per tenant and method, and a
+    repeat must have the same body.
 
     `request_hash` is the SHA-256 of the normalised request without its id; `request_id` is None
-    where the caller gave none.
+    if the caller gave none.
     """
 
     tenant: str
@@ -30,45 +35,58 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision's row. In flight while `finish_time` is None."""
+    """The reason of what one call did, and its answer.
+
+    The database sets both times. A decision that is not written yet has no `create_time`, and one
+    whose work is in flight has no `finish_time`.
+    """
 
     decision_id: UUID
-    tenant: str
-    session_id: UUID | None
-    method: str
-    mode: Mode | None
+    request: Request
     rule: str
     explanation: str
-    outcome: Outcome | None
-    continuity: Continuity | None
-    continuity_verified: bool
-    joined: bool
-    leader_decision_id: UUID | None
-    attempts: str
+    session_id: UUID | None = None
+    mode: Mode | None = None
+    outcome: Outcome | None = None
+    continuity: Continuity | None = None
+    continuity_verified: bool = False
+    joined: bool = False
+    leader_decision_id: UUID | None = None
+    attempts: str = "[]"
     """A JSON array (`dump_attempts`)."""
-    error: str | None
-    """A JSON object {reason, message, metadata}; None on success."""
-    request_id: UUID | None
-    request_hash: bytes | None
-    inputs: str
-    """A JSON object: what was known when it was decided."""
-    create_time: datetime
-    finish_time: datetime | None
+    error: str | None = None
+    """A JSON object {reason, message, metadata, retry_after}; None on success."""
+    inputs: str = "{}"
+    """A JSON object: the facts of the decision."""
+    create_time: datetime | None = None
+    finish_time: datetime | None = None
+    finished: bool = False
+    """Whether the answer is final. A new row that is written so gets both times at once."""
+    project_id: str | None = None
+    """The project, for a decision that is written before it has a session; not read back."""
+
+    def about(self, session_id: UUID) -> Decision:
+        """The same decision, for this session."""
+        return replace(self, session_id=session_id)
+
+    def as_written(self, now: datetime) -> Decision:
+        """The finished decision as its row is after the statement that wrote it at `now`."""
+        return replace(self, create_time=now, finish_time=now)
 
 
 def dump_attempts(attempts: Iterable[Attempt]) -> str:
-    """Their form in the row."""
+    """The attempts as the row has them: a JSON array."""
     return json.dumps([_attempt_row(attempt) for attempt in attempts])
 
 
 def _attempt_row(attempt: Attempt) -> list[object]:
-    """Its form in the row; the checkpoint's number only where it was about one."""
+    """The attempt as the row has it; with the checkpoint's number only if it has one."""
     row: list[object] = [attempt.rung, attempt.result, attempt.reason, attempt.milliseconds]
     return [*row, attempt.checkpoint_number] if attempt.checkpoint_number else row
 
 
 def load_attempts(raw: str) -> tuple[Attempt, ...]:
-    """Read back what `dump_attempts` wrote."""
+    """Parse what `dump_attempts` wrote."""
     if raw == "[]":
         return ()
     return tuple(
@@ -80,7 +98,7 @@ def load_attempts(raw: str) -> tuple[Attempt, ...]:
 def dump_error(
     reason: str, message: str, metadata: Mapping[str, str], retry_after: float | None = None
 ) -> str:
-    """A refusal's form in the row; `retry_after` in s, None where a repeat is of no use."""
+    """An error as the row has it. `retry_after` is in s; None if a repeat would fail again."""
     return json.dumps(
         {
             "reason": reason,

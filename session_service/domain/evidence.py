@@ -1,4 +1,4 @@
-"""What was observed of a session's container: how the provider shows it, and its boot."""
+"""Observations of a session's container: its state at the provider, and its boot."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class Presence(StrEnum):
-    """What the provider says of a container."""
+    """Whether a container exists, as far as the provider's answers prove it."""
 
     PRESENT = "PRESENT"
     ABSENT = "ABSENT"
-    """Proved lost: destroyed, or twice not found apart by the lag window and in no listing."""
+    """Proved lost: shown as destroyed; or not found twice, a lag window apart, nor listed."""
     UNKNOWN = "UNKNOWN"
-    """An error, a time-out, an odd state: changes nothing."""
+    """An error, a timeout or an intermediate state, which changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """A boot as a look showed it: the guest's boot id, and the start event known before that."""
+    """A boot: the guest's boot id, and the provider's newest start event, read before the id."""
 
     boot_id: str
     boot_time: datetime | None
@@ -32,14 +32,14 @@ class Boot:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was observed of a session's container."""
+    """The result of a probe of a session's container."""
 
     presence: Presence
     state: ContainerState = ContainerState.UNKNOWN
     memory_intact: bool | None = None
-    """True: the same boot as last proved. False: another one. None: not known."""
+    """True: the same boot as last proved. False: another boot. None: unknown."""
     preview_answered: bool | None = None
-    """Whether the preview answered; None where it was not asked."""
+    """Whether the preview answered; None if it was not asked."""
     first_boot: Boot | None = None
-    """The boot of a container of which none was known before, so that nothing could be proved. Once
-    an answer has said so, it is what later ones are compared with."""
+    """The boot of a container whose boot was not known before, so that there was nothing to compare
+    it with. Once an answer has recorded it, later boots are compared with it."""

@@ -1,27 +1,38 @@
-"""The filter of ListSessions: a subset of AIP-160, comparisons joined by AND."""
+"""The filter of ListSessions: a subset of AIP-160, comparisons joined by AND and OR.
+
+As in AIP-160, OR binds tighter than AND: `a AND b OR c` means `a AND (b OR c)`. Parentheses group.
+A filter is kept as its alternatives (disjunctive normal form): a session satisfies the filter if it
+satisfies all comparisons of one alternative.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 
 from session_service.domain.states import State
 
 TEXTS = frozenset({"project_id", "user_id", "slot"})
 TIMES = frozenset({"create_time", "last_active_time"})
 _TERM = re.compile(
-    r"""\s*(?P<field>[a-z_]+)\s*(?P<operator><=|>=|=|<|>)\s*
-    (?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[A-Za-z0-9_.:+-]+))\s*""",
+    r"""(?P<field>[a-z_]+)\s*(?P<operator><=|>=|=|<|>)\s*
+    (?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[A-Za-z0-9_.:+-]+))""",
     re.VERBOSE,
 )
-_AND = re.compile(r"AND\b")
-#: Longest filter, in characters.
+_SPACE = re.compile(r"\s*")
+_WORD = re.compile(r"(?:AND|OR)\b")
+#: The longest filter, in characters.
 LIMIT = 1024
+#: The most alternatives of a filter. Each is a scan of an index.
+ALTERNATIVES = 10
+#: How deep parentheses may be nested.
+DEPTH = 10
 
 
 class BadFilter(ValueError):
-    """The filter cannot be read; the message says where and what would do."""
+    """The filter is not valid; the message says where, and gives a valid form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +44,108 @@ class Comparison:
     value: str | bool | datetime
 
 
-def parse(text: str) -> tuple[Comparison, ...]:
-    """The filter's comparisons, all of which must hold. Raises BadFilter."""
+#: Comparisons that must all hold.
+Alternative = tuple[Comparison, ...]
+
+
+def parse(text: str) -> tuple[Alternative, ...]:
+    """The filter's alternatives, one of which must hold. An empty filter has one, without
+    comparisons. Raises BadFilter.
+    """
     if len(text) > LIMIT:
         raise BadFilter(f"must be at most {LIMIT} characters")
-    found: list[Comparison] = []
-    position = 0
-    while text[position:].strip():
-        if found:
-            joint = _AND.match(text, position)
-            if joint is None:
-                raise BadFilter(f"has no AND at character {position + 1}")
-            position = joint.end()
-        term = _TERM.match(text, position)
+    if not text.strip():
+        return ((),)
+    parser = _Parser(text)
+    found = parser.expression()
+    if parser.rest():
+        raise BadFilter(f"has no AND or OR at character {parser.position + 1}")
+    return found
+
+
+class _Parser:
+    """Parses by recursive descent; `position` is where the next token is looked for."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._depth = 0
+        self.position = 0
+
+    def rest(self) -> str:
+        """The text that is not parsed yet, without leading space."""
+        space = _SPACE.match(self._text, self.position)
+        self.position = space.end() if space else self.position
+        return self._text[self.position :]
+
+    def expression(self) -> tuple[Alternative, ...]:
+        """Factors joined by AND."""
+        found = self._factor()
+        while self._takes("AND"):
+            found = _all_of(found, self._factor())
+        return found
+
+    def _factor(self) -> tuple[Alternative, ...]:
+        """Terms joined by OR."""
+        found = self._term()
+        while self._takes("OR"):
+            found = _one_of(found, self._term())
+        return found
+
+    def _term(self) -> tuple[Alternative, ...]:
+        """A comparison, or an expression in parentheses."""
+        if not self.rest().startswith("("):
+            return ((self._comparison(),),)
+        if self._depth == DEPTH:
+            raise BadFilter(f"must not nest parentheses deeper than {DEPTH}")
+        self._depth += 1
+        self.position += 1
+        found = self.expression()
+        if not self.rest().startswith(")"):
+            raise BadFilter(f"has no closing parenthesis at character {self.position + 1}")
+        self._depth -= 1
+        self.position += 1
+        return found
+
+    def _takes(self, word: str) -> bool:
+        self.rest()
+        found = _WORD.match(self._text, self.position)
+        if found is None or found.group() != word:
+            return False
+        self.position = found.end()
+        return True
+
+    def _comparison(self) -> Comparison:
+        term = _TERM.match(self._text, self.position)
         if term is None:
             raise BadFilter(
-                f'has no comparison at character {position + 1}; one looks like project_id = "p"'
+                f"has no comparison at character {self.position + 1};"
+                ' one looks like project_id = "p"'
             )
-        found.append(_comparison(term))
-        position = term.end()
-    return tuple(found)
+        self.position = term.end()
+        return _comparison(term)
+
+
+def _all_of(
+    left: tuple[Alternative, ...], right: tuple[Alternative, ...]
+) -> tuple[Alternative, ...]:
+    if len(left) * len(right) > ALTERNATIVES:
+        raise _too_many()
+    return tuple(tuple(dict.fromkeys([*one, *other])) for one, other in product(left, right))
+
+
+def _one_of(
+    left: tuple[Alternative, ...], right: tuple[Alternative, ...]
+) -> tuple[Alternative, ...]:
+    if len(left) + len(right) > ALTERNATIVES:
+        raise _too_many()
+    return left + right
+
+
+def _too_many() -> BadFilter:
+    return BadFilter(
+        f"must have at most {ALTERNATIVES} alternatives: each OR adds some, and an AND of ORs"
+        " multiplies theirs"
+    )
 
 
 def _comparison(term: re.Match[str]) -> Comparison:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 
-#: A session has no more holds at once: a caller that makes a new name each time is told.
+#: The most holds of a session at once. A caller that uses a new name each time gets an error.
 MOST = 32
-#: No hold lasts longer without being put again: one that was forgotten must not cost for ever.
+#: The longest time for which a hold can be put. It is limited so that a hold that its caller forgot
+#: does not keep a container running, and paid for, without an end.
 LONGEST = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A named lease."""
+    """A named lease, in force until `expire_time`."""
 
     name: str
     expire_time: datetime
@@ -23,27 +24,30 @@ class Hold:
 
 @lru_cache(maxsize=1024)
 def load(raw: str) -> tuple[Hold, ...]:
-    """Every hold of the row, those that ran out too, by name. Cached: nearly all rows have none."""
+    """All holds of the row by name, expired ones too. Cached: nearly all rows have none."""
     rows: dict[str, str] = json.loads(raw)
     return tuple(Hold(name, datetime.fromisoformat(when)) for name, when in sorted(rows.items()))
 
 
 def in_force(raw: str, now: datetime) -> tuple[Hold, ...]:
-    """The holds that have not run out, by name."""
+    """The holds that have not expired, by name."""
     return tuple(hold for hold in load(raw) if hold.expire_time > now)
 
 
 def dump(holds: tuple[Hold, ...]) -> str:
-    """Their form in the row: a JSON object, times by name."""
+    """The holds as the row has them: a JSON object of times by name."""
     return json.dumps({hold.name: hold.expire_time.isoformat() for hold in holds})
 
 
 class TooMany(Exception):
-    """The session has as many holds as it may."""
+    """The session already has MOST holds in force."""
 
 
 def put(raw: str, name: str, ttl: timedelta, now: datetime) -> tuple[Hold, ...]:
-    """The holds in force with this one, until `now` + `ttl`, new or anew. Raises TooMany."""
+    """The holds in force and this one, which lasts until `now` + `ttl`. Raises TooMany.
+
+    A hold that exists already is put again with the new time.
+    """
     others = tuple(hold for hold in in_force(raw, now) if hold.name != name)
     if len(others) >= MOST:
         raise TooMany
@@ -56,5 +60,5 @@ def release(raw: str, name: str, now: datetime) -> tuple[Hold, ...]:
 
 
 def until(holds: tuple[Hold, ...]) -> datetime | None:
-    """When the last of them runs out; None where there is none."""
+    """When the last of them expires; None if there are none."""
     return max((hold.expire_time for hold in holds), default=None)

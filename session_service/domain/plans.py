@@ -1,20 +1,23 @@
-"""What a start is to do: the plans that the ladder decides for, each with its reason."""
+"""The plans that the ladder can return, and the candidates that a user can choose from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from session_service.domain.session import Continuity, Rung
 
 if TYPE_CHECKING:
-    from session_service.domain.fingerprint import Carrier
+    from datetime import datetime, timedelta
+    from uuid import UUID
+
+    from session_service.domain.spec import Carrier
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do; `rule` is a machine-readable word, `because` a sentence for people."""
+    """What a start does next. `rule`: a machine-readable word; `because`: a sentence for people."""
 
     rule: str
     because: str
@@ -22,7 +25,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Use(Plan):
-    """Answer REUSED with what is there."""
+    """Answer REUSED with the running container.
+
+    `unreachable`: the provider did not report its state, and only its preview answered.
+    """
 
     continuity: Continuity = Continuity.MEMORY
     verified: bool = True
@@ -30,8 +36,8 @@ class Use(Plan):
 
 
 @dataclass(frozen=True, slots=True)
-class Look(Plan):
-    """Not decidable yet: look at the container, then decide again."""
+class Observe(Plan):
+    """The facts are not enough: probe the container, then decide again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,41 +47,41 @@ class Open(Plan):
 
 @dataclass(frozen=True, slots=True)
 class Replace(Plan):
-    """Insert a new session in place of the one there, which ends once the new one stands."""
+    """Insert a new session in place of the present one, which ends when the new one is ACTIVE."""
 
 
 @dataclass(frozen=True, slots=True)
-class Climb(Plan):
-    """Bring the session back by these rungs, each only if those before it are proved lost."""
+class TryRungs(Plan):
+    """Bring the session up by these rungs; each only if those before it are proved lost."""
 
     rungs: tuple[Rung, ...] = ()
     recreate: Carrier | None = None
-    """Where its container is destroyed first, and made anew of the wanted spec: what brings over
-    what is kept."""
+    """If set, the session's container is destroyed and recreated from the requested spec, and this
+    carrier brings the kept state into the new container."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask(Plan):
-    """Ask the user what to do about the session that is there."""
+    """Ask the user what to do with the session at the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Join(Plan):
-    """Wait for the start in flight and answer with its outcome."""
+    """Wait for the start in flight, and answer with its outcome."""
 
 
 @dataclass(frozen=True, slots=True)
-class TakeTurn(Plan):
+class AwaitTransition(Plan):
     """Wait for the transition in flight to end, then decide again."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakeOver(Plan):
-    """The transition's owner is gone: finish or undo it, then decide again."""
+    """The lease of the transition's owner ran out: finish or undo it, then decide again."""
 
 
 class Refusal(StrEnum):
-    """Why a start is refused."""
+    """Why a start fails."""
 
     LIVE_SESSION_EXISTS = "LIVE_SESSION_EXISTS"
     CONTINUITY_UNAVAILABLE = "CONTINUITY_UNAVAILABLE"
@@ -90,7 +96,41 @@ class Refuse(Plan):
 
     refusal: Refusal = Refusal.SESSION_STATE_CONFLICT
     parts: tuple[str, ...] = ()
-    """The parts of the spec that differ, where that is why."""
+    """The parts of the spec that differ, if they are the reason."""
 
 
-Decision = Use | Look | Open | Replace | Climb | Ask | Join | TakeTurn | TakeOver | Refuse
+Decision = (
+    Use | Observe | Open | Replace | TryRungs | Ask | Join | AwaitTransition | TakeOver | Refuse
+)
+
+
+class Choice(StrEnum):
+    """What a user can choose."""
+
+    CONTINUE = "CONTINUE"
+    """Go on with the session at the key."""
+    RESTORE = "RESTORE"
+    """Go back to a checkpoint."""
+    FRESH = "FRESH"
+    """Start a new session in place of the one at the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the things that a start could do with the session at the key."""
+
+    choice: Choice
+    rung: Rung
+    expected: Continuity
+    session_id: UUID | None = None
+    generation: int = 0
+    last_active_time: datetime | None = None
+    age: timedelta | None = None
+    """The time since the session was last active, or since the checkpoint was created."""
+    checkpoint_id: UUID | None = None
+    number: int = 0
+    """The checkpoint's number."""
+    wait: int | None = None
+    """How long recent starts with this outcome took, in ms; None if there were none."""
+    token: str = field(default="", repr=False)
+    """Chooses this candidate. A secret: it is in the answer, and only its hash is stored."""

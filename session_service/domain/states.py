@@ -1,4 +1,7 @@
-"""The states of a session and the legal moves between them, as data."""
+"""The states of a session and the legal moves between them, as data.
+
+`LIVE` is the only list of the live states; the SQL of container sessions is built from it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Where a session stands (AIP-216)."""
+    """The state of a session (AIP-216)."""
 
     STARTING = "STARTING"
     ACTIVE = "ACTIVE"
@@ -21,30 +24,35 @@ class State(StrEnum):
 
 
 class Transition(StrEnum):
-    """What is being done to a session; a row has one from its intent to its outcome."""
+    """The work in flight on a session. The row has a transition from the commit of the intent until
+    the commit of the outcome.
+    """
 
     START = "START"
-    """The ladder is climbed: STARTING → ACTIVE, or back."""
+    """The session is brought up by the ladder: STARTING → ACTIVE, or back."""
     PAUSE = "PAUSE"
-    """The container is put to rest: PAUSING → PAUSED, or back to ACTIVE."""
+    """The container is suspended or stopped, or saved and destroyed: PAUSING → PAUSED, or back to
+    ACTIVE."""
     END = "END"
-    """The container is cordoned and put to rest: ENDING → ENDED."""
+    """The container is cordoned and suspended or stopped: ENDING → ENDED."""
     PURGE = "PURGE"
-    """The container is destroyed: ENDING → ENDED. Nothing brings it back from this commit on."""
+    """The container is destroyed: ENDING → ENDED. From the commit of the intent on, the session
+    cannot be brought back."""
     REPLACE = "REPLACE"
-    """A FRESH start's new session is on its way; this one waits for it, its container untouched.
-    It has no owner: whoever carries the new session's start decides this one too."""
+    """A FRESH start brings up the session that replaces this one. Until it is up, this session's
+    container is not touched. The transition has no owner: the owner of the new session's start
+    commits its outcome, so that both sessions change in one commit."""
 
 
-#: At most one session in these states stands at a key.
+#: At most one session in these states exists per key.
 LIVE = frozenset({State.STARTING, State.ACTIVE, State.PAUSING, State.PAUSED})
 
-#: Which states may follow which. Anything else is an IllegalTransition.
+#: The states that may follow each state. Any other move is an IllegalTransition.
 LEGAL: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset(
         {State.ACTIVE, State.PAUSING, State.PAUSED, State.ENDING, State.ENDED}
     ),
-    # PAUSED and ACTIVE turn into each other at once where the provider did it by itself.
+    # ACTIVE and PAUSED follow each other directly if the provider paused or woke the container.
     State.ACTIVE: frozenset({State.STARTING, State.PAUSING, State.PAUSED, State.ENDING}),
     State.PAUSING: frozenset({State.PAUSED, State.ACTIVE}),
     State.PAUSED: frozenset({State.STARTING, State.PAUSING, State.ACTIVE, State.ENDING}),
@@ -54,7 +62,7 @@ LEGAL: Mapping[State, frozenset[State]] = {
 
 
 class IllegalTransition(Exception):
-    """A move that the table does not have: a fault in the program, never the caller's."""
+    """A move that `LEGAL` does not have: a bug in the program, never an error of the caller."""
 
     def __init__(self, before: State, after: State) -> None:
         super().__init__(f"a session cannot go from {before} to {after}")
@@ -69,5 +77,5 @@ def check_move(before: State, after: State) -> None:
 
 
 def may_pause(state: State) -> bool:
-    """Whether a pause may begin from here."""
+    """Whether a pause may begin in this state."""
     return State.PAUSING in LEGAL[state]

@@ -1,1 +1,3 @@
-"""gRPC at the edge: parse, call, render; errors into statuses at one place."""
+"""The gRPC services: each method parses its request, calls a use case and renders the reply.
+Errors become statuses in one place, `interceptors`.
+"""

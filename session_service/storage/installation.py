@@ -1,8 +1,10 @@
-"""Which installation of Roost this database belongs to.
+"""The installation of Roost that this database belongs to.
 
-Its id is in the labels of every machine. It is bound to the database that made it, by the identity
-of its PostgreSQL cluster and its own within that: a copy that was restored elsewhere, or beside it,
-has the id, but is not the installation. (A copy of a whole cluster's files cannot be told from it.)
+The installation's id is in the labels of every machine. The id is bound to the database in which it
+was created, identified by the system identifier of the PostgreSQL cluster and the database's OID.
+A copy of the database that was restored in another cluster, or in the same one under another name,
+has the same id but is not the installation. A copy of the files of a whole cluster cannot be
+distinguished from the original.
 """
 
 from __future__ import annotations
@@ -13,14 +15,13 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from session_service.errors import StorageUnavailable
-from session_service.storage.database import Database, compiled
-from session_service.storage.rows import scalar
+from session_service.storage.database import Database, compiled, scalar
 from session_service.storage.tables import installation
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """The installation's id, and whether this is the database that it was made in."""
+    """The installation's id, and whether it is bound to this database."""
 
     installation_id: UUID
     original: bool
@@ -28,9 +29,9 @@ class Installation:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """An installation, the database that it is bound to, and the one that answers.
+    """An installation, the database that it is bound to, and the database that answered (`here`).
 
-    Databases are told apart by their cluster's system identifier and their own OID in it.
+    A database is identified by the system identifier of its cluster and its OID, as "SYSTEM/OID".
     """
 
     installation_id: UUID
@@ -39,30 +40,32 @@ class Binding:
 
     @property
     def original(self) -> bool:
-        """Whether they are the same. One that names no OID is bound to the whole cluster."""
+        """Whether both are the same database. A binding without an OID is to the whole cluster."""
         return self.bound_to in (self.here, self.here.partition("/")[0])
 
 
-#: Which database this is, as SQL.
+#: The identity of the current database, as an SQL expression.
 HERE = (
     "(SELECT system_identifier || '/' || oid FROM pg_control_system(), pg_database "
     "WHERE datname = current_database())"
 )
 _HERE = sa.text(HERE)
 _READ = compiled(
-    sa.select(installation.c.installation_id, installation.c.system_identifier, _HERE),
+    lambda: sa.select(installation.c.installation_id, installation.c.system_identifier, _HERE),
     lambda row: Binding(UUID(str(row[0])), str(row[1]), str(row[2])),
 )
 _CLAIM = compiled(
-    sa.update(installation)
-    .where(
-        installation.c.installation_id
-        == sa.bindparam("installation_id", type_=installation.c.installation_id.type),
-        # As it was shown to whoever said yes to it.
-        installation.c.system_identifier == sa.bindparam("bound_to", type_=sa.Text),
-    )
-    .values(system_identifier=_HERE)
-    .returning(installation.c.system_identifier),
+    lambda: (
+        sa.update(installation)
+        .where(
+            installation.c.installation_id
+            == sa.bindparam("installation_id", type_=installation.c.installation_id.type),
+            # The binding must still be the one that the operator saw and confirmed.
+            installation.c.system_identifier == sa.bindparam("bound_to", type_=sa.Text),
+        )
+        .values(system_identifier=_HERE)
+        .returning(installation.c.system_identifier)
+    ),
     scalar(str),
 )
 
@@ -74,7 +77,7 @@ async def read(database: Database) -> Installation:
 
 
 async def binding(database: Database) -> Binding:
-    """The installation, and what it is bound to. Raises StorageUnavailable."""
+    """The installation, and the database that it is bound to. Raises StorageUnavailable."""
     found = await database.fetch_one(_READ, {})
     if found is None:
         raise StorageUnavailable("the database has no installation row: run the migrations")
@@ -82,6 +85,6 @@ async def binding(database: Database) -> Binding:
 
 
 async def claim(database: Database, seen: Binding) -> bool:
-    """Bind the installation to this database; False where it is no longer bound as was seen."""
+    """Bind the installation to this database; False if its binding is no longer that of `seen`."""
     params = {"installation_id": seen.installation_id, "bound_to": seen.bound_to}
     return await database.fetch_one(_CLAIM, params) is not None

@@ -1,7 +1,8 @@
-"""Hearing of sessions that changed, so that whoever waits for one need not poll fast.
+"""Notices about changed sessions (LISTEN and NOTIFY), so that a call that waits for a session does
+not have to poll often.
 
-A notice can be missed (the connection drops, the server restarts), so that every wait has a slow
-poll behind it: a notice saves time, its lack loses nothing.
+A notice can be missed, for example when the connection is lost or the server restarts. Every wait
+therefore also polls slowly: a missed notice costs time, and never correctness.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ import psycopg
 import sqlalchemy as sa
 
 from session_service import loops
-from session_service.storage import connections
+from session_service.storage import database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
     from uuid import UUID
 
 _log = logging.getLogger(__name__)
-#: Who waits for a session listens here; the payload is its id.
+#: The channel of the notices. The payload is the session's id.
 CHANNEL = "roost_session"
-#: Between tries to connect again, in s.
+#: The pause before the listener connects again, in s.
 RECONNECT = 1.0
 
 
 def notice(session_id: sa.ColumnElement[UUID]) -> sa.ColumnElement[None]:
-    """Tell all who wait for this session; for the columns of the statement that changes it."""
+    """A column for the statement that changes a session: it sends a notice at the commit."""
     return sa.func.pg_notify(CHANNEL, sa.cast(session_id, sa.Text))
 
 
 class Notices:
-    """Wakes those who watch a session when any replica commits a change of it."""
+    """Wakes the watchers of a session when any replica commits a change of it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -42,13 +43,17 @@ class Notices:
         self.stopping = False
 
     def stop(self) -> None:
-        """Wake all who watch, for the last time: `stopping` says so."""
+        """Set `stopping` and wake all watchers."""
         self.stopping = True
         self._wake_all()
 
     @contextmanager
     def watch(self, session_id: UUID) -> Generator[asyncio.Event]:
-        """An event that is set at each notice; begin to watch before reading the row."""
+        """An event that is set at each notice about the session.
+
+        Begin to watch before you read the row. Otherwise a change that is committed between the
+        read and the watch is missed until the next poll.
+        """
         event = asyncio.Event()
         watchers = self._watchers.setdefault(str(session_id), set())
         watchers.add(event)
@@ -81,8 +86,8 @@ class Notices:
             await asyncio.sleep(RECONNECT)
 
     async def _listen_once(self) -> None:
-        async with connections.listening(self._url, CHANNEL) as payloads:
-            # What was committed while nobody listened: let everybody look once.
+        async with database.listening(self._url, CHANNEL) as payloads:
+            # There were no notices while the connection was down. All watchers read once.
             self._wake_all()
             async for session_id in payloads:
                 for event in self._watchers.get(session_id, ()):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from session_service.server.agent_service import AgentSettings
 from tests.agent.harness import Replica, replica
 
 if TYPE_CHECKING:
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-async def agents(database_url: str) -> AsyncIterator[Replica]:
+def agent_settings() -> AgentSettings:
+    """The settings of the replicas of a test; a module overrides them by a fixture of this name."""
+    return AgentSettings()
+
+
+@pytest.fixture
+async def agents(database_url: str, agent_settings: AgentSettings) -> AsyncIterator[Replica]:
     """One replica."""
-    async with replica(database_url) as running:
+    async with replica(database_url, agent_settings) as running:
         yield running

@@ -1,4 +1,4 @@
-"""What the agent tests share: a server in this process, and a caller's view of it."""
+"""Shared by the tests of agent sessions: a server in this process, and a client of it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from uuid import uuid4
 
 import grpc.aio
 
+from grpc_edge.options import SERVER_OPTIONS
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceStub
-from session_service import agent_service
 from session_service.config import Config
-from session_service.main import SERVER_OPTIONS
-from session_service.rpc.interceptors import ErrorAnswer
+from session_service.rpc.interceptors import ErrorInterceptor
+from session_service.server import agent_service
 from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import timedelta
 
-#: One call, in s: more than anything here should take.
+    from session_service.server.agent_service import AgentSettings
+
+#: The deadline of a call, in s: more than any call here should take.
 TIMEOUT = 20.0
 
 
 def said(content: str, role: str = "user", **fields: Any) -> pb.Message:
-    """A message. Any: whatever fields a test gives."""
+    """A message. Any: its other fields."""
     return pb.Message(role=role, content=content, **fields)
 
 
 def request_id() -> str:
-    """A new one."""
+    """A new request id."""
     return str(uuid4())
 
 
@@ -47,14 +49,14 @@ class Replica:
     end_streams: Callable[[], None]
 
     async def create(self, agent_role: str = "ceo", **fields: Any) -> pb.AgentSession:
-        """CreateAgentSession. Any: whatever fields a test gives."""
+        """CreateAgentSession. Any: fields of the request."""
         request = rpc_pb.CreateAgentSessionRequest(agent_role=agent_role, **fields)
         return (await self.stub.CreateAgentSession(request, timeout=TIMEOUT)).agent_session
 
     async def append(
         self, session_id: str, *contents: str, tokens: int | None = 10, **fields: Any
     ) -> rpc_pb.AppendTurnResponse:
-        """AppendTurn of messages that user and assistant say by turns, each of so many tokens."""
+        """AppendTurn of messages of user and assistant in turn, each with `tokens` tokens."""
         if "messages" not in fields:
             fields["messages"] = [
                 said(content, ("user", "assistant")[i % 2], tokens=tokens)
@@ -74,7 +76,7 @@ class Replica:
         return await self.stub.GetContext(request, timeout=TIMEOUT)
 
     async def turns(self, session_id: str, **fields: Any) -> list[pb.Turn]:
-        """Every page of ListTurns."""
+        """All pages of ListTurns."""
         found: list[pb.Turn] = []
         token = ""
         while True:
@@ -90,7 +92,7 @@ class Replica:
         return [turn.messages[0].content for turn in await self.turns(session_id, **fields)]
 
     async def fork(self, session_id: str, **fields: Any) -> pb.AgentSession:
-        """ForkAgentSession. Any: whatever fields a test gives."""
+        """ForkAgentSession. Any: fields of the request."""
         request = rpc_pb.ForkAgentSessionRequest(session_id=session_id, **fields)
         return (await self.stub.ForkAgentSession(request, timeout=TIMEOUT)).agent_session
 
@@ -117,7 +119,7 @@ class Replica:
         return (await self.stub.UndeleteAgentSession(request, timeout=TIMEOUT)).agent_session
 
     async def rows(self, query: str, *params: Any) -> list[tuple[Any, ...]]:
-        """What the database holds. Any: columns of every type."""
+        """The rows of a query on the database. Any: columns of every type."""
         async with self.database.connection() as connection:
             cursor = await connection.execute(query.encode(), params)
             return await cursor.fetchall() if cursor.description else []
@@ -129,14 +131,16 @@ def numbers(turns: Sequence[pb.Turn]) -> list[int]:
 
 
 @asynccontextmanager
-async def replica(database_url: str, **settings: Any) -> AsyncGenerator[Replica]:
-    """A server of the agent service alone, as main puts it together. Any: Config's fields."""
-    config = Config(database_url=database_url, **settings)
+async def replica(
+    database_url: str, settings: AgentSettings | None = None, **config_fields: Any
+) -> AsyncGenerator[Replica]:
+    """A server with the agent service alone, composed as `main` does. Any: Config's fields."""
+    config = Config(database_url=database_url, **config_fields)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(Database(database_url, max_size=8))
-        server = grpc.aio.server(interceptors=(ErrorAnswer(),), options=SERVER_OPTIONS)
+        server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=SERVER_OPTIONS)
         port = server.add_insecure_port("127.0.0.1:0")
-        end_streams = await agent_service.add(stack, server, config, database)
+        end_streams = await agent_service.add(stack, server, config, database, settings)
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
         stack.callback(end_streams)

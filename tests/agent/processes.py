@@ -8,16 +8,16 @@ import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tests.launching import fork
+from tests.service_processes import fork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from tests.launching import Forked
+    from tests.service_processes import Forked
 
 
 class Service:
-    """The process; `target` is the same for each that follows another."""
+    """The process; `target` stays the same when it is started again."""
 
     def __init__(self, database_url: str, target: str, more: Mapping[str, str]) -> None:
         self.target = target
@@ -33,7 +33,7 @@ class Service:
                 "PATH": os.environ["PATH"],
                 "ROOST_DATABASE_URL": self._url,
                 "ROOST_SESSION_LISTEN": self.target,
-                # Agent sessions have no need of it.
+                # Agent sessions need no containers: nothing listens here.
                 "ROOST_CONTAINER_TARGET": "127.0.0.1:9",
                 **self._more,
             },
@@ -52,7 +52,7 @@ class Service:
 
 @asynccontextmanager
 async def service(database_url: str, target: str, **more: str) -> AsyncGenerator[Service]:
-    """A running process, with `more` in its environment; whichever runs at the end is killed."""
+    """A running process, with `more` in its environment; it is killed at the end."""
     running = Service(database_url, target, more)
     try:
         await running.start()

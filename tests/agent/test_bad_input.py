@@ -1,4 +1,4 @@
-"""Bad input: refused naming the field, nothing written, whatever comes."""
+"""Invalid requests: rejected with the name of the field, and nothing is written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.errors import InvalidField
-from session_service.rpc import agent_convert, agent_listings, agent_searches, agent_streams
+from session_service.rpc.agent import listings, parse, streams
 from tests.agent.harness import Replica, said
+from tests.cases import each
 from tests.container.harness import failing
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ LONG = "x" * 129
 
 
 def create(**fields: Any) -> rpc_pb.CreateAgentSessionRequest:
-    """A sound request and whatever else. Any: fields of every type."""
+    """A valid request with these fields changed. Any: fields of every type."""
     return rpc_pb.CreateAgentSessionRequest(**{"agent_role": "ceo", **fields})
 
 
 def append(*messages: pb.Message, **fields: Any) -> rpc_pb.AppendTurnRequest:
-    """A sound request and whatever else. Any: fields of every type."""
+    """A valid request with these fields changed. Any: fields of every type."""
     return rpc_pb.AppendTurnRequest(
         **{"session_id": "s", "messages": messages or [said("x")], **fields}
     )
@@ -99,7 +100,7 @@ WRONG: dict[str, tuple[str, Message]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 async def test_a_wrong_field_is_named_and_nothing_is_written(agents: Replica, name: str) -> None:
     field, request = WRONG[name]
     if isinstance(request, rpc_pb.CreateAgentSessionRequest):
@@ -184,19 +185,19 @@ async def test_sessions_are_listed_by_what_a_filter_says(agents: Replica) -> Non
 
 
 PARSERS: dict[type[Message], Callable[[Any], object]] = {
-    rpc_pb.CreateAgentSessionRequest: lambda m: agent_convert.parse_create(m, "t"),
-    rpc_pb.AppendTurnRequest: lambda m: agent_convert.parse_append(m, "t"),
-    rpc_pb.GetContextRequest: agent_convert.parse_context,
-    rpc_pb.ForkAgentSessionRequest: lambda m: agent_convert.parse_fork(m, "t"),
-    rpc_pb.RewindAgentSessionRequest: lambda m: agent_convert.parse_rewind(m, "t"),
-    rpc_pb.EndAgentSessionRequest: lambda m: agent_convert.parse_end(m, "t"),
-    rpc_pb.ListTurnsRequest: lambda m: agent_listings.parse_turns(m, "t"),
-    rpc_pb.ListAgentSessionsRequest: lambda m: agent_listings.parse_sessions(m, "t"),
-    rpc_pb.SearchTurnsRequest: lambda m: agent_searches.parse_search(m, "t"),
-    rpc_pb.GetAgentStatsRequest: agent_searches.parse_stats,
-    rpc_pb.WatchTurnsRequest: agent_streams.parse_watch,
-    rpc_pb.ExportAgentSessionsRequest: agent_streams.parse_export,
-    rpc_pb.ImportAgentSessionsRequest: lambda m: agent_streams.parse_record(1, m.record),
+    rpc_pb.CreateAgentSessionRequest: lambda m: parse.create(m, "t"),
+    rpc_pb.AppendTurnRequest: lambda m: parse.append(m, "t"),
+    rpc_pb.GetContextRequest: parse.context,
+    rpc_pb.ForkAgentSessionRequest: lambda m: parse.fork(m, "t"),
+    rpc_pb.RewindAgentSessionRequest: lambda m: parse.rewind(m, "t"),
+    rpc_pb.EndAgentSessionRequest: lambda m: parse.end(m, "t"),
+    rpc_pb.ListTurnsRequest: lambda m: listings.parse_turns(m, "t"),
+    rpc_pb.ListAgentSessionsRequest: lambda m: listings.parse_sessions(m, "t"),
+    rpc_pb.SearchTurnsRequest: lambda m: listings.parse_search(m, "t"),
+    rpc_pb.GetAgentStatsRequest: listings.parse_stats,
+    rpc_pb.WatchTurnsRequest: streams.parse_watch,
+    rpc_pb.ExportAgentSessionsRequest: streams.parse_export,
+    rpc_pb.ImportAgentSessionsRequest: lambda m: streams.parse_record(1, m.record),
 }
 
 
@@ -243,7 +244,7 @@ def turns(draw: st.DrawFn) -> rpc_pb.AppendTurnRequest:
 @given(request=turns())
 def test_whatever_is_said_is_taken_whole_or_refused(request: rpc_pb.AppendTurnRequest) -> None:
     try:
-        wanted = agent_convert.parse_append(request, "t")
+        wanted = parse.append(request, "t")
     except InvalidField as refusal:
         assert refusal.violations
         return
@@ -258,11 +259,11 @@ def test_whatever_is_said_is_taken_whole_or_refused(request: rpc_pb.AppendTurnRe
 @given(parts=st.lists(st.text(max_size=30) | st.integers(), max_size=5))
 def test_a_page_token_that_somebody_made_is_read_or_refused(parts: list[object]) -> None:
     wanted = rpc_pb.ListTurnsRequest(session_id="s")
-    listing = agent_listings.parse_turns(wanted, "t").listing
+    listing = listings.parse_turns(wanted, "t").listing
     for values_ in (parts, [listing, *parts]):
         raw = json.dumps(values_).encode()
         wanted.page_token = base64.urlsafe_b64encode(raw).decode().rstrip("=")
         try:
-            agent_listings.parse_turns(wanted, "t")
+            listings.parse_turns(wanted, "t")
         except InvalidField as refusal:
             assert refusal.violations[0].field == "page_token"

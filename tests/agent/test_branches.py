@@ -1,4 +1,4 @@
-"""Forks and rewinds: contents exact, totals true, nothing copied, nothing lost."""
+"""Forks and rewinds: contents and totals are exact; no turn is copied or lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def talked(agents: Replica, session_id: str, *contents: str) -> None:
 
 
 async def check(agents: Replica, session_id: str, contents: list[str], tokens: int) -> None:
-    """Whichever way it is read, the session has just these turns and totals."""
+    """Every way of reading the session gives just these turns and totals."""
     session = await agents.get(session_id)
     assert (session.turn_count, session.total_tokens) == (len(contents), tokens)
     assert await agents.contents(session_id) == contents
@@ -33,11 +33,11 @@ async def check(agents: Replica, session_id: str, contents: list[str], tokens: i
     context = await agents.context(session_id, max_tokens=10_000)
     assert [turn.messages[0].content for turn in context.turns] == contents
     assert context.tokens == tokens
-    ((told,),) = await agents.rows(
+    ((history,),) = await agents.rows(
         "SELECT conversation_history::text FROM llm_session_history WHERE session_id = %s",
         session_id,
     )
-    assert [message["content"] for message in json.loads(told)] == contents
+    assert [message["content"] for message in json.loads(history)] == contents
 
 
 async def test_a_fork_of_a_fork_has_its_own_future(agents: Replica) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from session_service.agent_lines import read_line
+from session_service.cli.agent import read_line
 
 if TYPE_CHECKING:
     from tests.agent.harness import Replica

@@ -1,4 +1,4 @@
-"""Dumps: in and out byte for byte, repeated without harm, refused with reasons."""
+"""Dumps: import and export byte for byte, repeated imports, refusals with reasons."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from google.protobuf import struct_pb2
 
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
+from session_service.agents import dumps
+from session_service.domain.agent import SessionFilter
+from session_service.rpc.agent import streams
+from session_service.storage.agent import listing
+from session_service.storage.agent.export import conversations
 from tests.agent.harness import TIMEOUT, Replica, numbers, replica, said
-from tests.launching import fork
+from tests.service_processes import fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
 
 
 async def export(agents: Replica, **fields: Any) -> list[pb.AgentSessionRecord]:
-    """ExportAgentSessions. Any: whatever fields a test gives."""
+    """ExportAgentSessions. Any: fields of the request."""
     request = rpc_pb.ExportAgentSessionsRequest(**fields)
     stream = agents.stub.ExportAgentSessions(request, timeout=TIMEOUT)
     return [response.record async for response in stream]
@@ -37,7 +43,7 @@ async def take(
 
 
 async def fill(agents: Replica) -> None:
-    """Sessions with whatever a turn can hold, and a fork whose past is another's."""
+    """Sessions with everything that a turn can hold, and a fork that shares a turn."""
     metadata = struct_pb2.Struct()
     metadata.update({"n": 1e300, "list": [None, 2, "🦉"]})
     await agents.create("ceo", session_id="a", startup_context="Be brief.", startup_tokens=3)
@@ -50,8 +56,8 @@ async def fill(agents: Replica) -> None:
     await agents.create("cto", session_id="empty", never_expires=True)
 
 
-def told(record: pb.AgentSessionRecord) -> pb.AgentSessionRecord:
-    """A record without what an import gives anew."""
+def comparable(record: pb.AgentSessionRecord) -> pb.AgentSessionRecord:
+    """The record without the fields that an import sets newly."""
     kept = pb.AgentSessionRecord()
     kept.CopyFrom(record)
     if kept.HasField("session"):
@@ -79,7 +85,7 @@ async def test_a_dump_moves_out_and_in_unchanged(
         again = await take(elsewhere, records)
         assert (again.existing_session_count, again.existing_turn_count) == (3, 4)
         assert again.imported_session_count + again.imported_turn_count + again.refused_count == 0
-        assert [told(r) for r in await export(elsewhere)] == [told(r) for r in records]
+        assert [comparable(r) for r in await export(elsewhere)] == [comparable(r) for r in records]
         session = await elsewhere.get("a")
         assert session.total_tokens == (await agents.get("a")).total_tokens
         assert (await elsewhere.append("a", "on")).turn.turn_number == 3
@@ -186,7 +192,7 @@ async def test_the_command_moves_a_dump(agents: Replica, tmp_path: Path) -> None
     assert len(lines) == 7
     assert json.loads(lines[0])["session"]["session_id"] == "a"
     status, _, err = await command(agents, "import", str(dump))
-    assert (status, err.count("3 and 4 were there already")) == (0, 1)
+    assert (status, err.count("3 and 4 existed already")) == (0, 1)
     status, _, err = await command(agents, "import", "-", text='{"session": {"agent_role": 7}}\n')
     assert (status, "line 1" in err, err.count("\n")) == (2, True, 1)
     status, _, err = await command(agents, "import", "-", text='{"nonsense": 1}\n')
@@ -224,3 +230,73 @@ async def test_the_command_takes_the_dump_of_an_in_memory_store(agents: Replica)
     status, _, err = await command(agents, "import", "-", text=str(line).replace("ceo_", "cfo_"))
     assert status == 0, err
     assert len(await agents.turns("cfo_1762842800_145484")) == 2
+
+
+async def one_by_one(agents: Replica) -> list[pb.AgentSessionRecord]:
+    """What an export of all sessions must be, read by the calls for one session."""
+    request = rpc_pb.ListAgentSessionsRequest(page_size=500, order_by="create_time")
+    listed = await agents.stub.ListAgentSessions(request, timeout=TIMEOUT)
+    records = []
+    for each in listed.agent_sessions:
+        whole = (await agents.context(each.session_id, last_turns=1)).agent_session
+        records.append(pb.AgentSessionRecord(session=whole))
+        records += [
+            pb.AgentSessionRecord(turn=pb.SessionTurn(session_id=each.session_id, turn=turn))
+            for turn in await agents.turns(each.session_id)
+        ]
+    return records
+
+
+async def fill_many(agents: Replica) -> None:
+    """Sessions with no turn, few, and many; with large startup contexts; forked, and rewound."""
+    await fill(agents)
+    for number in range(12):
+        name = f"n{number}"
+        await agents.create("ceo", session_id=name, startup_context="x" * 300 * (number % 3))
+        for turn_number in range(number % 5):
+            await agents.append(name, f"turn {turn_number}", "y" * (1 + 200 * (number % 4)))
+    await agents.rewind("n4", 2)
+    await agents.append("n4", "another third")
+    await agents.fork("n4", at_turn=3, new_session_id="fork")
+    await agents.fork("fork", at_turn=1, new_session_id="fork of fork")
+    await agents.rewind("fork", 0)
+    await agents.append("fork of fork", "own")
+    for turn_number in range(30):
+        await agents.append("n11", f"one of many {turn_number}", "z" * 100)
+
+
+@pytest.mark.parametrize(("count", "size"), [(500, 4 << 20), (1, 1), (4, 1000), (500, 3000)])
+async def test_sessions_read_together_are_exported_as_one_by_one(
+    agents: Replica, count: int, size: int
+) -> None:
+    """Also where one is larger than what is read at once."""
+    await fill_many(agents)
+    expected = await one_by_one(agents)
+    records = [
+        streams.render_record(record).record
+        async for record in dumps.export(
+            agents.database, "default", SessionFilter(), count=count, size=size
+        )
+    ]
+    assert records == expected
+
+
+async def test_a_session_that_is_purged_during_an_export_is_left_out_whole(
+    agents: Replica,
+) -> None:
+    """Its row was read, and its turns are deleted in part when they are read."""
+    for name in ("a", "b", "c"):
+        await agents.create(session_id=name)
+        await agents.append(name, "one")
+    listed = await listing.page(
+        agents.database, "default", SessionFilter(), None, 10, descending=False
+    )
+    found = listed.rows
+    await agents.rows("DELETE FROM llm_sessions WHERE session_id IN ('a', 'b')")
+    read, taken = await conversations(agents.database, found, 1 << 20)
+    assert taken == 3
+    assert [(each.session.session_id, len(each.turns)) for each in read] == [("c", 1)]
+    await agents.append("c", "two")
+    await agents.rewind("c", 0)
+    read, _ = await conversations(agents.database, found, 1 << 20)
+    assert [turn.messages[0].content for turn in read[0].turns] == ["one"]

@@ -1,4 +1,4 @@
-"""The server is killed in the middle of appends: what was acknowledged is there, once, in order.
+"""The server is killed during appends: every acknowledged turn is there, once, in order.
 
 ROOST_KILLS says how often: 3 where it is not set.
 """
@@ -26,7 +26,7 @@ KILLS = int(os.environ.get("ROOST_KILLS", "3"))
 LOOPS = 32
 SESSIONS = 8
 RETRY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
-#: A channel that knocks again soon.
+#: A channel that reconnects soon.
 OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -45,7 +45,7 @@ class Writer:
         self._target = target
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write until told to stop."""
+        """Write until `stop` is set."""
         async with grpc.aio.insecure_channel(self._target, options=OPTIONS) as channel:
             stub = AgentSessionServiceStub(channel)
             while not stop.is_set():
@@ -143,7 +143,7 @@ async def check_session(
     mine = [writer for writer in writers if writer.session_id == session_id]
     for writer in mine:
         await writer.check(stored)
-    # Whatever is stored was acknowledged in the end: each writer insisted on its last turn.
+    # Every stored turn was acknowledged in the end: each writer repeated its last append.
     assert sum(len(writer.acknowledged) for writer in mine) == len(stored)
     get = rpc_pb.GetAgentSessionRequest(session_id=session_id)
     session = (await stub.GetAgentSession(get, timeout=9)).agent_session

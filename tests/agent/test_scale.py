@@ -1,4 +1,4 @@
-"""Many sessions: what is asked of all of them answers within bounds, by plans that use indexes.
+"""Many sessions: queries over all of them answer within a time limit, by plans that use indexes.
 
 ROOST_SCALE=100000 fills in as many sessions, of 20 turns each; 6,000 where it is not set.
 """
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
-from session_service import janitor
-from session_service.domain.agent import SessionFilter
-from session_service.storage import (
-    agent_expiry,
-    agent_indexing,
-    agent_listing,
-    agent_search,
-    agent_stats,
+from session_service.agents import retention
+from session_service.domain.agent import AgentState, SessionFilter
+from session_service.server.agent_service import AgentSettings
+from session_service.storage.agent import expiry, listing, search, stats
+from session_service.storage.agent.search_query import (
+    SearchQuery,
+    search_parameters,
+    search_statement,
 )
-from session_service.storage.agent_search import Search
 from tests.agent import scale
 from tests.agent.harness import Replica, replica
 
@@ -40,15 +39,15 @@ BOUND = 2.0
 
 
 @asynccontextmanager
-async def full(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Replica]:
+async def full(database_url: str) -> AsyncGenerator[Replica]:
     """A replica over many sessions, all indexed, that does nothing by itself meanwhile."""
-    monkeypatch.setattr("session_service.agent_service.INDEX_REST", 3600.0)
-    async with replica(database_url, janitor_interval=timedelta(days=1)) as agents:
+    settings = AgentSettings(index_pause=3600.0)
+    async with replica(database_url, settings, retention_interval=timedelta(days=1)) as agents:
         async with agents.database.connection() as connection:
             await scale.fill(connection, SESSIONS, TURNS)
         began = perf_counter()
         count = 0
-        while added := await agent_indexing.index(agents.database, "english"):
+        while added := await search.index(agents.database, "english"):
             count += added
         print(f"indexed {count} turns in {perf_counter() - began:.1f} s")
         await agents.rows("VACUUM ANALYZE llm_search")
@@ -83,21 +82,22 @@ def statement_of(query: Statement[Any]) -> tuple[str, dict[str, Any]]:
     return query.sql, dict(query.constants)
 
 
-def wanted(query: str, **fields: Any) -> Search:
-    """A search. Any: whatever fields a test gives."""
+def wanted(query: str, **fields: Any) -> SearchQuery:
+    """A search. Any: its fields."""
     given: dict[str, Any] = {
         "session_id": None, "agent_role": None, "message_roles": (), "from_time": None,
         "to_time": None, "through": None, "skip": 0, "size": 50,
     }  # fmt: skip
-    return Search("default", query, **given | fields)
+    return SearchQuery("default", query, **given | fields)
 
 
+@pytest.mark.proof
 @pytest.mark.slow
 @pytest.mark.timeout(60 if SESSIONS <= 10_000 else 1800)
 async def test_what_is_asked_of_all_sessions_uses_indexes_and_answers_soon(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    async with full(database_url, monkeypatch) as agents:
+    async with full(database_url) as agents:
         await check_plans(agents)
         await check_times(agents)
 
@@ -112,41 +112,49 @@ async def a_minute_ago(agents: Replica) -> datetime:
 async def check_plans(agents: Replica) -> None:
     """Each by the index that is made for it, and no table of sessions or turns read whole."""
     now = datetime.now(UTC)
-    filters = {
-        "llm_sessions_created": SessionFilter(),
-        "llm_sessions_role": SessionFilter(agent_role="cto"),
-        "llm_sessions_labels": SessionFilter(labels='{"team": "t7"}'),
-        "llm_sessions_seen": SessionFilter(active_since=await a_minute_ago(agents)),
+    labelled = SessionFilter(labels='{"team": "t7"}')
+    active = SessionFilter(active_since=await a_minute_ago(agents))
+    of_role = SessionFilter(agent_role="cto", states=(AgentState.ACTIVE,))
+    lists = {
+        "llm_sessions_created": (SessionFilter(), False, None),
+        "llm_sessions_role_created": (SessionFilter(agent_role="cto"), False, None),
+        "llm_sessions_active_role_created": (of_role, False, None),
+        "llm_sessions_active_role_seen": (of_role, True, None),
+        "llm_sessions_role_seen": (SessionFilter(agent_role="cto"), True, None),
+        "llm_sessions_state_created": (SessionFilter(states=(AgentState.ENDED,)), False, None),
+        "llm_sessions_state_seen": (SessionFilter(states=(AgentState.ENDED,)), True, None),
+        "llm_sessions_labels": (labelled, False, "labels"),
+        "llm_sessions_active_time": (active, True, None),
     }
-    for index, wanted_filter in filters.items():
-        params = agent_listing.parameters(wanted_filter)
-        query = agent_listing.statement(
-            frozenset(params), descending=True, after=False, context=False
-        )
+    for index, (wanted_filter, seen, by) in lists.items():
+        form = listing.form_of(wanted_filter, seen=seen)
+        query = listing.statement_of_few(form, by) if by else listing.statement(form)
         text, constants = statement_of(query)
-        found = await plan(agents, text, constants | params | {"tenant": "default", "size": 51})
+        params = listing.filter_parameters(wanted_filter) | {"tenant": "default", "size": 51}
+        found = await plan(agents, text, constants | params)
         assert (index in found[0], found[1]) == (True, set()), (index, found)
-    text, constants = statement_of(agent_expiry.EXPIRE)
+    text, constants = statement_of(expiry.EXPIRE)
     sizes: dict[str, Any] = {"size": 500, "retention": timedelta(days=1)}
     assert await plan(agents, text, constants | sizes) == (
         {"llm_sessions_due", "llm_sessions_pkey"},
         set(),
     )
-    text, constants = statement_of(agent_expiry.PURGE)
+    text, constants = statement_of(expiry.PURGE)
     found = await plan(agents, text, constants | {"size": 500})
     assert ("llm_sessions_purge" in found[0], found[1]) == (True, set())
-    text, constants = statement_of(agent_stats.statement(of_role=True))
+    text, constants = statement_of(stats._FROM_ROWS[True])
     span = {"tenant": "default", "agent_role": "cto", "start": now - timedelta(hours=2, minutes=5)}
     found = await plan(agents, text, constants | span | {"end": now})
     assert found == ({"llm_sessions_role"}, set())
-    for query_text, index in (("own17x3", "llm_search_document"), ("common", "llm_search_time")):
-        text, constants = agent_search.statement(wanted(query_text))
-        constants |= {"through": 2**40, "language": "english"}
-        found = await plan(agents, text, constants)
-        assert (index in found[0], found[1]) == (True, set()), (query_text, found)
-    text, constants = agent_search.statement(wanted("common", session_id="s5"))
-    found = await plan(agents, text, constants | {"through": 2**40, "language": "english"})
-    assert found[1] == set(), found
+    ((through,),) = await agents.rows("SELECT indexed_through FROM llm_search_state")
+    for asked, tsquery in (
+        (wanted("own17x3"), "'own17x3'"),
+        (wanted("common"), "'common'"),
+        (wanted("common", session_id="s5"), "'common'"),
+    ):
+        values = search_parameters(asked, tsquery, through, "english", search.RANKED, search.BUDGET)
+        found = await plan(agents, search_statement(asked, tsquery), values)
+        assert ("llm_search_words" in found[0], found[1]) == (True, set()), (asked, found)
 
 
 async def check_times(agents: Replica) -> None:
@@ -197,14 +205,15 @@ async def check_times(agents: Replica) -> None:
     request = rpc_pb.GetAgentStatsRequest(agent_role="cto", **span)
     figures = await timed("figures of a role", stub.GetAgentStats(request, timeout=60))
     assert figures.total.turn_count == SESSIONS * TURNS // 4
-    swept = await timed(
-        "a pass that expires one in a hundred", janitor.sweep(agents.database, agents.retention)
+    removed = await timed(
+        "a pass that expires one in a hundred",
+        retention.run_pass(agents.database, agents.retention),
     )
-    assert swept.expired == SESSIONS // 100
-    swept = await timed(
-        "a pass with nothing to do", janitor.sweep(agents.database, agents.retention)
+    assert removed.expired == SESSIONS // 100
+    removed = await timed(
+        "a pass with nothing to do", retention.run_pass(agents.database, agents.retention)
     )
-    assert swept.expired == 0
+    assert removed.expired == 0
     for name, seconds in times.items():
         print(f"{SESSIONS} sessions, {SESSIONS * TURNS} turns: {name}: {seconds * 1000:.0f} ms")
         assert seconds < BOUND, name

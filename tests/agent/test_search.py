@@ -1,34 +1,38 @@
-"""Finding messages by their words: apart from the append, and only what a session still has."""
+"""Search: the index job is apart from the append, and only turns that a session has are found."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
-from session_service import janitor
-from session_service.storage import agent_indexing, agent_search
+from session_service.agents import retention
+from session_service.server.agent_service import AgentSettings
+from session_service.storage.agent import search
+from session_service.storage.agent.search_query import SearchQuery
 from session_service.storage.database import Database
-from tests.agent.harness import TIMEOUT, Replica, said
+from tests.agent.harness import TIMEOUT, Replica, replica, said
 from tests.eventually import eventually
 
 
-@pytest.fixture(autouse=True)
-def no_indexer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests index when they say."""
-    monkeypatch.setattr("session_service.agent_service.INDEX_REST", 3600.0)
+@pytest.fixture
+def agent_settings() -> AgentSettings:
+    """No index job in the background: these tests run it themselves."""
+    return AgentSettings(index_pause=3600.0)
 
 
 async def index(agents: Replica) -> int:
-    """One pass."""
-    return await agent_indexing.index(agents.database, "english")
+    """One run of the index job."""
+    return await search.index(agents.database, "english")
 
 
-async def search(agents: Replica, query: str, **fields: Any) -> rpc_pb.SearchTurnsResponse:
-    """SearchTurns. Any: whatever fields a test gives."""
+async def find(agents: Replica, query: str, **fields: Any) -> rpc_pb.SearchTurnsResponse:
+    """SearchTurns. Any: fields of the request."""
     request = rpc_pb.SearchTurnsRequest(query=query, **fields)
     return await agents.stub.SearchTurns(request, timeout=TIMEOUT)
 
@@ -43,7 +47,7 @@ async def test_words_are_found_ranked_and_marked(agents: Replica) -> None:
     await agents.append("a", "The owls roosted in the barn.", "Barn, barn, nothing but barn.")
     await agents.append("a", "Nothing here")
     assert await index(agents) == 2
-    found = await search(agents, "barn")
+    found = await find(agents, "barn")
     assert [(hit.turn_number, hit.message_index, hit.role) for hit in found.hits] == [
         (1, 1, "assistant"),
         (1, 0, "user"),
@@ -51,10 +55,10 @@ async def test_words_are_found_ranked_and_marked(agents: Replica) -> None:
     assert found.hits[0].rank > found.hits[1].rank
     assert found.hits[1].highlight == "owls roosted in the «barn»"
     assert found.hits[0].agent_role == "owl"
-    assert len((await search(agents, "roosting owl")).hits) == 1
-    assert len((await search(agents, '"owls roosted"')).hits) == 1
-    assert len((await search(agents, "barn -owl")).hits) == 1
-    assert not (await search(agents, "the")).hits
+    assert len((await find(agents, "roosting owl")).hits) == 1
+    assert len((await find(agents, '"owls roosted"')).hits) == 1
+    assert len((await find(agents, "barn -owl")).hits) == 1
+    assert not (await find(agents, "the")).hits
 
 
 async def test_filters_narrow(agents: Replica) -> None:
@@ -62,27 +66,27 @@ async def test_filters_narrow(agents: Replica) -> None:
         await agents.create(role, session_id=role)
         await agents.append(role, "budget question", "budget answer")
     await index(agents)
-    assert len((await search(agents, "budget")).hits) == 4
-    assert places(await search(agents, "budget", agent_role="cto")) == {("cto", 1)}
-    assert places(await search(agents, "budget", session_id="ceo")) == {("ceo", 1)}
-    found = await search(agents, "budget", message_roles=["assistant"])
+    assert len((await find(agents, "budget")).hits) == 4
+    assert places(await find(agents, "budget", agent_role="cto")) == {("cto", 1)}
+    assert places(await find(agents, "budget", session_id="ceo")) == {("ceo", 1)}
+    found = await find(agents, "budget", message_roles=["assistant"])
     assert {hit.role for hit in found.hits} == {"assistant"}
     now = datetime.now(UTC)
-    assert not (await search(agents, "budget", from_time=now + timedelta(hours=1))).hits
-    assert not (await search(agents, "budget", to_time=now - timedelta(hours=1))).hits
-    assert len((await search(agents, "budget", from_time=now - timedelta(hours=1))).hits) == 4
+    assert not (await find(agents, "budget", from_time=now + timedelta(hours=1))).hits
+    assert not (await find(agents, "budget", to_time=now - timedelta(hours=1))).hits
+    assert len((await find(agents, "budget", from_time=now - timedelta(hours=1))).hits) == 4
 
 
 async def test_what_is_not_indexed_yet_is_told(agents: Replica) -> None:
     await agents.create(session_id="a")
     for _ in range(3):
         await agents.append("a", "pending")
-    found = await search(agents, "pending")
+    found = await find(agents, "pending")
     assert (len(found.hits), found.unindexed_turn_count) == (0, 3)
     assert 0 < found.index_lag.ToTimedelta().total_seconds() < 60
     assert await index(agents) == 3
     assert await index(agents) == 0
-    found = await search(agents, "pending")
+    found = await find(agents, "pending")
     assert (len(found.hits), found.unindexed_turn_count) == (3, 0)
     assert found.index_lag.ToTimedelta() == timedelta(0)
 
@@ -104,7 +108,7 @@ async def test_a_turn_that_commits_late_is_not_skipped(agents: Replica, database
         # It gives up for now rather than skip.
         assert await index(agents) == 0
     assert await index(agents) == 2
-    assert places(await search(agents, "words")) == {("slow", 1), ("fast", 1)}
+    assert places(await find(agents, "words")) == {("slow", 1), ("fast", 1)}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ async def test_a_megabyte_never_fails_an_append_nor_the_indexer(
     await agents.append("m", content)
     await agents.append("m", "needle after")
     assert await index(agents) == 2
-    assert places(await search(agents, "needle")) >= {("m", 2)}
+    assert places(await find(agents, "needle")) >= {("m", 2)}
 
 
 async def test_only_what_a_session_still_has_is_found(agents: Replica) -> None:
@@ -135,24 +139,45 @@ async def test_only_what_a_session_still_has_is_found(agents: Replica) -> None:
     await agents.fork("a", at_turn=3, new_session_id="b")
     await agents.append("b", "word inb")
     await index(agents)
-    assert places(await search(agents, "word")) == {("a", n) for n in range(1, 5)} | {("b", 4)}
+    assert places(await find(agents, "word")) == {("a", n) for n in range(1, 5)} | {("b", 4)}
     await agents.rewind("a", 1)
-    # Turns 2 and 3 are only the fork's now, turn 4 nobody's.
-    found = places(await search(agents, "word"))
+    # Turns 2 and 3 are only in the fork now, turn 4 is in no session.
+    found = places(await find(agents, "word"))
     assert found == {("a", 1), ("b", 2), ("b", 3), ("b", 4)}
-    assert places(await search(agents, "word", session_id="a")) == {("a", 1)}
-    assert places(await search(agents, "word", session_id="b")) == {("b", n) for n in range(1, 5)}
+    assert places(await find(agents, "word", session_id="a")) == {("a", 1)}
+    assert places(await find(agents, "word", session_id="b")) == {("b", n) for n in range(1, 5)}
     await agents.undo("a")
-    assert ("a", 4) in places(await search(agents, "word"))
+    assert ("a", 4) in places(await find(agents, "word"))
     await agents.end("a", now=True)
-    await janitor.sweep(agents.database, agents.retention)
-    assert places(await search(agents, "word")) == {("b", n) for n in range(1, 5)}
+    await retention.run_pass(agents.database, agents.retention)
+    assert places(await find(agents, "word")) == {("b", n) for n in range(1, 5)}
 
 
 async def test_pages_hold_still_while_more_is_indexed(
-    agents: Replica, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    monkeypatch.setattr(agent_search, "RANKED", 20)
+    async with replica(database_url, AgentSettings(index_pause=3600.0, ranked=20)) as agents:
+        await check_pages(agents)
+
+
+async def test_a_changed_page_token_costs_no_more_than_the_first_page(agents: Replica) -> None:
+    """Its numbers come from outside: one of 18 digits must not be searched turn by turn."""
+    await agents.create(session_id="p")
+    for number in range(8):
+        await agents.append("p", "plain words", str(number))
+    await index(agents)
+    first = await find(agents, "plain", page_size=3)
+    token = first.next_page_token
+    values = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    values[1] = "9" * 18
+    changed = base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+    expected = await find(agents, "plain", page_size=3, page_token=token)
+    found = await find(agents, "plain", page_size=3, page_token=changed)
+    assert [hit.turn_number for hit in found.hits] == [hit.turn_number for hit in expected.hits]
+
+
+async def check_pages(agents: Replica) -> None:
+    """All pages of a search that ranks 20 of 25 matches; turns are added between the pages."""
     await agents.create(session_id="p")
     for number in range(25):
         await agents.append("p", "plain words", str(number))
@@ -160,7 +185,7 @@ async def test_pages_hold_still_while_more_is_indexed(
     seen: list[int] = []
     token = ""
     while True:
-        page = await search(agents, "plain", page_size=6, page_token=token)
+        page = await find(agents, "plain", page_size=6, page_token=token)
         assert page.older_left_out
         seen += [hit.turn_number for hit in page.hits]
         token = page.next_page_token
@@ -175,9 +200,9 @@ async def test_another_language_indexes_everything_anew(agents: Replica) -> None
     await agents.create(session_id="l")
     await agents.append("l", "Häuser am See", "die Eulen")
     await index(agents)
-    assert await agent_indexing.index(agents.database, "german") == 1
-    request = agent_search.Search("default", "Haus", None, None, (), None, None, None, 0, 10)
-    found = await agent_search.search(agents.database, "german", request)
+    assert await search.index(agents.database, "german") == 1
+    request = SearchQuery("default", "Haus", None, None, (), None, None, None, 0, 10)
+    found = await search.search(agents.database, "german", request)
     assert [hit.message_index for hit in found.hits] == [0]
 
 
@@ -194,7 +219,7 @@ async def test_indexers_of_several_replicas_index_each_turn_once(agents: Replica
 
     assert await eventually(all_indexed)
     assert sum(counts) == 60
-    assert len((await search(agents, "alone", page_size=100)).hits) == 60
+    assert len((await find(agents, "alone", page_size=100)).hits) == 60
 
 
 async def test_figures_are_counted_by_role(agents: Replica) -> None:

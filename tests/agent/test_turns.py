@@ -210,15 +210,23 @@ async def test_a_taken_id_is_refused_and_a_repeat_is_not(agents: Replica, known:
 
 
 async def test_appends_touch_no_index_of_the_sessions(database_url: str) -> None:
-    """Each stays heap-only, with all that a session can have."""
+    """Each stays heap-only, with all that a session can have, also after a pause of hours."""
     async with replica(database_url) as agents:
         await agents.create(session_id="hot", startup_context="x" * 1500, labels={"a": "b"})
+        await agents.create(session_id="rare")
         for number in range(50):
             await agents.append("hot", str(number), request_id=request_id())
+            if number % 10 == 0:
+                # Dated back by the columns that no index has.
+                await agents.rows(
+                    "UPDATE llm_sessions SET last_query_at = last_query_at - interval '3 h'"
+                    " WHERE session_id = 'rare'"
+                )
+                await agents.append("rare", str(number), revive=number % 20 == 0)
     # A connection tells its figures when it ends.
     async with replica(database_url) as agents:
         figures = await agents.rows(
             "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
             " WHERE relname = 'llm_sessions'"
         )
-    assert figures == [(50, 50)]
+    assert figures == [(60, 60)]

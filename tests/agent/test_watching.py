@@ -1,4 +1,4 @@
-"""A second process sees turns as they come, rewinds included, from wherever it was."""
+"""A watcher sees turns as they are appended, and rewinds, from any turn on, at any replica."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
-from session_service import janitor
-from session_service.storage import agent_changes
+from session_service.agents import retention
+from session_service.server.agent_service import AgentSettings
+from session_service.storage.agent.changes import ChangeTimings
 from tests.agent.harness import Replica, numbers, replica
 from tests.container.harness import failing
 from tests.eventually import eventually
@@ -49,9 +50,15 @@ class Watcher:
 
 
 @pytest.fixture
-async def other(database_url: str) -> AsyncIterator[Replica]:
+def agent_settings() -> AgentSettings:
+    """A short poll: a change without a notice is seen soon."""
+    return AgentSettings(changes=ChangeTimings(poll_interval=0.2))
+
+
+@pytest.fixture
+async def other(database_url: str, agent_settings: AgentSettings) -> AsyncIterator[Replica]:
     """Another replica of the same database."""
-    async with replica(database_url) as running:
+    async with replica(database_url, agent_settings) as running:
         yield running
 
 
@@ -82,7 +89,7 @@ async def test_without_a_cursor_only_what_comes_is_seen(agents: Replica) -> None
 
 
 async def watching(agents: Replica) -> bool:
-    """Whether the server has read where the session stands, for whoever watches."""
+    """Whether the server has read the session's head for a watcher."""
     rows = await agents.rows(
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%segment%%seen%%'"
         " AND datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle'"
@@ -124,7 +131,7 @@ async def test_a_stream_resumes_by_branch_and_turn_across_a_rewind(agents: Repli
 
 
 async def test_the_end_is_told_and_a_purge_ends_the_stream(
-    agents: Replica, monkeypatch: pytest.MonkeyPatch
+    agents: Replica,
 ) -> None:
     await agents.create(session_id="e")
     await agents.append("e", "one")
@@ -136,19 +143,13 @@ async def test_the_end_is_told_and_a_purge_ends_the_stream(
         assert (await watcher.next()).state == pb.AgentSession.STATE_ACTIVE
         await agents.end("e", now=True)
         assert (await watcher.next()).state == pb.AgentSession.STATE_ENDED
-        await janitor.sweep(agents.database, agents.retention)
+        await retention.run_pass(agents.database, agents.retention)
         failure = await failing(watcher.stream.read())
         assert failure.code is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.fixture(autouse=True)
-def short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no notice tells of is seen soon."""
-    monkeypatch.setattr(agent_changes, "POLL", 0.2)
-
-
 async def test_a_lost_notice_costs_time_only(agents: Replica, other: Replica) -> None:
-    """The poll sees what nobody told of."""
+    """The poll finds the change."""
     await agents.create(session_id="q")
     async with Watcher(other, "q", after_turn=0) as watcher:
         await agents.append("q", "one")

@@ -1,4 +1,4 @@
-"""What callers do: starts of every mode, pauses, ends and all the rest, as the seed has it."""
+"""The callers: random calls of every kind, chosen by the seed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.chaos.history import Call
-    from tests.chaos.wire import Wire
+    from tests.chaos.recording_client import RecordingClient
 
-#: What a caller does next, and how often of a hundred.
+#: The operations of a caller, with their weights.
 WEIGHTS = {
     "start": 30,
     "visit": 18,
@@ -39,58 +39,58 @@ MODES = {
     pb.START_MODE_FRESH: 15,
     pb.START_MODE_FAIL_IF_LIVE: 15,
 }
-#: How often a call that may be tried again is, and in how many of a hundred cases at all.
-TRIES, PATIENT = 4, 70
-#: How often a call is tried that nobody was there for, 0.3 s apart: replicas need a while to start.
+#: Attempts of a call that is retried, and the percentage of calls that are.
+TRIES, RETRIED_PERCENT = 4, 70
+#: Attempts to connect, 0.3 s apart: a replica that was killed needs a while to start.
 WAITS = 20
 STORM = 6
 HOLD_SECONDS = 8
-#: Calls without a request id.
-UNNAMED = frozenset({"TouchSession", "PutHold", "ReleaseHold", "ListCheckpoints"})
+#: Methods without a request id.
+WITHOUT_REQUEST_ID = frozenset({"TouchSession", "PutHold", "ReleaseHold", "ListCheckpoints"})
 
 
 class Callers:
-    """The callers of one run, and what they know of each key."""
+    """The callers of one run, and the sessions that they know."""
 
-    def __init__(self, wire: Wire, seed: int, keys: list[str]) -> None:
-        self._wire = wire
+    def __init__(self, client: RecordingClient, seed: int, keys: list[str]) -> None:
+        self._client = client
         self._seed = seed
         self.keys = keys
-        #: The sessions that answers named at a key, the newest last.
+        #: By key: the session ids in answers, the newest last.
         self._known: dict[str, list[str]] = defaultdict(list)
-        #: Clicks on one session come one after the other.
+        #: By session: clicks on one session must not overlap.
         self._clicking: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def work(self, number: int, over: asyncio.Event) -> None:
-        """Be one caller until it is over. What it does is the seed's; when is not."""
+        """Run one caller until `over` is set. The seed decides the operations, not their times."""
         dice = random.Random(f"{self._seed}:caller:{number}")
         name = f"c{number}"
         while not over.is_set():
-            key = dice.choices(self.keys, self._heat())[0]
-            weights = self._weights(key)
-            what = dice.choices(list(weights), list(weights.values()))[0]
-            deed: Callable[[random.Random, str, str], Awaitable[object]]
-            deed = getattr(self, f"_{what}")
-            await deed(dice, name, key)
+            key = dice.choices(self.keys, self._key_weights())[0]
+            weights = self._operation_weights(key)
+            name_of_operation = dice.choices(list(weights), list(weights.values()))[0]
+            operation: Callable[[random.Random, str, str], Awaitable[object]]
+            operation = getattr(self, f"_{name_of_operation}")
+            await operation(dice, name, key)
             await asyncio.sleep(dice.uniform(0, 0.1))
 
     async def settle(self, key: str) -> Call:
-        """Start the key once more when all is well, and click."""
+        """Start the key once more after the last fault, and click."""
         dice = random.Random(f"{self._seed}:last:{key}")
-        answer = await self._repeated(dice, "last", key, "StartSession", tries=10, patient=True)
+        answer = await self._repeated(dice, "last", key, "StartSession", tries=10, retried=True)
         if answer.ok:
             await self._click("last", answer)
         return answer
 
-    def _heat(self) -> list[float]:
-        """Some keys see a caller at a time, others several at once."""
+    def _key_weights(self) -> list[float]:
+        """The weights of the keys: some see one caller at a time, others several at once."""
         return [1 / (number + 1) for number in range(len(self.keys))]
 
-    def _weights(self, key: str) -> dict[str, int]:
-        """What is done at this key, and how often."""
+    def _operation_weights(self, key: str) -> dict[str, int]:
+        """The operations for this key, with their weights."""
         return WEIGHTS
 
-    # --- deeds ---------------------------------------------------------------------------------
+    # --- operations ----------------------------------------------------------------------------
 
     async def _start(self, dice: random.Random, name: str, key: str) -> None:
         mode = dice.choices(list(MODES), list(MODES.values()))[0]
@@ -105,13 +105,13 @@ class Callers:
                 await self._click(name, answer)
 
     async def _visit(self, dice: random.Random, name: str, key: str) -> None:
-        """Open, leave, and come back."""
+        """Start, pause, and start again."""
         await self._start(dice, name, key)
         await self._pause(dice, name, key)
         await self._start(dice, name, key)
 
     async def _storm(self, dice: random.Random, name: str, key: str) -> None:
-        """Several at once, at both replicas."""
+        """Several starts at once, at both replicas."""
         many = [
             self._repeated(random.Random(dice.random()), f"{name}.{n}", key, "StartSession")
             for n in range(STORM)
@@ -136,7 +136,7 @@ class Callers:
         await self._to_newest(dice, name, key, "TouchSession")
 
     async def _hold(self, dice: random.Random, name: str, key: str) -> None:
-        """Keep it from going idle; now and then give that back."""
+        """Put a hold on the session; sometimes release it again."""
         held = {"name": "build", "ttl": Duration(seconds=HOLD_SECONDS)}
         await self._to_newest(dice, name, key, "PutHold", **held)
         if dice.random() < 0.3:
@@ -149,7 +149,7 @@ class Callers:
         await self._to_newest(dice, name, key, "EndSession", now=True)
 
     async def _undelete(self, dice: random.Random, name: str, key: str) -> None:
-        """Any of the last few, ended or not."""
+        """Undelete one of the last few sessions, ended or not."""
         if self._known[key]:
             session = dice.choice(self._known[key][-3:])
             await self._repeated(dice, name, key, "UndeleteSession", session_id=session)
@@ -159,7 +159,10 @@ class Callers:
     async def _to_newest(
         self, dice: random.Random, name: str, key: str, method: str, /, **fields: Any
     ) -> Call | None:
-        """A call about the newest session known at the key; None where none is known."""
+        """Call a method for the newest known session of the key; None if none is known.
+
+        Any: the fields of the request.
+        """
         if not self._known[key]:
             return None
         session = self._known[key][-1]
@@ -174,51 +177,52 @@ class Callers:
         /,
         *,
         tries: int = TRIES,
-        patient: bool | None = None,
+        retried: bool | None = None,
         **fields: Any,
     ) -> Call:
-        """A call, tried again with the same id at the other replica while it is unclear; now and
-        then repeated although it was answered. Any: whatever fields the method has.
+        """Make a call and retry it with the same request id at the other replica while unclear.
+
+        Some calls are repeated although they were answered. Any: the fields of the request.
         """
         if method == "StartSession":
             fields["key"] = session_key(key)
-        if method not in UNNAMED and (tries > TRIES or dice.random() < 0.8):
+        if method not in WITHOUT_REQUEST_ID and (tries > TRIES or dice.random() < 0.8):
             fields["request_id"] = str(uuid.UUID(int=dice.getrandbits(128), version=4))
-        if patient is None:
-            patient = dice.random() * 100 < PATIENT
-        replica = dice.randrange(self._wire.replicas)
+        if retried is None:
+            retried = dice.random() * 100 < RETRIED_PERCENT
+        replica = dice.randrange(self._client.replicas)
         answer = await self._reached(name, key, method, replica, **fields)
         while (
             (answer.unclear or answer.unreached)
-            and patient
+            and retried
             and tries > 1
             and "request_id" in fields
         ):
-            # Nobody answered: a replica that is down needs a while.
+            # Without a reason no replica answered: one that was killed needs a while.
             await asyncio.sleep(0.2 if answer.reason else 0.6)
             tries -= 1
-            replica = (replica + 1) % self._wire.replicas
+            replica = (replica + 1) % self._client.replicas
             answer = await self._reached(name, key, method, replica, **fields)
-        if answer.ok and answer.named and answer.named not in self._known[key]:
-            self._known[key].append(answer.named)
+        if answer.ok and answer.answer_session and answer.answer_session not in self._known[key]:
+            self._known[key].append(answer.answer_session)
         if "request_id" in fields and dice.random() < 0.1:
-            replica = (replica + 1) % self._wire.replicas
-            await self._wire.call(name, key, method, replica, **fields)
+            replica = (replica + 1) % self._client.replicas
+            await self._client.call(name, key, method, replica, **fields)
         return answer
 
     async def _reached(
         self, name: str, key: str, method: str, replica: int, /, **fields: Any
     ) -> Call:
-        """A call to this replica, or to another one while that is not there. Any: its fields."""
-        answer = await self._wire.call(name, key, method, replica, **fields)
+        """Call this replica, or another one while it is down. Any: the fields of the request."""
+        answer = await self._client.call(name, key, method, replica, **fields)
         for _ in range(WAITS):
             if not answer.unreached:
                 break
             await asyncio.sleep(0.3)
-            replica = (replica + 1) % self._wire.replicas
-            answer = await self._wire.call(name, key, method, replica, **fields)
+            replica = (replica + 1) % self._client.replicas
+            answer = await self._client.call(name, key, method, replica, **fields)
         return answer
 
     async def _click(self, name: str, opened: Call) -> None:
-        async with self._clicking[opened.named]:
-            await self._wire.click(name, opened)
+        async with self._clicking[opened.answer_session]:
+            await self._client.click(name, opened)

@@ -1,25 +1,25 @@
-"""What callers asked and were answered: the history that the model judges."""
+"""The history that the model checks: every call with its request and its answer."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-#: Failures that say nothing of whether it was done.
+#: Errors that leave open whether the call took effect.
 UNCLEAR = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "UNKNOWN", "INTERNAL"}
 )
-#: Calls that are answered with a session that was brought to life.
+#: Calls whose answer has a session that was started.
 OPENING = frozenset({"StartSession", "ResumeSession", "RestoreCheckpoint", "ForkSession"})
-#: How long after its caller gave up a call may still commit its intent, in s: a wait for a
-#: connection of the pool, and for a row's lock.
-LINGER = 10.0
+#: Longest time, in s, after which a call can still commit when its caller has given up: it may wait
+#: for a connection of the pool and for the lock of a row.
+COMMIT_DELAY = 10.0
 NEVER_OVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A checkpoint as a caller was shown it."""
+    """A checkpoint in an answer."""
 
     checkpoint_id: str
     number: int
@@ -30,7 +30,7 @@ class Shown:
 
 @dataclass(slots=True)
 class Call:
-    """One call, or one click on a preview (`method` is then `click`). Times are unix seconds."""
+    """One call, or one click on a preview (`method` is `click`). Times are unix seconds."""
 
     number: int
     caller: str
@@ -39,29 +39,29 @@ class Call:
     began: float
     replica: int = 0
     request_id: str = ""
-    asked: str = ""
-    """The session that the call named."""
+    request_session: str = ""
+    """The session id in the request."""
     mode: str = ""
-    least: int = 0
-    """min_continuity; 0 is none."""
+    min_continuity: int = 0
+    """0 if not set."""
     depth: str = ""
     now: bool = False
-    target: str = ""
-    """The checkpoint that the call named by its id."""
-    which: int = 0
-    """The checkpoint that the call named by its number."""
+    checkpoint_id: str = ""
+    """The checkpoint id in the request."""
+    checkpoint_number: int = 0
+    """The checkpoint number in the request."""
     pin: bool = False
     deadline: float = 30.0
 
     ended: float = NEVER_OVER
     status: str = ""
-    """OK or the gRPC status; empty while it is in flight. Of a click: OK, REFUSED or UNKNOWN."""
+    """OK or the gRPC status; empty while in progress. Of a click: OK, REFUSED or UNKNOWN."""
     reason: str = ""
-    retry: bool = False
-    """Whether the error said when to try again."""
+    has_retry_info: bool = False
+    """Whether the error has RetryInfo."""
     message: str = ""
-    named: str = ""
-    """The session in the answer."""
+    answer_session: str = ""
+    """The session id in the answer."""
     state: str = ""
     generation: int = 0
     outcome: str = ""
@@ -70,114 +70,131 @@ class Call:
     joined: bool = False
     decision_id: str = ""
     attempts: tuple[str, ...] = ()
-    restored: int = 0
-    """The number of the checkpoint whose state was brought back; 0: of none."""
+    restored_number: int = 0
+    """The number of the restored checkpoint; 0 for none."""
     checkpoints: tuple[Shown, ...] = ()
-    """What checkpoints the answer showed."""
+    """The checkpoints in the answer."""
     verify_time: float = 0.0
     machine: str = ""
     url: str = ""
-    until: float = 0.0
-    """When the hold that was put runs out."""
+    hold_until: float = 0.0
+    """The expiry of a hold."""
     value: int | None = None
-    """What the counter said to a click."""
+    """The count that a click returned."""
 
-    since: float = 0.0
-    """When the first call with this request id began: its work may be that old."""
+    first_began: float = 0.0
+    """When the first call with this request id began: the effect may be that early."""
     replay: bool = False
-    """Whether an earlier call with its request id was answered already."""
+    """Whether an earlier call with this request id was answered before it began."""
 
     @property
     def ok(self) -> bool:
-        """Whether it was answered."""
+        """Whether it was answered with OK."""
         return self.status == "OK"
 
     @property
     def unreached(self) -> bool:
-        """Whether it certainly was never sent: gRPC found nobody to send it to."""
-        nobody = "failed to connect to all addresses" in self.message
-        return self.status == "UNAVAILABLE" and not self.reason and nobody
+        """Whether it certainly was not sent: gRPC could not connect."""
+        no_connection = "failed to connect to all addresses" in self.message
+        return self.status == "UNAVAILABLE" and not self.reason and no_connection
 
     @property
     def unclear(self) -> bool:
-        """Whether it may have been done or not, or be done still."""
+        """Whether it is unknown if the call took or will take effect."""
         return (self.status in UNCLEAR or not self.status) and not self.unreached
 
     @property
     def recorded(self) -> tuple[object, ...]:
-        """What a repeat must be answered with."""
+        """The part of the answer that must be equal in every repeat."""
         if not self.ok:
             return (self.status, self.reason)
         made = self.checkpoints if self.method == "CreateCheckpoint" else ()
         return (
             "OK",
-            self.named,
+            self.answer_session,
             self.outcome,
             self.continuity,
             self.verified,
             self.joined,
             self.decision_id,
             self.attempts,
-            self.restored,
+            self.restored_number,
             tuple(shown.checkpoint_id for shown in made),
         )
 
     @property
-    def settled(self) -> float:
-        """From when on it has no effect that is not there yet."""
-        return self.ended + LINGER if self.unclear else self.ended
+    def last_effect(self) -> float:
+        """The last time at which it may still take effect."""
+        return self.ended + COMMIT_DELAY if self.unclear else self.ended
 
-    def touches(self, begin: float, end: float) -> bool:
-        """Whether what it does may happen in this time."""
-        return self.since <= end and self.settled >= begin
+    def may_overlap(self, begin: float, end: float) -> bool:
+        """Whether its effect may happen in this time."""
+        return self.first_began <= end and self.last_effect >= begin
 
     def row(self, zero: float) -> str:
-        """One line of a key's history, times in seconds since the run began."""
-        asked = [self.mode, self.depth, f"least={self.least}" if self.least else ""]
-        asked += ["now" if self.now else "", self.asked[-12:], f"id={self.request_id[:8]}"]
-        asked += [f"#{self.which}" if self.which else "", self.target[-12:]]
-        told = [self.status, self.reason, self.named[-12:], self.state, self.outcome]
-        told += [f"gen={self.generation}" if self.generation else ""]
-        told += [f"cont={self.continuity}{'!' if self.verified else '?'}" if self.outcome else ""]
-        told += ["joined" if self.joined else "", "replay" if self.replay else ""]
-        told += [f"value={self.value}" if self.value is not None else "", self.machine]
-        told += [f"restored=#{self.restored}" if self.restored else ""]
-        told += [f"#{each.number}={each.state}" for each in self.checkpoints]
-        told += [self.decision_id[-12:], ",".join(self.attempts), self.message[:90]]
+        """One line of a report; times are in seconds since `zero`."""
+        request = [
+            self.mode,
+            self.depth,
+            f"min={self.min_continuity}" if self.min_continuity else "",
+        ]
+        request += [
+            "now" if self.now else "",
+            self.request_session[-12:],
+            f"id={self.request_id[:8]}",
+        ]
+        request += [
+            f"#{self.checkpoint_number}" if self.checkpoint_number else "",
+            self.checkpoint_id[-12:],
+        ]
+        answer = [
+            self.status,
+            self.reason,
+            self.answer_session[-12:],
+            self.state,
+            self.outcome,
+        ]
+        answer += [f"gen={self.generation}" if self.generation else ""]
+        answer += [f"cont={self.continuity}{'!' if self.verified else '?'}" if self.outcome else ""]
+        answer += ["joined" if self.joined else "", "replay" if self.replay else ""]
+        answer += [f"value={self.value}" if self.value is not None else "", self.machine]
+        answer += [f"restored=#{self.restored_number}" if self.restored_number else ""]
+        answer += [f"#{each.number}={each.state}" for each in self.checkpoints]
+        answer += [self.decision_id[-12:], ",".join(self.attempts), self.message[:90]]
         seen = f" seen={self.verify_time - zero:.3f}" if self.verify_time else ""
         return (
             f"  {self.began - zero:8.3f} {self.ended - zero:8.3f} {self.caller}@{self.replica} "
-            f"{self.method} {' '.join(filter(None, asked))} -> "
-            f"{' '.join(filter(None, told))}{seen}"
+            f"{self.method} {' '.join(filter(None, request))} -> "
+            f"{' '.join(filter(None, answer))}{seen}"
         )
 
 
 @dataclass
 class History:
-    """All calls, by key, in the order of their begin."""
+    """All calls, in the order in which they began."""
 
     calls: list[Call] = field(default_factory=list)
     first: dict[tuple[str, str], float] = field(default_factory=dict)
     answered: set[tuple[str, str]] = field(default_factory=set)
 
     def begin(self, call: Call) -> Call:
-        """Note a call that is about to be made."""
+        """Record a call that is about to be made."""
         name = (call.method, call.request_id)
-        call.since = call.began
+        call.first_began = call.began
         if call.request_id:
-            call.since = self.first.setdefault(name, call.began)
+            call.first_began = self.first.setdefault(name, call.began)
             call.replay = name in self.answered
         self.calls.append(call)
         return call
 
     def end(self, call: Call, at: float) -> None:
-        """Note that it was answered, or failed."""
+        """Record its end at the time `at`."""
         call.ended = at
         if call.ok and call.request_id:
             self.answered.add((call.method, call.request_id))
 
     def by_key(self) -> dict[str, list[Call]]:
-        """Each key's calls."""
+        """The calls of each key."""
         found: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls:
             found[call.key].append(call)

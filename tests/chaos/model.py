@@ -1,7 +1,8 @@
-"""What must hold of a key's history, whatever went wrong meanwhile. Each rule names itself.
+"""The rules that the history of a key must obey, whatever faults were injected meanwhile.
 
-The model knows what callers saw, and of the provider only when machines booted anew. Where calls
-overlap or were not answered it gives the benefit of the doubt, and only there.
+The model sees the calls, their answers, and two things of the provider's log: the times of cold
+boots, and the starts by which Roost saved paused containers. Where calls overlap or were not
+answered, several orders are possible: a rule is then broken only if it is broken in all of them.
 """
 
 from __future__ import annotations
@@ -9,26 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.chaos.audit import Audit
+from tests.chaos.checkpoint_audit import Audit
 from tests.chaos.history import OPENING, Call
 from tests.chaos.model_checkpoints import wrong_checkpoints
-from tests.chaos.model_errors import wrong_answers
+from tests.chaos.model_errors import wrong_errors
 from tests.chaos.model_memory import Boots, wrong_claims
-from tests.chaos.model_restores import wrong_states
-from tests.chaos.model_states import States
+from tests.chaos.model_restores import States, wrong_restores
+from tests.chaos.wakes import Wakes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LIVE = frozenset({"STARTING", "ACTIVE", "PAUSING", "PAUSED"})
 CREATED, MEMORY = "CREATED", 4
-#: A repeat finds it deleted, maybe.
+#: Calls whose repeat may fail because the checkpoint was deleted meanwhile.
 SHOWS_A_CHECKPOINT = frozenset({"CreateCheckpoint", "PinCheckpoint"})
 
 
 @dataclass(frozen=True)
 class Violation:
-    """A rule that was broken, by which call."""
+    """A broken rule, and the call that broke it."""
 
     key: str
     rule: str
@@ -38,52 +39,53 @@ class Violation:
 
 @dataclass
 class KeyModel:
-    """One key's calls, and what follows from them."""
+    """The calls of one key, and the rules applied to them."""
 
     key: str
     calls: list[Call]
     boots: Boots = field(default_factory=Boots)
     audit: Audit = field(default_factory=Audit)
+    wakes: Wakes = field(default_factory=Wakes)
 
     def violations(self) -> list[Violation]:
-        """Every rule that the history breaks."""
+        """Every violation in the history."""
         found: list[tuple[str, str, Call | None]] = [
             *self._opened(),
             *self._ended(),
             *self._repeated(),
-            *self._reused_at_rest(),
+            *self._reused_while_paused(),
             *self._less_than_asked(),
             *self._fail_if_live(),
-            *self._broken_off(),
-            *self._idle_in_spite_of_a_hold(),
+            *self._conflict_without_end(),
+            *self._paused_despite_hold(),
         ]
         states = States(self.key, self.calls, self.boots, self.audit)
         found += wrong_claims(self.calls, self.boots, states.brought_back)
-        found += wrong_answers(self.calls)
-        found += wrong_states(states)
+        found += wrong_errors(self.calls)
+        found += wrong_restores(states)
         found += wrong_checkpoints(self.key, self.calls, self.audit)
         return [Violation(self.key, rule, text, call) for rule, text, call in found]
 
-    # --- what calls may do ---------------------------------------------------------------------
+    # --- what calls may have done --------------------------------------------------------------
 
     def _may_end(self, session: str, begin: float, end: float) -> bool:
-        """Whether a call may have taken the session's key away in this time, for a while even."""
+        """Whether a call may have ended or replaced the session in this time, even temporarily."""
         return any(
-            call.touches(begin, end) and (call.ok or call.unclear)
+            call.may_overlap(begin, end) and (call.ok or call.unclear)
             for call in self.calls
-            if (call.method == "EndSession" and call.asked == session)
+            if (call.method == "EndSession" and call.request_session == session)
             or (call.method == "StartSession" and call.mode == "FRESH")
         )
 
     def _may_undelete(self, session: str, begin: float, end: float) -> bool:
         return any(
-            call.touches(begin, end) and (call.ok or call.unclear)
+            call.may_overlap(begin, end) and (call.ok or call.unclear)
             for call in self.calls
-            if call.method == "UndeleteSession" and call.asked == session
+            if call.method == "UndeleteSession" and call.request_session == session
         )
 
-    def _news(self, *methods: str) -> Iterator[Call]:
-        """The calls of these methods that were answered for the first time."""
+    def _first_answers(self, *methods: str) -> Iterator[Call]:
+        """The calls of these methods that were answered, without repeats of a request id."""
         for call in self.calls:
             if call.ok and call.method in methods and not call.replay:
                 yield call
@@ -91,51 +93,65 @@ class KeyModel:
     # --- rules ---------------------------------------------------------------------------------
 
     def _opened(self) -> Iterator[tuple[str, str, Call]]:
-        """One live session per key: nothing is opened beside one that was certainly live."""
-        openings = [call for call in self._news(*OPENING, "UndeleteSession") if call.state in LIVE]
+        """One live session per key: no session is opened while another is certainly live."""
+        openings = [
+            call for call in self._first_answers(*OPENING, "UndeleteSession") if call.state in LIVE
+        ]
         for call in openings:
             if call.mode == "FRESH":
                 continue
             for before in openings:
-                other = before.named
-                if other == call.named or before.ended > call.since:
+                other = before.answer_session
+                if other == call.answer_session or before.ended > call.first_began:
                     continue
-                if not self._may_end(other, before.since, call.ended):
+                if not self._may_end(other, before.first_began, call.ended):
                     yield (
                         "ONE_LIVE_SESSION",
-                        f"{call.named} was opened while {other} was live throughout",
+                        f"{call.answer_session} was opened while {other} was live throughout",
                         call,
                     )
                     break
 
     def _ended(self) -> Iterator[tuple[str, str, Call]]:
-        """What was ended stays ended, unless it is undeleted; what was ended now, for ever."""
-        comebacks = [call for call in self._news(*OPENING, "UndeleteSession") if call.state in LIVE]
-        for end in self._news("EndSession"):
+        """An ended session stays ended unless it is undeleted; one ended `now`, always."""
+        comebacks = [
+            call for call in self._first_answers(*OPENING, "UndeleteSession") if call.state in LIVE
+        ]
+        for end in self._first_answers("EndSession"):
             for call in comebacks:
-                if call.named != end.asked or call.since <= end.ended:
+                if call.answer_session != end.request_session or call.first_began <= end.ended:
                     continue
                 if end.now:
-                    yield "NOW_IS_FOR_EVER", f"{call.named} came back after its end now", call
+                    yield (
+                        "ENDED_NOW_IS_FINAL",
+                        f"{call.answer_session} was undeleted after an end with `now`",
+                        call,
+                    )
                 elif call.method != "UndeleteSession" and not self._may_undelete(
-                    end.asked, end.since, call.ended
+                    end.request_session, end.first_began, call.ended
                 ):
-                    yield "REUSED_AFTER_END", f"{call.named} was opened after its end", call
-        for fresh in self._news("StartSession"):
+                    yield (
+                        "REUSED_AFTER_END",
+                        f"{call.answer_session} was opened after its end",
+                        call,
+                    )
+        for fresh in self._first_answers("StartSession"):
             if fresh.mode != "FRESH":
                 continue
-            known = {c.named for c in comebacks if c.ended < fresh.since} - {fresh.named}
+            known = {c.answer_session for c in comebacks if c.ended < fresh.first_began} - {
+                fresh.answer_session
+            }
             for call in comebacks:
-                if call.named not in known or call.since <= fresh.ended:
+                if call.answer_session not in known or call.first_began <= fresh.ended:
                     continue
                 if call.method == "UndeleteSession":
                     continue
-                if not self._may_undelete(call.named, fresh.since, call.ended):
-                    text = f"{call.named} was opened after {fresh.named} took its place"
+                if not self._may_undelete(call.answer_session, fresh.first_began, call.ended):
+                    text = f"{call.answer_session} was opened after it was replaced"
                     yield "REUSED_AFTER_END", text, call
 
     def _repeated(self) -> Iterator[tuple[str, str, Call]]:
-        """The same request id has the same outcome."""
+        """Calls with the same request id have the same outcome."""
         first: dict[tuple[str, str], Call] = {}
         for call in sorted(self.calls, key=lambda each: each.ended):
             name = (call.method, call.request_id)
@@ -149,35 +165,48 @@ class KeyModel:
                 text = f"answered {earlier.recorded} and then {call.recorded}"
                 yield "SAME_ID_SAME_OUTCOME", text, call
 
-    def _reused_at_rest(self) -> Iterator[tuple[str, str, Call]]:
-        """Between an acknowledged pause and a reuse somebody started the session."""
-        for pause in self._news("PauseSession", "StopSession"):
+    def _reused_while_paused(self) -> Iterator[tuple[str, str, Call]]:
+        """Between an acknowledged pause and a REUSED answer there is a start of the session.
+
+        It is a start by another call, or one by Roost to save the state of the paused container.
+        The latter counts only if the container has not been paused again before the call. If it was
+        a cold boot, the memory is lost and the answer must say so.
+        """
+        for pause in self._first_answers("PauseSession", "StopSession"):
             if pause.state != "PAUSED":
                 continue
-            for call in self._news(*OPENING):
-                if call.outcome != "REUSED" or call.named != pause.asked:
+            for call in self._first_answers(*OPENING):
+                if call.outcome != "REUSED" or call.answer_session != pause.request_session:
                     continue
-                if call.since <= pause.ended:
+                if call.first_began <= pause.ended:
                     continue
-                # A click may wake what rests, where the provider's proxy does that.
+                # A click may start the machine, if the provider's proxy does that.
                 started = any(
-                    other.method in (*OPENING, "click") and other.touches(pause.since, call.ended)
+                    other.method in (*OPENING, "click")
+                    and other.may_overlap(pause.first_began, call.ended)
                     for other in self.calls
                     if other is not call and other.request_id != (call.request_id or "-")
                 )
-                if not started:
-                    yield "REUSED_AT_REST", f"{call.named} was paused and is REUSED", call
+                if started:
+                    continue
+                session = call.answer_session
+                wakes = self.wakes.between(session, pause.first_began, call.first_began, call.ended)
+                if not wakes:
+                    yield "REUSED_WHILE_PAUSED", f"{session} was paused and is REUSED", call
+                elif call.continuity >= MEMORY and all(wake.cold for wake in wakes):
+                    text = f"{session} was booted to be saved, and MEMORY was claimed"
+                    yield "LOST_MEMORY_CLAIMED", text, call
 
     def _less_than_asked(self) -> Iterator[tuple[str, str, Call]]:
-        """min_continuity holds for every session that was there before."""
-        for call in self._news(*OPENING):
+        """min_continuity holds for every start of an existing session."""
+        for call in self._first_answers(*OPENING):
             there = any(
-                other.named == call.named and other.ended < call.since
-                for other in self._news(*OPENING)
+                other.answer_session == call.answer_session and other.ended < call.first_began
+                for other in self._first_answers(*OPENING)
             )
             new = call.outcome == CREATED and not there
-            if call.least and call.continuity < call.least and not new:
-                text = f"asked for {call.least}, answered {call.outcome} with {call.continuity}"
+            if call.min_continuity and call.continuity < call.min_continuity and not new:
+                text = f"{call.outcome} with {call.continuity}, {call.min_continuity} was required"
                 yield "LESS_THAN_ASKED", text, call
 
     def _fail_if_live(self) -> Iterator[tuple[str, str, Call]]:
@@ -189,60 +218,72 @@ class KeyModel:
             if call.reason == "LIVE_SESSION_EXISTS" and not any(
                 other is not call
                 and other.method in (*OPENING, "UndeleteSession")
-                and other.since < call.ended
+                and other.first_began < call.ended
                 for other in self.calls
             ):
-                yield "FAIL_IF_LIVE", "refused at a key that nobody had started", call
+                yield "FAIL_IF_LIVE", "LIVE_SESSION_EXISTS for a key without any start", call
 
-    def _idle_in_spite_of_a_hold(self) -> Iterator[tuple[str, str, Call]]:
-        """While a hold is in force nothing rests that nobody put to rest."""
-        for hold in self._news("PutHold"):
+    def _paused_despite_hold(self) -> Iterator[tuple[str, str, Call]]:
+        """A session with a hold is not paused unless a call pauses it."""
+        for hold in self._first_answers("PutHold"):
             within = [
                 call
-                for call in self._news(*OPENING)
-                if call.named == hold.asked and call.since > hold.ended and call.ended < hold.until
+                for call in self._first_answers(*OPENING)
+                if call.answer_session == hold.request_session
+                and call.first_began > hold.ended
+                and call.ended < hold.hold_until
             ]
             for before in within:
                 for call in within:
-                    if call.since <= before.ended or call.outcome != "RESUMED" or call.joined:
+                    if call.first_began <= before.ended or call.outcome != "RESUMED" or call.joined:
                         continue
-                    if not self._may_rest(hold.asked, before.since, call):
-                        yield "HOLD_IGNORED", f"{call.named} went to rest under a hold", call
+                    if not self._may_pause(hold.request_session, before.first_began, call):
+                        yield (
+                            "HOLD_IGNORED",
+                            f"{call.answer_session} was paused despite a hold",
+                            call,
+                        )
 
-    def _may_rest(self, session: str, begin: float, until: Call) -> bool:
-        """Whether a call may have put the session to rest, or given a hold back, in this time."""
+    def _may_pause(self, session: str, begin: float, until: Call) -> bool:
+        """Whether a call may have paused the session or released a hold in this time."""
         return any(
-            call.touches(begin, until.ended)
+            call.may_overlap(begin, until.ended)
             for call in self.calls
             if call is not until
             and (
-                (call.asked == session and call.method not in (*OPENING, "click", "TouchSession"))
+                (
+                    call.request_session == session
+                    and call.method not in (*OPENING, "click", "TouchSession")
+                )
                 or call.mode == "FRESH"
-                # One that fails puts back to rest what it brought up.
+                # A failed start pauses again what it brought up.
                 or (call.method in OPENING and call.unclear)
             )
         )
 
-    def _broken_off(self) -> Iterator[tuple[str, str, Call]]:
-        """A start is in conflict with nothing but an end of its session."""
+    def _conflict_without_end(self) -> Iterator[tuple[str, str, Call]]:
+        """A start fails with SESSION_STATE_CONFLICT only if its session was ended meanwhile."""
         for call in self.calls:
             if call.method != "StartSession" or call.reason != "SESSION_STATE_CONFLICT":
                 continue
             ended = any(
-                other.method == "EndSession" and other.touches(call.since, call.ended)
+                other.method == "EndSession" and other.may_overlap(call.first_began, call.ended)
                 for other in self.calls
             )
             if not ended:
-                yield "BROKEN_OFF", "nobody ended what it started", call
+                yield "CONFLICT_WITHOUT_END", "no call ended the session that it started", call
 
 
 def judge(
-    histories: Mapping[str, list[Call]], boots: Boots | None = None, audit: Audit | None = None
+    histories: Mapping[str, list[Call]],
+    boots: Boots | None = None,
+    audit: Audit | None = None,
+    wakes: Wakes | None = None,
 ) -> list[Violation]:
     """The violations of all keys."""
-    audit = audit or Audit()
+    boots, audit, wakes = boots or Boots(), audit or Audit(), wakes or Wakes()
     return [
         violation
         for key, calls in sorted(histories.items())
-        for violation in KeyModel(key, calls, boots or Boots(), audit).violations()
+        for violation in KeyModel(key, calls, boots, audit, wakes).violations()
     ]

@@ -1,4 +1,4 @@
-"""Errors are those of the contract, explained as it says, and within their deadlines."""
+"""Rules about errors: only those of the contract, with its details, and within the deadline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
     from tests.chaos.history import Call
 
-#: What each call of the workload may be refused with, beside what can be retried.
+#: The reasons with which each call may fail, besides the retryable ones.
 REFUSALS = {
-    # In conflict is a start that somebody ended; the model sees to that.
+    # SESSION_STATE_CONFLICT only after an end, which `model` checks.
     "StartSession": {"LIVE_SESSION_EXISTS", "CONTINUITY_UNAVAILABLE", "SESSION_STATE_CONFLICT"},
     "ResumeSession": {"SESSION_STATE_CONFLICT", "CONTINUITY_UNAVAILABLE", "SESSION_NOT_FOUND"},
     "PauseSession": {"SESSION_STATE_CONFLICT", "SUSPEND_FAILED_STILL_RUNNING"},
@@ -22,7 +22,7 @@ REFUSALS = {
     "GetSession": set[str](),
     "PutHold": {"SESSION_STATE_CONFLICT"},
     "ReleaseHold": set[str](),
-    # Missing is what a repeat finds deleted.
+    # CHECKPOINT_MISSING only for a repeat after a delete.
     "CreateCheckpoint": {"SESSION_STATE_CONFLICT", "SESSION_NOT_FOUND", "CHECKPOINT_MISSING"},
     "RestoreCheckpoint": {
         "SESSION_STATE_CONFLICT",
@@ -58,12 +58,12 @@ STATUSES = {
 RETRYABLE = frozenset(
     {"PROVIDER_UNAVAILABLE", "STORAGE_UNAVAILABLE", "PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED"}
 )
-#: How much later than its deadline a caller's own library may tell of it, in s: a busy machine.
+#: Longest time, in s, by which a caller sees its deadline late on a busy machine.
 SLACK = 2.0
 
 
-def wrong_answers(calls: list[Call]) -> Iterator[tuple[str, str, Call]]:
-    """The errors that the contract does not have, or has otherwise; and what came too late."""
+def wrong_errors(calls: list[Call]) -> Iterator[tuple[str, str, Call]]:
+    """Errors that the contract does not have or describes otherwise, and late answers."""
     for call in calls:
         if call.method == "click" or not call.status:
             continue
@@ -77,12 +77,12 @@ def wrong_answers(calls: list[Call]) -> Iterator[tuple[str, str, Call]]:
 
 def _problem(call: Call) -> str:
     if not call.reason:
-        # Nobody answered: the replica died, or its caller's time was up.
-        return "" if call.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else "it is not explained"
+        # No answer: the replica died, or the deadline was over.
+        return "" if call.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED") else "it has no reason"
     if call.reason in RETRYABLE:
-        if not call.retry:
-            return "it does not say when to try again"
+        if not call.has_retry_info:
+            return "it has no RetryInfo"
     elif call.reason not in REFUSALS[call.method]:
-        return f"{call.reason} is not of {call.method}"
+        return f"{call.reason} is not a reason of {call.method}"
     wanted = STATUSES[call.reason]
     return "" if call.status == wanted else f"{call.reason} came as {call.status}"

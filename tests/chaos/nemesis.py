@@ -1,4 +1,7 @@
-"""What goes wrong, and when: kills, crashes, bad weather and the provider's faults."""
+"""The nemesis: injects kills, crashes, network faults and provider faults while callers run.
+
+"Nemesis" is Jepsen's term for the process that injects faults.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,22 @@ from typing import TYPE_CHECKING
 import httpx
 
 from local.fly.faults import KINDS
-from session_service import points
-from tests.chaos.deeds import EMULATOR, FIRED_AT_LEAST, Deeds
+from session_service import failpoints
 from tests.chaos.provider_faults import options_for
 from tests.chaos.rig import CONTAINERS, REPLICAS
+from tests.chaos.stack_faults import EMULATOR, FIRED_AT_LEAST, StackFaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from tests.chaos.rig import Rig
 
-#: How much longer a run may last for kinds that did not, in s.
-OVERTIME = 30.0
-#: Requests that are struck in the middle.
-AMBUSHED = ("create", "create", "start", "suspend", "suspend", "stop")
-#: The points that a run of random calls is sure to pass.
+#: Longest extension of a run, in s, for kinds of provider fault that did not fire often enough. A
+#: busy machine needs most of it: some kinds fire only at rare requests, and all of these are slow.
+OVERTIME = 90.0
+#: Requests to the provider that are interrupted by a kill or a freeze.
+INTERRUPTED_REQUESTS = ("create", "create", "start", "suspend", "suspend", "stop")
+#: The failpoints that random calls are certain to reach.
 POINTS = tuple(
     f"{place}.{moment}"
     for place in (
@@ -34,12 +38,12 @@ POINTS = tuple(
         *("acquire_lease", "suspend", "stop", "cordon", "destroy", "release_lease"),
         *("capture", "chunk", "ready", "restore"),
     )
-    for moment in points.MOMENTS
+    for moment in failpoints.MOMENTS
 )
 
 
 class Nemesis:
-    """One lane for each thing that can break, each with dice of its own from the seed."""
+    """One task per target of faults, each with its own random generator from the seed."""
 
     def __init__(self, rig: Rig, seed: int, seconds: float, *, overtime: float = OVERTIME) -> None:
         self._overtime = overtime
@@ -47,14 +51,14 @@ class Nemesis:
         self._seed = seed
         self._seconds = seconds
         self._until = 0.0
-        self.deeds = Deeds(rig)
-        self._hands: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.stack_faults = StackFaults(rig)
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> None:
-        """Break things until time is up; then everything is up and well again."""
+        """Inject faults until the time is over; then end all faults."""
         self._until = monotonic() + self._seconds
-        lanes: dict[str, Callable[[random.Random], Coroutine[None, None, None]]] = {
-            **{name: self._replica_lane(name) for name in REPLICAS},
+        loops: dict[str, Callable[[random.Random], Coroutine[None, None, None]]] = {
+            **{name: self._replica_loop(name) for name in REPLICAS},
             "containers": self._containers,
             "emulator": self._emulator,
             "postgres": self._postgres,
@@ -62,105 +66,109 @@ class Nemesis:
             "provider": self._provider,
         }
         async with asyncio.TaskGroup() as group:
-            for name, lane in lanes.items():
+            for name, loop in loops.items():
                 dice = random.Random(f"{self._seed}:{name}")
-                group.create_task(lane(dice), name=f"nemesis-{name}")
+                group.create_task(loop(dice), name=f"nemesis-{name}")
         for relay in self._rig.relays.values():
             relay.clear()
         await self._catch_up()
         await self.heal()
 
     async def _catch_up(self) -> None:
-        """Some kinds need an occasion that a broken stack seldom gives: a resume, a suspend. Those
-        that lag behind are set until they have fired, with all else well; callers go on.
+        """Set the provider faults that fired too rarely, without other faults, until they fire.
+
+        Some need a request that is rare while everything fails, such as a resume or a suspend.
         """
         until = monotonic() + self._overtime
         admin = self._rig.stack.admin
-        # What still waits for its occasion is in the way of what is set now.
-        await self.deeds.count_fired()
+        # Faults that are still waiting for a request would fire before those that are set now.
+        await self.stack_faults.count_fired()
         await admin.clear_faults()
         while monotonic() < until:
-            counts = await self.deeds.counts()
-            lagging = {kind for kind in KINDS if counts[kind] < FIRED_AT_LEAST}
-            if not lagging:
+            counts = await self.stack_faults.counts()
+            missing = {kind for kind in KINDS if counts[kind] < FIRED_AT_LEAST}
+            if not missing:
                 return
-            waiting = {fault.kind for fault in await admin.faults() if fault.active}
-            for kind in sorted(lagging - waiting):
+            pending = {fault.kind for fault in await admin.faults() if fault.active}
+            for kind in sorted(missing - pending):
                 dice = random.Random(f"{self._seed}:overtime:{kind}")
-                self.deeds.note(f"overtime: {kind}")
+                self.stack_faults.note(f"overtime: {kind}")
                 await admin.set_fault(kind, **options_for(kind, dice))
             await asyncio.sleep(0.2)
 
     async def heal(self) -> None:
-        """Good weather, no faults, every part running."""
+        """End all network and provider faults."""
         for relay in self._rig.relays.values():
             relay.clear()
-        await self.deeds.count_fired()
+        await self.stack_faults.count_fired()
         await self._rig.stack.admin.clear_faults()
-        self.deeds.note("everything is well again")
+        self.stack_faults.note("all faults ended")
 
-    # --- lanes ---------------------------------------------------------------------------------
+    # --- loops ---------------------------------------------------------------------------------
 
-    def _replica_lane(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
-        async def lane(dice: random.Random) -> None:
+    def _replica_loop(self, name: str) -> Callable[[random.Random], Coroutine[None, None, None]]:
+        async def loop(dice: random.Random) -> None:
             while await self._pause(dice, 1.5, 5.0):
-                deed = dice.choice(["kill", "arm", "arm", "ambush", "ambush", "freeze"])
-                point, away = dice.choice(POINTS), dice.uniform(0, 1.0)
-                count, frozen = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 3.0)
-                action, kind = dice.choice(AMBUSHED), dice.choice(["slow_before", "slow_after"])
-                # Longer than a lease: it wakes up as an owner that was taken over.
-                freezes, overslept = dice.random() < 0.6, dice.uniform(1.5, 3.5)
-                async with self._hands[name]:
-                    if deed == "ambush" and not await self.deeds.lie_in_wait(kind, action):
+                fault = dice.choice(["kill", "arm", "arm", "interrupt", "interrupt", "freeze"])
+                point, down = dice.choice(POINTS), dice.uniform(0, 1.0)
+                count, stopped = dice.choice([1, 1, 1, 2, 5]), dice.uniform(0.2, 3.0)
+                action = dice.choice(INTERRUPTED_REQUESTS)
+                kind = dice.choice(["slow_before", "slow_after"])
+                # Longer than a lease: the replica continues as an owner that was taken over.
+                freezes, beyond_lease = dice.random() < 0.6, dice.uniform(1.5, 3.5)
+                async with self._locks[name]:
+                    if fault == "interrupt" and not await self.stack_faults.wait_for_request(
+                        kind, action
+                    ):
                         continue
-                    if deed == "freeze":
-                        await self.deeds.freeze(name, frozen)
-                    elif deed == "ambush" and freezes:
-                        await self.deeds.freeze(name, overslept)
-                    elif deed == "arm":
-                        await self.deeds.arm(name, f"{point}:{count}")
+                    if fault == "freeze":
+                        await self.stack_faults.freeze(name, stopped)
+                    elif fault == "interrupt" and freezes:
+                        await self.stack_faults.freeze(name, beyond_lease)
+                    elif fault == "arm":
+                        await self.stack_faults.arm(name, f"{point}:{count}")
                     else:
-                        await self.deeds.kill(name, away)
+                        await self.stack_faults.kill(name, down)
 
-        return lane
+        return loop
 
     async def _containers(self, dice: random.Random) -> None:
         while await self._pause(dice, 4.0, 9.0):
-            away, frozen = dice.uniform(0, 1.0), dice.uniform(0.2, 1.5)
+            down, frozen = dice.uniform(0, 1.0), dice.uniform(0.2, 1.5)
             if dice.random() < 0.3:
-                await self.deeds.freeze(CONTAINERS, frozen)
+                await self.stack_faults.freeze(CONTAINERS, frozen)
             else:
-                await self.deeds.kill(CONTAINERS, away)
+                await self.stack_faults.kill(CONTAINERS, down)
 
     async def _emulator(self, dice: random.Random) -> None:
-        """Once in a run, as a reboot of the provider's host: files are kept, memory is not."""
+        """Kill the emulator once, like a reboot of its host: files stay, memory does not."""
         if not await self._pause(dice, self._seconds * 0.4, self._seconds * 0.6):
             return
-        away = dice.uniform(0, 0.7)
-        async with self._hands[EMULATOR]:
-            await self.deeds.count_fired()
-            await self.deeds.kill(EMULATOR, away)
+        down = dice.uniform(0, 0.7)
+        async with self._locks[EMULATOR]:
+            await self.stack_faults.count_fired()
+            await self.stack_faults.kill(EMULATOR, down)
 
     async def _postgres(self, dice: random.Random) -> None:
         while await self._pause(dice, 6.0, 14.0):
-            away = dice.uniform(0, 0.7)
-            self.deeds.note("crash postgres")
-            self.deeds.done["postgres crashed"] += 1
+            down = dice.uniform(0, 0.7)
+            self.stack_faults.note("crash postgres")
+            self.stack_faults.done["postgres crashed"] += 1
             await self._rig.stack.kill_postgres()
-            await asyncio.sleep(away)
+            await asyncio.sleep(down)
             await self._rig.stack.start_postgres()
 
     async def _network(self, dice: random.Random) -> None:
         names = sorted(self._rig.relays)
         while await self._pause(dice, 0.7, 2.5):
             name = dice.choice(names)
-            weather = dice.choice(["cut", "half-open", "slow", "throttled", "reset"])
+            network = dice.choice(["cut", "half-open", "slow", "throttled", "reset"])
             how_long, delay = dice.uniform(0.2, 1.5), dice.uniform(0.02, 0.2)
             relay = self._rig.relays[name]
-            async with self._hands[name]:
-                self.deeds.note(f"{name}: {weather} for {how_long:.1f} s")
-                self.deeds.done[f"network {weather}"] += 1
-                match weather:
+            async with self._locks[name]:
+                self.stack_faults.note(f"{name}: {network} for {how_long:.1f} s")
+                self.stack_faults.done[f"network {network}"] += 1
+                match network:
                     case "cut":
                         relay.cut()
                     case "half-open":
@@ -175,7 +183,7 @@ class Nemesis:
                 relay.clear()
 
     async def _provider(self, dice: random.Random) -> None:
-        """Every kind in turn, in an order of the seed's; those that lag behind come again."""
+        """Set every kind of fault in random order, again and again, rare ones more often."""
         each = self._seconds / (len(KINDS) * (FIRED_AT_LEAST + 1))
         bag: list[str] = []
         while await self._pause(dice, each * 0.5, each * 1.5):
@@ -184,13 +192,13 @@ class Nemesis:
                 dice.shuffle(bag)
             kind = bag.pop()
             options = options_for(kind, dice)
-            if not await self.deeds.lags(kind) and dice.random() < 0.5:
+            if not await self.stack_faults.is_behind(kind) and dice.random() < 0.5:
                 continue
-            self.deeds.note(f"provider: {kind} {options}")
+            self.stack_faults.note(f"provider: {kind} {options}")
             with contextlib.suppress(httpx.HTTPError):
                 await self._rig.stack.admin.set_fault(kind, **options)
 
     async def _pause(self, dice: random.Random, low: float, high: float) -> bool:
-        """Wait; False where the time for breaking things is over."""
+        """Wait a random time; False when the time for faults is over."""
         await asyncio.sleep(min(dice.uniform(low, high), max(0.0, self._until - monotonic())))
         return monotonic() < self._until

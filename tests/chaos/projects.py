@@ -1,4 +1,4 @@
-"""Which keys live under which policy: most in memory alone, some in checkpoints as well."""
+"""The keys of a run and their policies: most keep state in memory, some in checkpoints."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
 if TYPE_CHECKING:
     import grpc.aio
 
-#: By the first part of a user's name.
+#: The kind of a key (the first part of its user id) → its project.
 PROJECTS = {"user": "chaos", "saved": "chaos-saved", "deep": "chaos-deep"}
 SAVING = frozenset({"saved", "deep"})
-#: How many checkpoints a key of the saving projects keeps.
+#: keep_checkpoints of the projects with checkpoints.
 KEEP = 3
-#: How long a key may be left alone until it is paused, in s, by the first part of a user's name.
+#: Idle timeout in s, by the kind of a key.
 IDLE = {"saved": 1800, "deep": 3}
 _TIMEOUT = 20.0
 
 
 def keys(plain: int, saved: int, deep: int) -> list[str]:
-    """So many keys of each project."""
+    """The given number of keys of each kind."""
     counts = {"user": plain, "saved": saved, "deep": deep}
     return [f"{kind}-{number:02}" for kind, count in counts.items() for number in range(count)]
 
 
 def project_of(key: str) -> str:
-    """The project that the key is of."""
+    """The project of a key."""
     return PROJECTS[key.partition("-")[0]]
 
 
@@ -42,7 +42,7 @@ def saves(key: str) -> bool:
 
 
 def idle_of(key: str) -> float:
-    """How long a key whose state is saved may be left alone until it is paused, in s."""
+    """The idle timeout of a key whose state is saved, in s."""
     return IDLE[key.partition("-")[0]]
 
 
@@ -52,23 +52,23 @@ def session_key(key: str) -> pb.SessionKey:
 
 
 def recreates(key: str) -> bool:
-    """Whether a start that asks for another spec makes the key's container anew."""
+    """Whether a start with another spec recreates the key's container."""
     return key.startswith("deep-")
 
 
 def spec_of(**env: str) -> container_pb.ContainerSpec:
-    """What containers are made of whose state is saved."""
+    """The spec of containers whose state is saved."""
     hook = container_pb.StateHook(http_path="/state")
     return container_pb.ContainerSpec(image="roost/counter", env=env, state_hook=hook)
 
 
 def policies(seed: int) -> dict[str, pb.Policy]:
-    """The policy of each project that has one of its own; what they differ in the seed decides."""
+    """The policies of the projects with checkpoints; the seed chooses their variants."""
     dice = random.Random(f"{seed}:policies")
     spec = spec_of()
     saved = pb.Policy(
         persistence=pb.Policy.PERSISTENCE_CHECKPOINT,
-        # Nobody but callers puts these to rest.
+        # Long: only callers pause these sessions.
         idle_timeout=Duration(seconds=IDLE["saved"]),
         checkpoint_every=Duration(seconds=dice.choice([1, 2])),
         keep_checkpoints=KEEP,
@@ -88,10 +88,12 @@ def policies(seed: int) -> dict[str, pb.Policy]:
 
 
 async def set_policies(channel: grpc.aio.Channel, seed: int) -> None:
-    """Set them all, before anybody starts."""
+    """Set all policies."""
     stub = PolicyServiceStub(channel)
     for project, policy in policies(seed).items():
         await stub.UpdateProjectPolicy(
             policy_pb.UpdateProjectPolicyRequest(project_id=project, policy=policy),
             timeout=_TIMEOUT,
+            # On a busy machine a first connection may fail, though the replica serves.
+            wait_for_ready=True,
         )

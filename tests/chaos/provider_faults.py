@@ -1,4 +1,4 @@
-"""How each kind of provider fault is set: what the seed chooses, within what the design allows."""
+"""Options of provider faults, chosen by the seed within the limits of the design."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from local.fly.admin import FaultOptions
 
-#: A read lags for less than ROOST_LAG_WINDOW: that is what the window is for.
+#: Duration of stale reads: below ROOST_LAG_WINDOW, which exists for them.
 STALE_MS = int(float(ENVIRONMENT["ROOST_LAG_WINDOW"]) * 1000 * 0.6)
 
 
 def options_for(kind: str, dice: random.Random) -> FaultOptions:
-    """What is said beside the kind; the same throws of the dice whatever comes of them."""
+    """The options of a fault. Always draws the same number of values, so seeds stay comparable."""
     times, delay_ms = dice.choice([1, 2, 3]), dice.randrange(100, 1500)
     answer = dice.choice(["408", "504", "close"])
     status = dice.choice([500, 502, 503])

@@ -1,11 +1,11 @@
-"""What a run is told as."""
+"""The report of a run."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.chaos.audit import NEVER
+from tests.chaos.checkpoint_audit import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
     from tests.chaos.run import Result
 
 
-def told(result: Result) -> str:
-    """The run in figures; of each violation's key the whole history."""
+def report_text(result: Result) -> str:
+    """The figures of a run, and the whole history of every key with a violation."""
     lines = [f"seed {result.seed}: {verdict(result)}, {result.seconds:.0f} s"]
     lines += ["  settings: " + ", ".join(_chosen(result))]
     lines += ["  operations:", *_operations(result.history.calls)]
     if result.nemesis is not None:
-        lines.append("  faults of the provider: " + _counted(result.nemesis.deeds.fired))
-        lines.append("  done to the stack: " + _counted(result.nemesis.deeds.done))
-        lines.append("  died at points: " + _counted(result.nemesis.deeds.killed_at))
+        lines.append("  faults of the provider: " + _counted(result.nemesis.stack_faults.fired))
+        lines.append("  faults of the stack: " + _counted(result.nemesis.stack_faults.done))
+        lines.append("  deaths at failpoints: " + _counted(result.nemesis.stack_faults.killed_at))
     lines.append("  checkpoints: " + _counted(_checkpoints(result)))
     outage, key = longest_outage(result.history.by_key())
-    lines.append(f"  longest from a key's first failure to its next answer: {outage:.1f} s ({key})")
-    lines.append(f"  quiet {result.quiet_after:.1f} s after the last fault")
+    lines.append(
+        f"  longest time from a key's first failure to its next answer: {outage:.1f} s ({key})"
+    )
+    lines.append(f"  converged {result.converged_after:.1f} s after the last fault")
     for violation in result.violations:
         lines.append(f"  VIOLATION {violation.rule} {violation.key}: {violation.text}")
         if violation.call is not None:
@@ -34,31 +36,33 @@ def told(result: Result) -> str:
     for key in sorted({violation.key for violation in result.violations} - {""}):
         lines += [f"  history of {key}:", *_history(result, key)]
     if result.violations and result.nemesis is not None:
-        lines.append("  what was done to the stack:")
-        lines += [f"  {at - result.zero:8.3f} {text}" for at, text in result.nemesis.deeds.log]
+        lines.append("  faults in order:")
+        lines += [
+            f"  {at - result.zero:8.3f} {text}" for at, text in result.nemesis.stack_faults.log
+        ]
     return "\n".join(lines)
 
 
 def verdict(result: Result) -> str:
-    """One word, or how many."""
+    """The number of violations as text."""
     count = len(result.violations)
     return "no violation" if not count else f"{count} violations"
 
 
 def longest_outage(histories: dict[str, list[Call]]) -> tuple[float, str]:
-    """The longest time between a key's first unclear call and its next answer, and the key."""
+    """The longest time from a key's first unclear call to its next answer, and the key."""
     longest, worst = 0.0, "none"
     for key, calls in histories.items():
-        since: float | None = None
+        failing_since: float | None = None
         for call in sorted(calls, key=lambda each: each.ended):
             if call.method == "click" or not call.status:
                 continue
             if call.unclear or call.unreached:
-                since = call.began if since is None else since
-            elif since is not None:
-                if call.ended - since > longest:
-                    longest, worst = call.ended - since, key
-                since = None
+                failing_since = call.began if failing_since is None else failing_since
+            elif failing_since is not None:
+                if call.ended - failing_since > longest:
+                    longest, worst = call.ended - failing_since, key
+                failing_since = None
     return longest, worst
 
 
@@ -81,10 +85,10 @@ def _operations(calls: Iterable[Call]) -> list[str]:
 
 
 def _checkpoints(result: Result) -> Counter[str]:
-    """How many came to be, by why they were taken; and how many did not."""
+    """How many checkpoints became READY, by reason, and how many did not."""
     return Counter(
         kept.reason if kept.ready < NEVER else f"never READY ({kept.failure or 'left'})"
-        for kept in result.audit.kept.values()
+        for kept in result.audit.checkpoints.values()
     )
 
 

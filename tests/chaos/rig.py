@@ -1,4 +1,4 @@
-"""The stack under test: real processes, with a bad network at hand between any two of them."""
+"""The test rig: a stack of real processes with a network relay between any two of them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from urllib.parse import urlsplit, urlunsplit
 
 from local.netfault import NetFault
 from local.ports import HOST, free_port
-from local.stack import Stack
-from local.stack_settings import StackSettings
-from session_service import points
+from local.stack.stack import Stack
+from local.stack.stack_settings import StackSettings
+from session_service import failpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from local.stack_parts import Part
+    from local.stack.programs import Program
 
 REPLICAS = ("session_service", "session_service_2")
 CONTAINERS = "container_service"
 APP = "roost-local"
-#: Quick enough that a run of half a minute sees everything many times.
+UNLIMITED = "tests.chaos.unlimited_container_service"
+#: Short times, so that everything happens many times in half a minute.
 ENVIRONMENT = {
     "ROOST_LEASE": "1",
     "ROOST_LAG_WINDOW": "0.4",
     "ROOST_START_BUDGET": "6",
     "ROOST_GRACE_PERIOD": "5",
-    "ROOST_KEEPER_INTERVAL": "0.3",
+    "ROOST_RECONCILE_INTERVAL": "0.3",
     "ROOST_SWEEP_INTERVAL": "1",
     "ROOST_SWEEP": "act",
     "ROOST_SWEEP_MIN_AGE": "3",
     "ROOST_SWEEP_PASSES": "2",
     "ROOST_ABANDONED_AFTER": "4",
     "ROOST_GRACE": "2",
-    # Root writes nothing that a click could be lost in: the counter is in memory alone.
+    # The counter is in memory only, so every cold boot resets it.
     "ROOST_DEFAULT_IMAGE": "roost/counter",
 }
 
@@ -61,7 +62,7 @@ class Rig:
             durable=True,
             postgres_port=free_port(),
             app=APP,
-            # Whether a click on a preview at rest wakes its machine, or is refused.
+            # Whether a click on the preview of a paused session starts its machine or fails.
             emulator_options=("--no-limits", f"--set=autostart_default={self.clicks_wake}"),
             environment=environment,
         ).with_ports()
@@ -71,21 +72,21 @@ class Rig:
 
     @property
     def targets(self) -> list[str]:
-        """Where callers find the replicas: no bad network is between them and us."""
+        """The addresses of the replicas, for callers; without a relay."""
         return self.stack.session_targets
 
     @property
     def database_url(self) -> str:
-        """PostgreSQL's own address, for the checks."""
+        """The URL of the database, for the checks; without a relay."""
         return self.stack.database_url
 
     async def restart(self, name: str, kill_at: str = "") -> None:
-        """Start a part that was killed, with a kill point armed where one is named."""
-        part = self.stack.parts[name]
-        environment = {k: v for k, v in part.environment.items() if k != points.VARIABLE}
+        """Start a killed program again, with the failpoint `kill_at` armed if given."""
+        program = self.stack.programs[name]
+        environment = {k: v for k, v in program.environment.items() if k != failpoints.VARIABLE}
         if kill_at:
-            environment[points.VARIABLE] = kill_at
-        self.stack.parts[name] = replace(part, environment=environment)
+            environment[failpoints.VARIABLE] = kill_at
+        self.stack.programs[name] = replace(program, environment=environment)
         await self.stack.start(name)
 
     async def __aenter__(self) -> Self:
@@ -103,17 +104,19 @@ class Rig:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    def _rewired(self, part: Part) -> Part:
-        """The part, made to reach its neighbours through our relays."""
+    def _rewired(self, program: Program) -> Program:
+        """The program, connected to the others through the relays."""
         more: dict[str, str] = {}
-        if part.name == CONTAINERS:
+        if program.name == CONTAINERS:
             more["FLY_FLAPS_BASE_URL"] = f"http://{HOST}:{self.relays['fly'].port}"
-            part = replace(part, command=(sys.executable, "-m", "tests.chaos.unpaced"))
-        elif part.name in REPLICAS:
-            url = urlsplit(part.environment["ROOST_DATABASE_URL"])
+            program = replace(
+                program, command=(sys.executable, "-m", "tests.chaos.unlimited_container_service")
+            )
+        elif program.name in REPLICAS:
+            url = urlsplit(program.environment["ROOST_DATABASE_URL"])
             where = url.netloc.rpartition(":")[0]
-            netloc = f"{where}:{self.relays[f'{part.name}-database'].port}"
+            netloc = f"{where}:{self.relays[f'{program.name}-database'].port}"
             more["ROOST_DATABASE_URL"] = urlunsplit(url._replace(netloc=netloc))
-            port = self.relays[f"{part.name}-containers"].port
+            port = self.relays[f"{program.name}-containers"].port
             more["ROOST_CONTAINER_TARGET"] = f"{HOST}:{port}"
-        return replace(part, environment={**part.environment, **more})
+        return replace(program, environment={**program.environment, **more})

@@ -1,9 +1,9 @@
-"""What the cases run against: an emulator of their own, or Fly where a token and an app are given.
+"""The providers of the conformance tests: an emulator, or Fly if a token and an app are given.
 
-Against Fly: `FLY_API_TOKEN`, and in `ROOST_CONFORMANCE_APP` the name of an app that does not
-exist yet: the run makes it (in `ROOST_CONFORMANCE_ORG`, else `personal`), refuses one that is
-there, makes at most `ROOST_CONFORMANCE_MACHINES` (200) small machines, a test's at a time, and
-deletes the app with all that is in it at its end.
+To run against Fly, set `FLY_API_TOKEN`, and `ROOST_CONFORMANCE_APP` to the name of an app that does
+not exist. The run creates it (in `ROOST_CONFORMANCE_ORG`, by default `personal`) and fails if it
+exists already. It creates at most `ROOST_CONFORMANCE_MACHINES` (200) small machines, deletes those
+of a test after the test, and the app with everything in it at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 
 from tests.conformance import schema
 from tests.conformance.emulators import FAST, SLOW, TOKEN, Running, emulator
-from tests.conformance.wire import Api, App, Spend, unique
+from tests.conformance.provider_client import Api, App, Spend, unique
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,22 +29,22 @@ FLY = "https://api.machines.dev"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where apps can be had: one provider, and what it runs."""
+class Provider:
+    """A provider, its image for tests, and its proxy."""
 
     api: Api
     image: str
     proxy_url: str
     shared_app: str = ""
-    """The one app that everything happens in; empty: each test gets its own."""
+    """The one app of all tests; empty: each test gets its own."""
 
 
-NewPlace = Callable[..., AbstractContextManager[Place]]
+NewProvider = Callable[..., AbstractContextManager[Provider]]
 
 
 @pytest.fixture(scope="session")
 def document() -> schema.Document | None:
-    """Fly's OpenAPI document, where it is at hand."""
+    """Fly's OpenAPI document, if available."""
     path = schema.find()
     return schema.Document(path) if path else None
 
@@ -52,8 +52,8 @@ def document() -> schema.Document | None:
 @pytest.fixture(scope="session")
 def place(
     document: schema.Document | None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    """Fly, or an emulator whose transitions are short."""
+) -> Iterator[Provider]:
+    """Fly, or an emulator with short transitions."""
     token, app = os.environ.get("FLY_API_TOKEN"), os.environ.get("ROOST_CONFORMANCE_APP")
     if token and app:
         with at_fly(token, app, document) as found:
@@ -68,9 +68,9 @@ def place(
 
 @pytest.fixture(scope="session")
 def slow_place(
-    place: Place, document: schema.Document | None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    """Where transitions last long enough to act in their middle: Fly as it is."""
+    place: Provider, document: schema.Document | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Provider]:
+    """Fly, or an emulator with transitions long enough to act during them."""
     if place.shared_app:
         yield place
         return
@@ -82,24 +82,24 @@ def slow_place(
 
 
 @pytest.fixture
-def app(place: Place) -> Iterator[App]:
-    """An app to make machines in; they are gone when the test ends."""
+def app(place: Provider) -> Iterator[App]:
+    """An app for a test; its machines are destroyed at the end of the test."""
     with lent_app(place) as made:
         yield made
 
 
 @pytest.fixture
-def slow_app(slow_place: Place) -> Iterator[App]:
-    """An app whose machines take their time."""
+def slow_app(slow_place: Provider) -> Iterator[App]:
+    """An app whose machines have slow transitions."""
     with lent_app(slow_place) as made:
         yield made
 
 
 @pytest.fixture
 def tuned(
-    place: Place, document: schema.Document | None, tmp_path: Path
+    place: Provider, document: schema.Document | None, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[App]]:
-    """Emulators set otherwise, for what Fly leaves open: a call gives an app of a new one."""
+    """A factory of apps of emulators with other settings, for behaviour that Fly leaves open."""
     if place.shared_app:
         pytest.skip("a setting of the emulator: nothing to set at Fly")
 
@@ -116,23 +116,23 @@ def tuned(
 
 
 @pytest.fixture
-def faulty(place: Place, app: App) -> App:
-    """An app of an emulator that can be made to go wrong."""
+def faulty(place: Provider, app: App) -> App:
+    """An app of an emulator that can inject faults."""
     if place.shared_app:
         pytest.skip("a fault on demand: Fly has none")
     return app
 
 
 @contextmanager
-def place_of(running: Running, document: schema.Document | None) -> Iterator[Place]:
-    """An emulator as a place."""
+def place_of(running: Running, document: schema.Document | None) -> Iterator[Provider]:
+    """Run an emulator as the provider."""
     with Api(running.api_url, TOKEN, document, Spend(sys.maxsize)) as api:
-        yield Place(api, "roost/base", running.proxy_url)
+        yield Provider(api, "roost/base", running.proxy_url)
 
 
 @contextmanager
-def at_fly(token: str, app: str, document: schema.Document | None) -> Iterator[Place]:
-    """Fly itself, in an app that this run makes and deletes."""
+def at_fly(token: str, app: str, document: schema.Document | None) -> Iterator[Provider]:
+    """Fly itself, with an app that this run creates and deletes."""
     spend = Spend(int(os.environ.get("ROOST_CONFORMANCE_MACHINES", "200")))
     with Api(FLY, token, document, spend, paced=True) as api:
         if api.send("GET", f"/v1/apps/{app}").status_code != 404:
@@ -141,14 +141,14 @@ def at_fly(token: str, app: str, document: schema.Document | None) -> Iterator[P
         api.expect(201, "POST", "/v1/apps", {"app_name": app, "org_slug": org})
         try:
             image = os.environ.get("ROOST_CONFORMANCE_IMAGE", "busybox:stable")
-            yield Place(api, image, "", shared_app=app)
+            yield Provider(api, image, "", shared_app=app)
         finally:
             api.expect(202, "DELETE", f"/v1/apps/{app}", force="true")
 
 
 @contextmanager
-def lent_app(place: Place) -> Iterator[App]:
-    """An app for one test, emptied afterwards."""
+def lent_app(place: Provider) -> Iterator[App]:
+    """An app for one test; its machines are destroyed afterwards."""
     name = place.shared_app or unique("app")
     if not place.shared_app:
         place.api.expect(201, "POST", "/v1/apps", {"app_name": name, "org_slug": "personal"})
@@ -160,7 +160,7 @@ def lent_app(place: Place) -> Iterator[App]:
 
 
 def _empty(app: App) -> None:
-    """Destroy what a test has left: what costs money must not wait for the end of the run."""
+    """Destroy the machines of a test at once: on Fly they cost money."""
     if not app.api.paced:
         with contextlib.suppress(AssertionError):
             app.api.expect(202, "DELETE", app.path)

@@ -1,6 +1,6 @@
-"""Where replies differ from Fly's OpenAPI document, each with the fact that justifies it.
+"""The accepted differences of replies from Fly's OpenAPI document, each with its reason.
 
-The facts are what clients in the field see; where document and field differ, the field counts.
+The reasons are observations of real clients: where they and the document differ, they count.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Deviation:
-    """A difference as `schema.Document.differences` writes it, and why it is right."""
+    """A difference, as `schema.Document.differences` writes it, and why it is right."""
 
     pattern: str
     fact: str

@@ -1,4 +1,4 @@
-"""Emulators as child processes, spoken to like any other provider: over the wire alone."""
+"""Emulators as child processes, used like any other provider: only over HTTP."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SLOW = {
 
 @dataclass(frozen=True)
 class Running:
-    """Where an emulator is."""
+    """The addresses of a running emulator."""
 
     api_url: str
     proxy_url: str
@@ -50,7 +50,7 @@ class Running:
 
 @contextlib.contextmanager
 def emulator(data: Path, settings: Mapping[str, str], *, limits: bool = False) -> Iterator[Running]:
-    """Run an emulator until the block ends. A free port, and no rate limits unless asked for."""
+    """Run an emulator until the block ends, on a free port, without rate limits by default."""
     pairs = [f"--set={name}={value}" for name, value in settings.items()]
     words = ["--port=0", "--proxy-port=0", f"--token={TOKEN}"]
     words += [] if limits else ["--no-limits"]
@@ -62,9 +62,9 @@ def emulator(data: Path, settings: Mapping[str, str], *, limits: bool = False) -
     )
     try:
         assert child.stdout is not None
-        told = json.loads(child.stdout.readline() or "{}")
-        assert told, f"the emulator ended with status {child.wait()}"
-        yield Running(told["api_url"], told["proxy_url"], told["pid"])
+        line = json.loads(child.stdout.readline() or "{}")
+        assert line, f"the emulator ended with status {child.wait()}"
+        yield Running(line["api_url"], line["proxy_url"], line["pid"])
     finally:
         child.terminate()
         with child:

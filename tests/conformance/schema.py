@@ -1,4 +1,4 @@
-"""Replies held to Fly's OpenAPI document, more strictly than it asks: no field that it lacks."""
+"""Validate replies against Fly's OpenAPI document; unlike there, unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _ERROR = {"$ref": "#/components/schemas/ErrorResponse"}
 
 
 def find() -> Path | None:
-    """The document: where ROOST_FLY_OPENAPI says, else beside the repository; it is not ours."""
+    """The path of the document: ROOST_FLY_OPENAPI, else beside the repository; None if missing."""
     named = os.environ.get("ROOST_FLY_OPENAPI")
     path = Path(named) if named else _BESIDE
     return path if path.exists() else None
 
 
 class Document:
-    """The document, and how a reply differs from it."""
+    """The document, and the validation of replies against it."""
 
     def __init__(self, path: Path) -> None:
         self.raw: Json = json.loads(path.read_text())
@@ -44,7 +44,7 @@ class Document:
         ]
 
     def check(self, method: str, path: str, reply: httpx.Response) -> None:
-        """Fail unless every difference is one of the committed deviations."""
+        """Fail unless every difference is listed in `deviations`."""
         unjustified = [
             found
             for found in self.differences(method, path, reply)
@@ -53,7 +53,7 @@ class Document:
         assert not unjustified, f"{method} {path} {reply.status_code}: {unjustified}"
 
     def differences(self, method: str, path: str, reply: httpx.Response) -> list[str]:
-        """Each as `Schema path: what`, the indices of arrays left out."""
+        """The differences as `Schema path: text`, without array indices."""
         operation = self._operation(method, path)
         if operation is None:
             return [f"{method} {re.sub(r'[^/]*[0-9][^/]*', '*', path)}: no such operation"]
@@ -77,7 +77,7 @@ class Document:
         return None
 
     def _schema(self, responses: Json, status: int) -> Json:
-        """The schema of a status; for an error that the document leaves out, its error object."""
+        """The schema for a status; for an undocumented error, the general error object."""
         response = responses.get(str(status))
         if response is None:
             return _ERROR if status >= 400 else None
@@ -97,7 +97,7 @@ def _lines(error: Any) -> list[str]:
 
 
 def _strict(schema: Json) -> Json:
-    """The same, with no member allowed that is not named."""
+    """A copy of the schema that allows no additional members."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):

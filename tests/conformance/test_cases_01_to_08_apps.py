@@ -1,4 +1,4 @@
-"""Cases 1 to 8: who may call, and apps."""
+"""Cases 1 to 8: authentication and apps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.wire import App, error_of, unique
+from tests.conformance.provider_client import App, error_of, unique
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from tests.conformance.conftest import Place
+    from tests.conformance.conftest import Provider
 
 
 def test_case_01_no_or_a_wrong_token_is_401(app: App) -> None:
@@ -37,7 +37,7 @@ def test_case_03_every_reply_has_a_request_id_and_errors_are_json(app: App) -> N
 
 
 @pytest.mark.parametrize("field", ["app_name", "name"])
-def test_case_04_an_app_is_made_by_either_name(place: Place, field: str) -> None:
+def test_case_04_an_app_is_made_by_either_name(place: Provider, field: str) -> None:
     name = unique("app")
     body = {field: name, "org_slug": "personal"}
     made = place.api.expect(201, "POST", "/v1/apps", body)
@@ -68,7 +68,7 @@ def test_case_06_an_app_of_another_organisation_is_403(
         assert app.api.expect(403, "GET", "/v1/apps/theirs")["error"] == "unauthorized"
 
 
-def test_case_07_the_end_of_an_app_is_the_end_of_all_in_it(place: Place) -> None:
+def test_case_07_the_end_of_an_app_is_the_end_of_all_in_it(place: Provider) -> None:
     name = unique("app")
     place.api.expect(201, "POST", "/v1/apps", {"app_name": name, "org_slug": "personal"})
     app = App(place.api, name, place.image)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.conformance.wire import App, Json, Machine, error_of, unique, until
+from tests.conformance.provider_client import App, Json, Machine, error_of, unique, until
 
 
 def test_case_09_a_new_machine_is_created_and_has_all_that_clients_read(app: App) -> None:
@@ -33,13 +33,13 @@ def test_case_11_a_machine_of_an_unknown_app_is_404(app: App) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"config": {}}, {"config": {"image": ""}}])
-def test_case_12_a_machine_without_an_image_is_refused(app: App, body: Json) -> None:
+def test_case_12_a_machine_without_an_image_is_rejected(app: App, body: Json) -> None:
     reply = app.api.send("POST", f"{app.path}/machines", body)
     assert reply.status_code in (400, 422)
     assert error_of(reply)
 
 
-def test_case_13_the_name_of_a_live_machine_is_409_and_tells_its_id(app: App) -> None:
+def test_case_13_the_name_of_a_live_machine_is_409_with_its_id(app: App) -> None:
     name = unique("m")
     first = app.create(name=name)
     text = app.create(409, name=name)["error"]
@@ -98,9 +98,9 @@ def test_case_19_a_full_region_is_422(faulty: App, full: bool) -> None:
         faulty.create()
         return
     faulty.api.fault("capacity", match={"action": "create", "app": faulty.name})
-    refused = faulty.create(422)
-    assert refused["status"] == "insufficient_capacity"
-    assert "could not find a candidate host" in refused["error"]
+    error = faulty.create(422)
+    assert error["status"] == "insufficient_capacity"
+    assert "could not find a candidate host" in error["error"]
     assert faulty.list() == []
 
 
@@ -111,13 +111,13 @@ def test_case_20_a_full_host_of_a_volume_is_412(faulty: App, full: bool) -> None
         faulty.create(config=config)
         return
     faulty.api.fault("capacity", match={"action": "create", "app": faulty.name})
-    refused = faulty.create(412, config=config)
-    assert refused["status"] == "volume_placement_capacity"
-    assert "insufficient resources to create new machine with existing volume" in refused["error"]
+    error = faulty.create(412, config=config)
+    assert error["status"] == "volume_placement_capacity"
+    assert "insufficient resources to create new machine with existing volume" in error["error"]
 
 
 @pytest.mark.parametrize("verb", ["start", "update", ""])
-def test_case_21_a_full_host_refuses_start_and_update_with_409(faulty: App, verb: str) -> None:
+def test_case_21_a_full_host_rejects_start_and_update_with_409(faulty: App, verb: str) -> None:
     machine = faulty.machine()
     machine.goes("stop", "stopped")
     if not verb:
@@ -125,9 +125,9 @@ def test_case_21_a_full_host_refuses_start_and_update_with_409(faulty: App, verb
         return
     faulty.api.fault("capacity", match={"action": verb, "app": faulty.name})
     body = {"config": faulty.config()} if verb == "update" else None
-    refused = machine.call(409, "POST", "" if verb == "update" else verb, body)
-    assert "aborted: could not reserve resource for machine: insufficient" in refused["error"]
-    assert "status" not in refused
+    error = machine.call(409, "POST", "" if verb == "update" else verb, body)
+    assert "aborted: could not reserve resource for machine: insufficient" in error["error"]
+    assert "status" not in error
 
 
 @pytest.mark.parametrize("lost", [True, False])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.wire import App, Json, Machine, error_of, unique, until
+from tests.conformance.provider_client import App, Json, Machine, error_of, unique, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""Cases 40 to 53: updates and ends."""
+"""Cases 40 to 53: updates, destroys and exits."""
 
 from __future__ import annotations
 
-from tests.conformance.wire import App, Machine, error_of, until
+from tests.conformance.provider_client import App, Machine, error_of, until
 
 
 def test_case_40_an_update_reboots_a_started_machine(app: App) -> None:
@@ -97,7 +97,7 @@ def test_case_48_force_and_kill_destroy_a_running_machine(app: App) -> None:
         machine.wait("destroyed")
 
 
-def test_case_49_a_resting_machine_is_destroyed_without_force(app: App) -> None:
+def test_case_49_a_stopped_machine_is_destroyed_without_force(app: App) -> None:
     created = Machine(app, app.create(skip_launch=True)["id"])
     created.wait("stopped")
     stopped, suspended = app.machine(), app.machine()

@@ -1,21 +1,21 @@
-"""Cases 78 and 79: the calls as Fly's own clients send them, byte for byte where it matters.
+"""Cases 78 and 79: calls as Fly's own clients send them, byte for byte where it matters.
 
-An imitation. The clients themselves are Go modules (fly-go, flyctl); where those can be had, the
-proof is to build them and to set FLY_FLAPS_BASE_URL, which no test here does.
+The tests imitate the clients, which are Go modules (fly-go, flyctl). No test builds them; to check
+with the real ones, build them and set FLY_FLAPS_BASE_URL.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.conformance.wire import App, Machine, until
+from tests.conformance.provider_client import App, Machine, until
 
 if TYPE_CHECKING:
     import httpx
 
 
 def decoded(reply: httpx.Response) -> None:
-    """What fly-go needs of a reply that it decodes: at most 299, and a body."""
+    """Assert what fly-go requires of a reply: a status below 300, and a JSON body."""
     assert reply.status_code <= 299, reply.text
     assert reply.json()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.wire import App, Json, Machine, unique, until
+from tests.conformance.provider_client import App, Json, Machine, unique, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ ALIVE = {"type": "http", "port": 8080, "method": "GET", "path": "/", **OFTEN}
 
 
 def checks_of(machine: Machine) -> dict[str, Json]:
-    """Its checks by their names, each of the right shape."""
+    """A machine's checks by name, after validating their shape."""
     found = machine.get()["checks"]
     for check in found:
         assert set(check) == {"name", "status", "output", "updated_at"}
@@ -42,7 +42,7 @@ def test_a_machine_without_checks_shows_none(app: App) -> None:
     assert app.machine().get().get("checks") in ([], None)
 
 
-def test_a_check_of_nobody_is_critical_after_its_grace(app: App) -> None:
+def test_a_check_without_a_listener_is_critical_after_its_grace(app: App) -> None:
     machine = app.machine(checks={"alive": {"type": "tcp", "port": 8080, **OFTEN}})
     until(has(machine, "alive", "critical"))
     assert checks_of(machine)["alive"]["output"]
@@ -52,14 +52,14 @@ def test_a_check_of_nobody_is_critical_after_its_grace(app: App) -> None:
 def test_a_check_of_one_that_answers_passes(faulty: App, kind: str) -> None:
     machine = counter(faulty, checks={"alive": ALIVE | {"type": kind}})
     until(has(machine, "alive", "passing"))
-    told = checks_of(machine)["alive"]
-    assert told["output"] == ("0" if kind == "http" else "Success")
-    assert told["updated_at"].endswith("Z")
+    check = checks_of(machine)["alive"]
+    assert check["output"] == ("0" if kind == "http" else "Success")
+    assert check["updated_at"].endswith("Z")
 
 
 def test_a_check_that_is_answered_with_an_error_is_critical(faulty: App) -> None:
     machine = counter(faulty, checks={"lost": ALIVE | {"path": "/nowhere"}})
-    # Until it listens, nobody answers at all.
+    # Until it listens, connections are refused.
     until(lambda: str(checks_of(machine)["lost"]["output"]).startswith("404"))
     assert checks_of(machine)["lost"]["status"] == "critical"
 
@@ -77,7 +77,7 @@ def test_services_have_checks_too(faulty: App) -> None:
 
 
 def test_nothing_is_blamed_within_its_grace(faulty: App) -> None:
-    # One that nobody answers either, without a grace, shows that both were asked.
+    # A second failing check, without a grace period, shows that both have run.
     silent = {"type": "tcp", "port": 8080, "interval": "1s"}
     checks = {"old": silent | {"grace_period": "0s"}, "young": silent | {"grace_period": "1h"}}
     machine = faulty.machine(checks=checks)
@@ -85,7 +85,7 @@ def test_nothing_is_blamed_within_its_grace(faulty: App) -> None:
     assert checks_of(machine)["young"]["status"] == "warning"
 
 
-def test_a_check_fails_when_its_application_does_and_a_boot_begins_anew(faulty: App) -> None:
+def test_a_check_fails_when_its_application_does_and_a_boot_resets_it(faulty: App) -> None:
     machine = counter(faulty, checks={"alive": ALIVE})
     until(has(machine, "alive", "passing"))
     machine.goes("stop", "stopped")
@@ -98,10 +98,10 @@ def test_a_suspended_machine_is_as_it_was(faulty: App) -> None:
     machine = counter(faulty, checks={"alive": ALIVE | {"interval": "50ms", "timeout": "50ms"}})
     until(has(machine, "alive", "passing"))
     machine.goes("suspend", "suspended")
-    told = checks_of(machine)["alive"]
+    check = checks_of(machine)["alive"]
     time.sleep(0.3)  # several intervals, in which nothing must happen
-    assert checks_of(machine)["alive"] == told
-    assert told["status"] == "passing"
+    assert checks_of(machine)["alive"] == check
+    assert check["status"] == "passing"
     machine.goes("start", "started")
     until(has(machine, "alive", "passing"))
 
@@ -136,7 +136,7 @@ def test_a_check_that_cannot_be_made_is_400(faulty: App, check: Json) -> None:
         {"interval": "99999999999h"},
     ],
 )
-def test_an_odd_check_harms_nobody_but_itself(faulty: App, check: Json) -> None:
+def test_an_invalid_check_affects_only_itself(faulty: App, check: Json) -> None:
     machine = counter(faulty, checks={"odd": ALIVE | check, "alive": ALIVE})
     until(has(machine, "alive", "passing"))
     until(lambda: checks_of(machine)["odd"]["status"] in ("critical", "passing"))

@@ -1,4 +1,4 @@
-"""Members of a config that have another type than Fly's document says: each is a 400."""
+"""A config member of another type than in Fly's document is a 400."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.conformance.provider_client import App, Json
     from tests.conformance.schema import Document
-    from tests.conformance.wire import App, Json
 
-#: Taken in more forms than the document has (docs, fly-go); what is wrong for all of them.
+#: Members that accept more than the document says (docs, fly-go), and values that none accepts.
 WIDER = {
     "services[].autostop": [[], 7, {}],
     "guest.persist_rootfs": [[], True, {}],
@@ -30,7 +30,7 @@ WRONG: dict[str, list[Any]] = {
 
 
 def members(schemas: Json, schema: Json, path: str) -> Iterator[tuple[str, Json]]:
-    """Every member below a schema, its path and its own schema."""
+    """Every member below a schema: its path and its schema."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"].rpartition("/")[2]]
     if "allOf" in schema:
@@ -41,14 +41,14 @@ def members(schemas: Json, schema: Json, path: str) -> Iterator[tuple[str, Json]
     if schema.get("type") == "array":
         yield from members(schemas, schema["items"], f"{path}[]")
     elif isinstance(schema.get("additionalProperties"), dict) and not path.endswith(".headers"):
-        # A response's headers are values of any kind (docs), whatever the document says.
+        # Response headers may have values of any type (Fly docs), unlike in the document.
         yield from members(schemas, schema["additionalProperties"], f"{path}{{}}")
     for name, member in schema.get("properties", {}).items():
         yield from members(schemas, member, f"{path}.{name}" if path else name)
 
 
 def wrongs(path: str, schema: Json) -> list[Any]:
-    """Values that the member cannot have."""
+    """Values of types that the member cannot have."""
     if path in WIDER:
         return WIDER[path]
     name = path.rpartition(".")[2]
@@ -58,7 +58,7 @@ def wrongs(path: str, schema: Json) -> list[Any]:
 
 
 def holding(path: str, value: Any) -> Any:
-    """A config that holds the value at the path."""
+    """A config with the value at the path."""
     for step in reversed(path.replace("[]", ".[]").replace("{}", ".{}").split(".")):
         value = [value] if step == "[]" else {("x" if step == "{}" else step): value}
     return value

@@ -1,4 +1,4 @@
-"""Endpoints of the document that no numbered case speaks of."""
+"""Endpoints of the document that no numbered case covers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conformance.wire import App, Json, unique, until
+from tests.conformance.provider_client import App, Json, unique, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,18 +50,18 @@ def test_a_machines_memory_has_a_limit(app: App) -> None:
     assert machine.post("memory/reclaim", {"amount_mb": 16})["actual_mb"] <= 16
 
 
-def test_the_platform_tells_regions_and_where_there_is_room(app: App) -> None:
-    told = app.api.expect(200, "GET", "/v1/platform/regions")
-    assert told["Nearest"] in [one["code"] for one in told["Regions"]]
-    body = {"org_slug": "personal", "region": told["Nearest"], "count": 1}
+def test_the_platform_lists_regions_and_capacity(app: App) -> None:
+    regions = app.api.expect(200, "GET", "/v1/platform/regions")
+    assert regions["Nearest"] in [one["code"] for one in regions["Regions"]]
+    body = {"org_slug": "personal", "region": regions["Nearest"], "count": 1}
     placed = app.api.expect(200, "POST", "/v1/platform/placements", body)
-    assert {one["Region"] for one in placed["Regions"]} == {told["Nearest"]}
+    assert {one["Region"] for one in placed["Regions"]} == {regions["Nearest"]}
     app.api.expect(400, "POST", "/v1/platform/placements", {})
 
 
-def test_a_token_tells_whose_it_is(app: App) -> None:
+def test_a_token_names_its_owner(app: App) -> None:
     assert app.api.expect(200, "GET", "/v1/tokens/current")["tokens"][0]["org_slug"]
-    reply = app.api.send("POST", "/v1/tokens/oidc", {"aud": "somebody"})
+    reply = app.api.send("POST", "/v1/tokens/oidc", {"aud": "audience"})
     assert (reply.status_code, reply.text.count(".")) == (200, 2)
     header = f"Bearer {app.api.token}"
     assert app.api.expect(200, "POST", "/v1/tokens/authenticate", {"header": header})
@@ -126,7 +126,7 @@ def test_volumes_of_a_name_are_on_hosts_of_their_own(
         assert fresh["zone"] in {one["zone"] for one in made}
 
 
-def test_volumes_are_backed_up_by_themselves_unless_told_otherwise(
+def test_volumes_are_backed_up_by_themselves_unless_switched_off(
     tuned: Callable[..., AbstractContextManager[App]],
 ) -> None:
     with tuned(auto_backup_ms="300") as app:

@@ -1,4 +1,4 @@
-"""A real emulator and a real service over it for each test, both in this process."""
+"""Fixtures: a real emulator and a real service on top of it, both in the test's process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Fast, on free ports, with Fly's rate limits; a test module may override it."""
+    """A fast emulator on free ports, with Fly's rate limits. Test modules may override it."""
     return Settings(
         data=tmp_path / "fly",
         port=0,
@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def emulator(settings: Settings) -> AsyncIterator[Emulator]:
-    """A running emulator with an app in it."""
+    """A running emulator that has the app."""
     async with serve(settings) as running:
         await make_app(running)
         yield running

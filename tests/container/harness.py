@@ -1,7 +1,11 @@
-"""What the container service's tests share: it over a real emulator, and its errors read."""
+"""Shared by the tests: a service over a real emulator, in this process or another, and errors."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +23,7 @@ from roost.container.v1 import container_service_pb2_grpc as rpc
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
@@ -26,14 +31,14 @@ if TYPE_CHECKING:
 TOKEN = "a-token-for-tests"
 APP = "birds"
 LAG_WINDOW = 0.2
-#: A share of Fly's rates for an emulator that limits nothing: at its one create a second the ten
-#: sessions of a test take eight.
+#: A share of Fly's rates for an emulator without rate limits. At Fly's one create a second the ten
+#: sessions of a test would take eight seconds.
 UNPACED = 1000.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed call, its details unpacked."""
+    """The status of a failed call, its details unpacked."""
 
     code: grpc.StatusCode
     message: str
@@ -45,7 +50,7 @@ class Failure:
 
 
 def read_failure(error: grpc.aio.AioRpcError) -> Failure:
-    """What an error tells a machine."""
+    """Unpack the status of an error."""
     trailers = dict(error.trailing_metadata() or ())
     found: dict[str, Any] = {}
     status = status_pb2.Status()
@@ -66,17 +71,17 @@ def read_failure(error: grpc.aio.AioRpcError) -> Failure:
 
 
 async def failing(call: Awaitable[Any]) -> Failure:
-    """The failure of a call that has to fail."""
+    """Await a call that must fail; return its failure."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
         return read_failure(error)
-    raise AssertionError(f"did not fail but answered {answer}")
+    raise AssertionError(f"expected a failure, got {answer}")
 
 
 @dataclass(frozen=True)
 class Service:
-    """A running service over a running emulator, with what tests do to both."""
+    """A running service over a running emulator, and helpers for both."""
 
     target: str
     stub: rpc.ContainerServiceStub
@@ -87,7 +92,7 @@ class Service:
     async def create(
         self, name: str = "roost-wren-1", image: str = "roost/base", **spec: Any
     ) -> str:
-        """Create a container and wait until it runs; its id. `spec` is the rest of its spec."""
+        """Create a container with this spec, wait until it runs, and return its id."""
         request = pb.CreateContainerRequest(name=name, spec=pb.ContainerSpec(image=image, **spec))
         created = await self.stub.CreateContainer(request, timeout=20)
         container_id: str = created.container.container_id
@@ -95,31 +100,31 @@ class Service:
         return container_id
 
     async def state(self, container_id: str) -> pb.ContainerState.ValueType:
-        """The state that a read shows."""
+        """Read the state of a container."""
         request = pb.GetContainerRequest(container_id=container_id)
         return (await self.stub.GetContainer(request, timeout=9)).container.state
 
     async def requests(self, after: int = 0) -> list[str]:
-        """The calls about machines that came after a sequence, by their names."""
+        """The actions of the provider calls after a sequence number, without those on apps."""
         seen = await self.admin.requests(after)
         return [request.action for request in seen if not request.action.startswith("app_")]
 
     async def asked(self, action: str) -> bool:
-        """Whether the provider was asked for this."""
+        """Whether the provider has received such a call."""
         return action in await self.requests()
 
     async def mark(self) -> int:
-        """The sequence of the newest provider call."""
+        """The sequence number of the newest provider call."""
         seen = await self.admin.requests()
         return seen[-1].sequence if seen else 0
 
     async def committed(self, action: str) -> int:
-        """How often the provider really did something."""
+        """How often the provider has carried out an action."""
         return sum(1 for done in await self.admin.actions() if done.action == action)
 
 
 def config_for(emulator: Emulator, **changes: Any) -> Config:
-    """A configuration for a service over an emulator."""
+    """The configuration of a service over an emulator."""
     proxy_port = httpx.URL(emulator.proxy_url).port
     settings: dict[str, Any] = {
         "fly_token": TOKEN,
@@ -135,7 +140,7 @@ def config_for(emulator: Emulator, **changes: Any) -> Config:
 
 @asynccontextmanager
 async def serving(emulator: Emulator, **changes: Any) -> AsyncGenerator[Service]:
-    """Run a service over an emulator, and talk to it."""
+    """Run a service over an emulator in this process."""
     async with (
         serve(config_for(emulator, **changes)) as running,
         Admin(emulator.api_url) as admin,
@@ -146,15 +151,47 @@ async def serving(emulator: Emulator, **changes: Any) -> AsyncGenerator[Service]
 
 
 async def until(check: Callable[[], Awaitable[bool]], interval: float = 0.02) -> None:
-    """Wait for what the emulator or a guest does by itself."""
+    """Poll until the check is true."""
     done: bool = await eventually(check, interval=interval)
     assert done
 
 
 async def make_app(emulator: Emulator, name: str = APP) -> None:
-    """Make an app to create containers in."""
+    """Create an app."""
     api = httpx.AsyncClient(base_url=emulator.api_url, trust_env=False, verify=False)
     async with api as client:
         body = {"app_name": name, "org_slug": "personal"}
         headers = {"authorization": f"Bearer {TOKEN}"}
         (await client.post("/v1/apps", json=body, headers=headers)).raise_for_status()
+
+
+ENV = {"PATH": os.environ["PATH"], "FLY_API_TOKEN": TOKEN, "ROOST_FLY_APP": APP}
+
+
+async def launch(*arguments: str, **env: str) -> Process:
+    """Start `python -m container_service` with this environment."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "container_service", *arguments),
+        env=ENV | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+@asynccontextmanager
+async def running(emulator: Emulator, **env: str) -> AsyncGenerator[tuple[Process, str]]:
+    """Run a service over an emulator as a process; yield it and its address."""
+    process = await launch(
+        FLY_FLAPS_BASE_URL=emulator.api_url, ROOST_CONTAINER_LISTEN="127.0.0.1:0", **env
+    )
+    assert process.stderr is not None
+    try:
+        line = ""
+        while not (found := re.search(r"Serving on (\S+)", line)):
+            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            assert line, "the process ended before it served"
+        yield process, found.group(1)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

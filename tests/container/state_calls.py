@@ -1,4 +1,4 @@
-"""What the tests of captures and restores share: the calls, and applications with a state."""
+"""Shared by the tests of captures and restores: the calls, and applications with state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.container.harness import Failure
 
 MB = 1024 * 1024
-# Kept in one file; the words that follow the function's name are what Roost adds.
+# A hook whose state is one file. Roost appends the word `capture` or `restore`.
 FILE = "h() { case $1 in capture) cat state;; restore) cat >state;; esac; }; h"
 
 
@@ -38,7 +38,7 @@ def capturing(service: Service, container_id: str, hook: pb.StateHook, timeout: 
 
 
 async def capture(service: Service, container_id: str, hook: pb.StateHook) -> bytes:
-    """The whole state, proved to be whole."""
+    """Capture a state and check that it is complete."""
     parts: list[pb.CaptureStateResponse] = [
         part async for part in capturing(service, container_id, hook)
     ]
@@ -53,13 +53,13 @@ async def capture(service: Service, container_id: str, hook: pb.StateHook) -> by
 async def capture_fails(
     service: Service, container_id: str, hook: pb.StateHook, timeout: float = 50
 ) -> tuple[Failure, list[pb.CaptureStateResponse]]:
-    """The failure of a capture, and what came before it."""
+    """Run a capture that must fail; return the failure and the messages before it."""
     parts: list[pb.CaptureStateResponse] = []
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
+    with pytest.raises(grpc.aio.AioRpcError) as rejected:
         async for part in capturing(service, container_id, hook, timeout):
             parts.append(part)  # noqa: PERF401
     assert not any(part.sha256 for part in parts)
-    return read_failure(refused.value), parts
+    return read_failure(rejected.value), parts
 
 
 def messages(
@@ -80,7 +80,7 @@ def restoring(
 
 
 async def restore(service: Service, container_id: str, hook: pb.StateHook, state: bytes) -> None:
-    """Put a state into a container, in pieces of an odd size."""
+    """Restore a state in pieces that are not aligned to any block size."""
     pieces = [state[start : start + 99_999] for start in range(0, len(state), 99_999)]
     answer = await restoring(service, container_id, hook, pieces)
     assert answer.bytes_written == len(state)
@@ -98,8 +98,8 @@ async def run(service: Service, container_id: str, *words: str) -> str:
     return str(done.stdout)
 
 
-# An application of a test's own: what follows is the body of a handler over a plain socket, `ask`
-# the head of the request, `body` a file to read the rest from, `say` what sends bytes.
+# An application of a test. `{body}` is replaced by code that handles one connection: `ask` is the
+# head of the request, `body` a file with the rest of it, and `say(bytes)` sends bytes.
 SERVER = """
 import os, socket, time
 taken = b""
@@ -121,6 +121,6 @@ while True:
 
 
 async def served(service: Service, code: str) -> str:
-    """A container with an application of this code."""
+    """Create a container whose application runs this code in SERVER."""
     body = textwrap.indent(textwrap.dedent(code).strip(), " " * 12).strip()
     return await service.create(command=[sys.executable, "-c", SERVER.format(body=body)])

@@ -1,4 +1,4 @@
-"""Configuration: read once, and a wrong value is one clear line."""
+"""The configuration, and the log format."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_variable_sets_its_field() -> None:
         ("ROOST_FLY_RATE_SHARE", "2"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_the_variable(name: str, value: str) -> None:
+def test_an_invalid_value_is_one_line_that_names_the_variable(name: str, value: str) -> None:
     with pytest.raises(ConfigError) as wrong:
         Config.from_env({"FLY_API_TOKEN": "t"} | {name: value})
     assert str(wrong.value).startswith(name)
@@ -86,12 +86,12 @@ def test_a_wrong_value_is_one_line_that_names_the_variable(name: str, value: str
     assert "hunter2" not in str(wrong.value)
 
 
-def test_the_token_is_in_no_repr_and_the_help_lists_every_variable() -> None:
+def test_the_repr_omits_the_token_and_the_help_lists_every_variable() -> None:
     assert "hunter2" not in repr(Config(fly_token="hunter2"))
     assert all(variable.name in describe() for variable in VARIABLES)
 
 
-def test_a_log_line_is_a_sentence_and_keys() -> None:
+def test_a_log_line_is_a_sentence_and_key_value_pairs() -> None:
     record = logging.LogRecord("roost", logging.INFO, "f", 1, "Did %s\nthen", ("it",), None)
     record.action = "did"
     record.what = 'a "b" c'

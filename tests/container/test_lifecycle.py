@@ -1,4 +1,4 @@
-"""Each verb over a real emulator: what it answers, and what it costs the provider."""
+"""Each RPC over a real emulator: its answer, and its calls to the provider."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_created_container_shows_what_it_was_created_with(service: Servi
     assert container.HasField("create_time")
 
 
-async def test_start_waits_out_the_launch_and_tells_the_boot_id(service: Service) -> None:
+async def test_start_waits_for_the_launch_and_returns_the_boot_id(service: Service) -> None:
     request = pb.CreateContainerRequest(
         name="roost-wren-1", spec=pb.ContainerSpec(image="roost/base")
     )
@@ -56,7 +56,7 @@ async def test_start_waits_out_the_launch_and_tells_the_boot_id(service: Service
     assert len(started.boot_id) == 36
 
 
-async def test_starting_one_that_runs_only_reports(service: Service) -> None:
+async def test_starting_a_running_container_changes_nothing(service: Service) -> None:
     container_id = await service.create()
     mark = await service.mark()
     request = pb.StartContainerRequest(container_id=container_id)
@@ -84,7 +84,7 @@ async def test_resume_proves_that_memory_survived(service: Service) -> None:
     assert await service.requests(mark) == ["start", "wait", "exec"]
 
 
-async def test_a_quiet_cold_boot_is_not_called_memory(service: Service) -> None:
+async def test_a_silent_cold_boot_is_memory_not_preserved(service: Service) -> None:
     container_id = await service.create()
     start = pb.StartContainerRequest(container_id=container_id)
     before = await service.stub.StartContainer(start, timeout=20)
@@ -98,7 +98,7 @@ async def test_a_quiet_cold_boot_is_not_called_memory(service: Service) -> None:
 
 
 @pytest.mark.parametrize("options", [{"status": 500}, {"exit_code": 1}])
-async def test_a_guest_that_does_not_answer_proves_nothing(
+async def test_a_guest_that_does_not_answer_is_memory_unknown(
     service: Service, options: dict[str, int]
 ) -> None:
     container_id = await service.create()
@@ -115,7 +115,7 @@ async def test_a_guest_that_does_not_answer_proves_nothing(
     assert (await service.requests(mark)).count("exec") == 1
 
 
-async def test_nothing_expected_is_nothing_proved(service: Service) -> None:
+async def test_without_an_expected_boot_id_memory_is_unknown(service: Service) -> None:
     container_id = await service.create()
     request = pb.ResumeContainerRequest(container_id=container_id)
     resumed = await service.stub.ResumeContainer(request, timeout=20)
@@ -123,20 +123,20 @@ async def test_nothing_expected_is_nothing_proved(service: Service) -> None:
     assert resumed.boot_id
 
 
-async def test_suspending_the_suspended_is_a_success(service: Service) -> None:
+async def test_suspending_a_suspended_container_succeeds(service: Service) -> None:
     container_id = await service.create()
     await suspend(service, container_id)
     assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_SUSPENDED
     assert await service.committed("suspend") == 1
 
 
-async def test_suspending_the_stopped_tells_that_it_is_stopped(service: Service) -> None:
+async def test_suspending_a_stopped_container_returns_stopped(service: Service) -> None:
     container_id = await service.create()
     await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=20)
     assert (await suspend(service, container_id)).state == pb.CONTAINER_STATE_STOPPED
 
 
-async def test_stop_costs_a_lease_and_a_wait_and_stopping_twice_is_a_success(
+async def test_stop_costs_a_lease_and_a_wait_and_can_be_repeated(
     service: Service,
 ) -> None:
     container_id = await service.create()
@@ -149,7 +149,7 @@ async def test_stop_costs_a_lease_and_a_wait_and_stopping_twice_is_a_success(
     assert await service.committed("stop") == 1
 
 
-async def test_stopping_the_suspended_drops_its_memory(service: Service) -> None:
+async def test_stopping_a_suspended_container_drops_its_memory(service: Service) -> None:
     container_id = await service.create()
     start = pb.StartContainerRequest(container_id=container_id)
     before = await service.stub.StartContainer(start, timeout=20)
@@ -159,14 +159,14 @@ async def test_stopping_the_suspended_drops_its_memory(service: Service) -> None
     assert after.boot_id not in ("", before.boot_id)
 
 
-async def test_destroy_of_a_running_one_needs_force(service: Service) -> None:
+async def test_destroying_a_running_container_needs_force(service: Service) -> None:
     container_id = await service.create()
     request = pb.DestroyContainerRequest(container_id=container_id)
-    refused = await failing(service.stub.DestroyContainer(request, timeout=20))
-    assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-    assert refused.reason == "CONTAINER_STATE_CONFLICT"
-    assert refused.metadata["state"] == "started"
-    assert refused.metadata["fly_request_id"]
+    rejected = await failing(service.stub.DestroyContainer(request, timeout=20))
+    assert rejected.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert rejected.reason == "CONTAINER_STATE_CONFLICT"
+    assert rejected.metadata["state"] == "started"
+    assert rejected.metadata["fly_request_id"]
 
     mark = await service.mark()
     forced = pb.DestroyContainerRequest(container_id=container_id, force=True)
@@ -176,7 +176,7 @@ async def test_destroy_of_a_running_one_needs_force(service: Service) -> None:
     assert await service.state(container_id) == pb.CONTAINER_STATE_DESTROYED
 
 
-async def test_destroying_what_is_gone_or_never_was_is_a_success(service: Service) -> None:
+async def test_destroying_a_destroyed_or_unknown_container_succeeds(service: Service) -> None:
     container_id = await service.create()
     request = pb.DestroyContainerRequest(container_id=container_id, force=True)
     for _ in range(2):
@@ -187,7 +187,7 @@ async def test_destroying_what_is_gone_or_never_was_is_a_success(service: Servic
     assert not answer.HasField("container")
 
 
-async def test_cordon_and_uncordon_show_and_can_be_repeated(service: Service) -> None:
+async def test_cordon_and_uncordon_are_visible_and_can_be_repeated(service: Service) -> None:
     container_id = await service.create()
     get = pb.GetContainerRequest(container_id=container_id)
     for _ in range(2):
@@ -200,7 +200,7 @@ async def test_cordon_and_uncordon_show_and_can_be_repeated(service: Service) ->
     assert not (await service.stub.GetContainer(get, timeout=9)).container.cordoned
 
 
-async def test_exec_tells_what_the_command_did(service: Service) -> None:
+async def test_exec_returns_the_result_of_the_command(service: Service) -> None:
     container_id = await service.create()
     command = ["sh", "-c", "echo out; echo err >&2; exit 3"]
     request = pb.ExecContainerRequest(container_id=container_id, command=command)
@@ -208,7 +208,7 @@ async def test_exec_tells_what_the_command_did(service: Service) -> None:
     assert (done.exit_code, done.stdout, done.stderr) == (3, "out\n", "err\n")
 
 
-async def test_list_finds_by_every_label(service: Service) -> None:
+async def test_list_filters_by_all_labels(service: Service) -> None:
     for number, kind in enumerate(["wren", "wren", "owl"]):
         request = pb.CreateContainerRequest(
             name=f"roost-{kind}-{number}",
@@ -228,7 +228,7 @@ async def test_list_finds_by_every_label(service: Service) -> None:
     assert await names(kind="hawk") == []
 
 
-async def test_the_destroyed_are_listed_only_when_asked_for(service: Service) -> None:
+async def test_destroyed_containers_are_listed_on_request_only(service: Service) -> None:
     container_id = await service.create()
     destroy = pb.DestroyContainerRequest(container_id=container_id, force=True)
     await service.stub.DestroyContainer(destroy, timeout=20)
@@ -239,10 +239,10 @@ async def test_the_destroyed_are_listed_only_when_asked_for(service: Service) ->
     assert [container.container_id for container in whole.containers] == [container_id]
 
 
-async def test_an_unknown_container_is_not_found_and_an_unknown_app_is_refused(
+async def test_an_unknown_container_is_not_found_and_an_unknown_app_is_rejected(
     service: Service,
 ) -> None:
-    """The two must not be mixed up: the first counts towards a container's loss."""
+    """The two must differ, because only the first is evidence of a lost container."""
     request = pb.GetContainerRequest(container_id="00000000000000")
     missing = await failing(service.stub.GetContainer(request, timeout=9))
     assert (missing.code, missing.reason) == (grpc.StatusCode.NOT_FOUND, "CONTAINER_NOT_FOUND")
@@ -252,7 +252,7 @@ async def test_an_unknown_container_is_not_found_and_an_unknown_app_is_refused(
     assert foreign.reason == "PROVIDER_REFUSED"
 
 
-async def test_a_wait_ends_with_the_state_or_says_that_it_did_not_come(service: Service) -> None:
+async def test_a_wait_ends_at_the_state_or_times_out(service: Service) -> None:
     container_id = await service.create()
     request = pb.WaitContainerRequest(
         container_id=container_id,
@@ -267,7 +267,9 @@ async def test_a_wait_ends_with_the_state_or_says_that_it_did_not_come(service: 
     assert (await waiting).state == pb.CONTAINER_STATE_SUSPENDED
 
 
-async def test_waiting_for_the_end_of_what_is_gone_is_over_at_once(service: Service) -> None:
+async def test_waiting_for_an_unknown_container_to_be_destroyed_ends_at_once(
+    service: Service,
+) -> None:
     request = pb.WaitContainerRequest(
         container_id="00000000000000", states=[pb.CONTAINER_STATE_DESTROYED]
     )
@@ -275,7 +277,7 @@ async def test_waiting_for_the_end_of_what_is_gone_is_over_at_once(service: Serv
     assert reached.state == pb.CONTAINER_STATE_DESTROYED
 
 
-async def test_a_crash_shows_as_another_start_time(service: Service) -> None:
+async def test_a_crash_changes_the_last_start_time(service: Service) -> None:
     container_id = await service.create()
     get = pb.GetContainerRequest(container_id=container_id)
     before = (await service.stub.GetContainer(get, timeout=9)).container.last_start_time
@@ -285,12 +287,12 @@ async def test_a_crash_shows_as_another_start_time(service: Service) -> None:
         seen = (await service.stub.GetContainer(get, timeout=9)).container
         return seen.last_start_time.ToDatetime() > before.ToDatetime()
 
-    # A restart is the guest's own doing: nobody announces it.
+    # The guest restarts by itself, so there is no event to wait for.
     await until(later_start, interval=0.2)
 
 
-async def test_the_cycle_holds_however_fly_answers_where_nobody_knows(tmp_path: Path) -> None:
-    """Where Fly's answer isn't known, or has changed, either has to do."""
+async def test_the_cycle_works_with_either_undocumented_answer_of_fly(tmp_path: Path) -> None:
+    """Where Fly's answer is undocumented or has changed, the service must work with both."""
     settings = settings_with(
         tmp_path,
         start_on_started="conflict",
@@ -317,7 +319,7 @@ async def cycle(service: Service) -> None:
     assert again.boot_id not in ("", first.boot_id)
 
 
-async def test_during_a_suspend_the_lease_keeps_others_out(tmp_path: Path) -> None:
+async def test_the_lease_excludes_other_callers_during_a_suspend(tmp_path: Path) -> None:
     settings = settings_with(tmp_path, suspend_ms=400, start_while_suspending="refuse")
     async with emulating(settings) as service:
         container_id = await service.create()
@@ -330,7 +332,7 @@ async def test_during_a_suspend_the_lease_keeps_others_out(tmp_path: Path) -> No
 
 
 def settings_with(data: Path, **toggles: object) -> Settings:
-    """A fast emulator, but for the toggles."""
+    """Settings of a fast emulator, with these changes."""
     fast: dict[str, object] = {"create_ms": 5, "start_ms": 5, "resume_ms": 5, "suspend_ms": 20}
     options: dict[str, object] = {"data": data, "port": 0, "proxy_port": 0, "token": TOKEN}
     return Settings(**options | fast | toggles)  # type: ignore[arg-type]
@@ -338,7 +340,7 @@ def settings_with(data: Path, **toggles: object) -> Settings:
 
 @asynccontextmanager
 async def emulating(settings: Settings) -> AsyncGenerator[Service]:
-    """A service over an emulator of its own."""
+    """Run a service over an emulator with these settings."""
     async with serve(settings) as emulator:
         await make_app(emulator)
         async with serving(emulator) as service:
@@ -346,7 +348,7 @@ async def emulating(settings: Settings) -> AsyncGenerator[Service]:
 
 
 async def kill_guest(service: Service, container_id: str) -> None:
-    """Let a guest's main process crash."""
+    """Kill the main process of a guest."""
     path = f"/v1/apps/{APP}/machines/{container_id}/signal"
     headers = {"authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=service.emulator.api_url, trust_env=False) as client:

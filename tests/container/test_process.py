@@ -1,38 +1,20 @@
-"""The service as a process: its exit statuses, its one-line errors, its graceful stop."""
+"""The service as a process: exit status, one-line errors, graceful stop."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import signal
 import socket
-import sys
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
-from tests.container.harness import APP, TOKEN, Service, until
+from tests.container.harness import TOKEN, Service, launch, running, until
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncGenerator
-
-    from local.fly.emulator import Emulator
-
-ENV = {"PATH": os.environ["PATH"], "FLY_API_TOKEN": TOKEN, "ROOST_FLY_APP": APP}
-
-
-async def launch(*arguments: str, **env: str) -> Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "container_service", *arguments),
-        env=ENV | env,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
 
 
 async def outcome(process: Process) -> tuple[int | None, str, str]:
@@ -40,26 +22,7 @@ async def outcome(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-@asynccontextmanager
-async def running(emulator: Emulator, **env: str) -> AsyncGenerator[tuple[Process, str]]:
-    """A process that serves, and where."""
-    process = await launch(
-        FLY_FLAPS_BASE_URL=emulator.api_url, ROOST_CONTAINER_LISTEN="127.0.0.1:0", **env
-    )
-    assert process.stderr is not None
-    try:
-        line = ""
-        while not (found := re.search(r"Serving on (\S+)", line)):
-            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
-            assert line, "it ended"
-        yield process, found.group(1)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def test_a_wrong_variable_is_one_line_and_status_2() -> None:
+async def test_an_invalid_variable_is_one_line_and_status_2() -> None:
     code, out, err = await outcome(await launch(ROOST_GRACE="soon"))
     assert (code, out) == (2, "")
     assert err.startswith("container_service: ROOST_GRACE")
@@ -78,7 +41,7 @@ async def test_a_taken_port_is_one_line_and_status_2() -> None:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         code, _, err = await outcome(await launch(ROOST_CONTAINER_LISTEN=listen))
     assert code == 2
-    assert err.startswith(f"container_service: ROOST_CONTAINER_LISTEN: {listen}")
+    assert err.startswith(f"container_service: ROOST_CONTAINER_LISTEN: cannot listen on {listen}")
     assert err.count("\n") == 1
 
 
@@ -89,7 +52,7 @@ async def test_help_lists_the_variables() -> None:
     assert "ROOST_CONTAINER_LISTEN" in out
 
 
-async def test_a_signal_lets_calls_in_flight_finish(service: Service) -> None:
+async def test_calls_in_flight_finish_after_a_signal(service: Service) -> None:
     container_id = await service.create()
     await service.admin.set_fault("slow_after", action="exec", delay_ms=400)
     async with (
@@ -109,7 +72,7 @@ async def test_a_signal_lets_calls_in_flight_finish(service: Service) -> None:
     assert TOKEN not in err
 
 
-async def test_a_second_signal_kills(service: Service) -> None:
+async def test_a_second_signal_kills_the_process(service: Service) -> None:
     container_id = await service.create()
     await service.admin.set_fault("slow_after", action="exec", delay_ms=20_000)
     async with (

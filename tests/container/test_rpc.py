@@ -1,9 +1,10 @@
-"""The gRPC face: statuses with reasons, request ids, health, reflection, what nobody foresaw."""
+"""The gRPC edge: statuses, request ids, log lines, health, reflection, unexpected errors."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -11,13 +12,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from container_service import errors
-from container_service.health import Health
-from container_service.interceptors import ErrorAnswer, RequestLog
+from container_service.containers import errors
 from container_service.main import SERVICE, PortTaken, serve
-from container_service.status import TABLE, row_of, status_of
+from container_service.rpc.health import Health
+from container_service.rpc.interceptors import ErrorStatus, RequestLog
+from container_service.rpc.status import TABLE, row_of, status_of
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
+from tests.cases import each
 from tests.container.harness import (
     APP,
     Service,
@@ -32,7 +34,7 @@ from tests.eventually import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from container_service.provider import Provider
+    from container_service.containers.provider import Provider
     from local.fly.emulator import Emulator
 
 
@@ -43,7 +45,7 @@ def kinds(root: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]
         yield from kinds(kind)
 
 
-def test_every_error_has_a_row_and_the_contract_has_its_code() -> None:
+def test_every_error_has_a_row_with_a_code_of_the_contract() -> None:
     bases = {errors.LeaseConflict, errors.ProviderError}
     for kind in set(kinds(errors.ServiceError)) - bases:
         assert any(each in TABLE for each in kind.__mro__), kind
@@ -51,7 +53,7 @@ def test_every_error_has_a_row_and_the_contract_has_its_code() -> None:
     assert exhausted == {"PROVIDER_CAPACITY", "PROVIDER_RATE_LIMITED", "STATE_TOO_LARGE"}
 
 
-def test_what_can_be_tried_again_says_when() -> None:
+def test_retryable_errors_have_a_retry_info() -> None:
     for error in (
         errors.OutcomeUnknown("x"),
         errors.ProviderRateLimited("x"),
@@ -62,13 +64,13 @@ def test_what_can_be_tried_again_says_when() -> None:
     assert row_of(errors.OutcomeUnknown("x")).reason == "PROVIDER_UNAVAILABLE"
 
 
-def test_an_error_as_long_as_its_cause_still_fits_into_the_trailers() -> None:
+def test_a_very_long_error_fits_into_the_trailers() -> None:
     error = errors.RequestIdReused("x" * 100_000, name="y" * 100_000)
     assert len(status_of(error).SerializeToString()) < 6000
 
 
 WILD_WAIT = pb.WaitContainerRequest(container_id="a")
-WILD_WAIT.states.append(cast(Any, 77))
+WILD_WAIT.states.append(cast("Any", 77))
 
 INVALID: list[tuple[str, Any, str]] = [
     ("GetContainer", pb.GetContainerRequest(), "container_id"),
@@ -85,35 +87,35 @@ INVALID: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "message", "field"), INVALID, ids=str)
-async def test_bad_input_names_the_field_and_reaches_no_provider(
+@each(("method", "message", "field"), INVALID)
+async def test_invalid_input_names_the_field_and_is_not_sent_to_the_provider(
     service: Service, method: str, message: Any, field: str
 ) -> None:
-    refused = await failing(getattr(service.stub, method)(message, timeout=9))
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert (refused.reason, refused.domain) == ("INVALID_FIELD", "roost")
-    assert refused.fields == (field,)
+    rejected = await failing(getattr(service.stub, method)(message, timeout=9))
+    assert rejected.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (rejected.reason, rejected.domain) == ("INVALID_FIELD", "roost")
+    assert rejected.fields == (field,)
     assert await service.requests() == []
 
 
-async def test_many_faults_at_once_still_arrive(service: Service) -> None:
+async def test_an_error_with_many_violations_arrives(service: Service) -> None:
     labels = {f"bad key {'é' * 50} {number}": "x" for number in range(60)}
     request = pb.ListContainersRequest(labels=labels)
-    refused = await failing(service.stub.ListContainers(request, timeout=9))
-    assert refused.reason == "INVALID_FIELD"
-    assert len(refused.fields) == 10
+    rejected = await failing(service.stub.ListContainers(request, timeout=9))
+    assert rejected.reason == "INVALID_FIELD"
+    assert len(rejected.fields) == 10
 
 
-async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(
+async def test_a_message_over_the_limit_is_rejected_and_the_server_stays_up(
     service: Service,
 ) -> None:
     request = pb.GetContainerRequest(container_id="x" * (5 << 20))
-    refused = await failing(service.stub.GetContainer(request, timeout=9))
-    assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    rejected = await failing(service.stub.GetContainer(request, timeout=9))
+    assert rejected.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     await service.stub.ListContainers(pb.ListContainersRequest(), timeout=9)
 
 
-async def test_the_request_id_comes_back_and_a_wild_one_is_replaced(service: Service) -> None:
+async def test_the_request_id_is_returned_and_an_invalid_one_replaced(service: Service) -> None:
     for sent, kept in (("abc-123", True), ("spaces are not", False), ("x" * 65, False)):
         call = service.stub.ListContainers(
             pb.ListContainersRequest(), timeout=9, metadata=(("x-request-id", sent),)
@@ -121,14 +123,14 @@ async def test_the_request_id_comes_back_and_a_wild_one_is_replaced(service: Ser
         await call
         trailers = dict(await call.trailing_metadata() or ())
         assert (trailers["x-request-id"] == sent) is kept
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
+    with pytest.raises(grpc.aio.AioRpcError) as rejected:
         await service.stub.GetContainer(
             pb.GetContainerRequest(), timeout=9, metadata=(("x-request-id", "abc-123"),)
         )
-    assert dict(refused.value.trailing_metadata() or ())["x-request-id"] == "abc-123"
+    assert dict(rejected.value.trailing_metadata() or ())["x-request-id"] == "abc-123"
 
 
-async def test_each_call_leaves_a_line_without_what_was_in_it(
+async def test_each_call_is_logged_without_its_content(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "container_service")
@@ -138,22 +140,22 @@ async def test_each_call_leaves_a_line_without_what_was_in_it(
     )
     await failing(service.stub.GetContainer(pb.GetContainerRequest(container_id="0"), timeout=9))
 
-    def told() -> bool:
+    def both_logged() -> bool:
         lines = [record.getMessage() for record in caplog.records if hasattr(record, "method")]
         return [line.split(" in ")[0] for line in lines] == [
             "Answered CreateContainer with OK",
             "Answered GetContainer with NOT_FOUND",
         ]
 
-    # The line is written once the answer is out, so the caller may be here first.
-    await eventually(told)
-    refused = [record for record in caplog.records if hasattr(record, "fly_request_id")]
-    assert refused
+    # The line is written after the answer is sent, so the test may get here first.
+    await eventually(both_logged)
+    rejected = [record for record in caplog.records if hasattr(record, "fly_request_id")]
+    assert rejected
     assert "hunter2" not in caplog.text
 
 
 class Broken(rpc.ContainerServiceServicer):
-    """Fails as nobody foresaw, in every kind of RPC."""
+    """Raises unexpected errors in every kind of RPC."""
 
     async def GetContainer(self, request: Any, context: Any) -> Any:
         raise ValueError("the password is hunter2")
@@ -167,10 +169,10 @@ class Broken(rpc.ContainerServiceServicer):
             raise ValueError("the password is hunter2")
 
 
-async def test_what_nobody_foresaw_is_logged_whole_and_told_nothing_of(
+async def test_an_unexpected_error_is_logged_and_its_details_are_not_returned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server = grpc.aio.server(interceptors=(RequestLog(), ErrorAnswer()))
+    server = grpc.aio.server(interceptors=(RequestLog(), ErrorStatus()))
     rpc.add_ContainerServiceServicer_to_server(Broken(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -188,6 +190,81 @@ async def test_what_nobody_foresaw_is_logged_whole_and_told_nothing_of(
     assert caplog.text.count("ValueError: the password is hunter2") == 3
 
 
+async def interrupted() -> None:
+    """Wait for another task, which is cancelled meanwhile."""
+    inner = asyncio.ensure_future(asyncio.Event().wait())
+    asyncio.get_running_loop().call_soon(inner.cancel)
+    await inner
+
+
+class Interrupted(rpc.ContainerServiceServicer):
+    """A task that the handler waits for is cancelled, in every kind of RPC. ExecContainer waits
+    until it is cancelled itself.
+    """
+
+    def __init__(self) -> None:
+        self.ended: list[BaseException] = []
+        self.waiting = asyncio.Event()
+
+    async def GetContainer(self, request: Any, context: Any) -> Any:
+        await interrupted()
+
+    async def CaptureState(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield pb.CaptureStateResponse(chunk=b"a")
+        await interrupted()
+
+    async def RestoreState(self, request_iterator: Any, context: Any) -> Any:
+        await interrupted()
+
+    async def ExecContainer(self, request: Any, context: Any) -> Any:
+        self.waiting.set()
+        try:
+            await asyncio.Event().wait()
+        except BaseException as error:
+            self.ended.append(error)
+            raise
+
+
+async def test_a_call_that_is_interrupted_is_answered_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without a status the client would wait for its whole deadline."""
+    caplog.set_level("INFO", "container_service")
+
+    def codes() -> list[str]:
+        return [each.__dict__["code"] for each in caplog.records if hasattr(each, "code")]
+
+    servicer = Interrupted()  # type: ignore[abstract]
+    server = grpc.aio.server(interceptors=(RequestLog(), ErrorStatus()))
+    rpc.add_ContainerServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rpc.ContainerServiceStub(channel)
+        began = monotonic()
+        failures = [
+            await failing(stub.GetContainer(pb.GetContainerRequest(), timeout=5)),
+            await failing(stub.RestoreState(iter([pb.RestoreStateRequest()]), timeout=5)),
+        ]
+        with pytest.raises(grpc.aio.AioRpcError) as broken:
+            async for _ in stub.CaptureState(pb.CaptureStateRequest(), timeout=5):
+                pass
+        failures.append(read_failure(broken.value))
+        assert monotonic() - began < 1.0
+        call = stub.ExecContainer(pb.ExecContainerRequest(), timeout=5)
+        await servicer.waiting.wait()
+        call.cancel()
+        await eventually(lambda: len(codes()) == 4)
+    await server.stop(None)
+    for failure in failures:
+        assert failure.code == grpc.StatusCode.UNAVAILABLE
+        assert failure.reason == "PROVIDER_UNAVAILABLE"
+        assert failure.retry_seconds
+    # The client's own cancellation passes.
+    assert isinstance(servicer.ended[0], asyncio.CancelledError)
+    assert codes() == ["UNAVAILABLE"] * 3 + ["CANCELLED"]
+
+
 async def health_of(service: Service, name: str) -> int:
     stub: Any = health_pb2_grpc.HealthStub(service.channel)
     answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=9)
@@ -195,7 +272,7 @@ async def health_of(service: Service, name: str) -> int:
     return status
 
 
-async def test_it_serves_once_the_provider_answers(service: Service) -> None:
+async def test_health_is_serving_once_the_provider_answers(service: Service) -> None:
     for name in ("", SERVICE):
 
         async def serves(name: str = name) -> bool:
@@ -203,11 +280,11 @@ async def test_it_serves_once_the_provider_answers(service: Service) -> None:
 
         await until(serves)
     await service.admin.set_fault("unavailable")
-    # An outage later is each call's to tell: callers must still be let in to hear it.
+    # Health stays SERVING in an outage, so that callers still get the error of each call.
     assert await health_of(service, "") == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_it_does_not_serve_while_the_provider_does_not_take_its_token(
+async def test_health_is_not_serving_while_the_provider_rejects_the_token(
     emulator: Emulator,
 ) -> None:
     async with serving(emulator, fly_token="another") as service:
@@ -221,7 +298,7 @@ async def test_it_does_not_serve_while_the_provider_does_not_take_its_token(
         assert await health_of(service, SERVICE) == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_a_watcher_hears_when_it_begins_to_serve() -> None:
+async def test_a_health_watch_reports_the_change_to_serving() -> None:
     answers = asyncio.Event()
 
     class Answering:
@@ -231,7 +308,7 @@ async def test_a_watcher_hears_when_it_begins_to_serve() -> None:
     provider: Provider = Answering()  # type: ignore[assignment]
     health = Health(provider, APP, (SERVICE,))
     await health.begin()
-    server = grpc.aio.server(interceptors=(RequestLog(), ErrorAnswer()))
+    server = grpc.aio.server(interceptors=(RequestLog(), ErrorStatus()))
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -252,7 +329,7 @@ async def test_a_watcher_hears_when_it_begins_to_serve() -> None:
 
 
 async def test_reflection_lists_the_service(service: Service) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast(Any, service.channel))
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(cast("Any", service.channel))
     messages: Any = reflection_pb2
     request = messages.ServerReflectionRequest(list_services="")
     async for answer in stub.ServerReflectionInfo(iter([request]), timeout=9):
@@ -266,7 +343,7 @@ async def test_a_taken_port_is_an_error(service: Service, emulator: Emulator) ->
             raise AssertionError("shares a port")
 
 
-async def test_a_call_in_flight_is_finished_before_the_end(emulator: Emulator) -> None:
+async def test_a_call_in_flight_finishes_before_shutdown(emulator: Emulator) -> None:
     async with AsyncExitStack() as outlasting, serving(emulator) as service:
         container_id = await service.create()
         await service.admin.set_fault("slow_after", action="exec", delay_ms=300)

@@ -1,4 +1,4 @@
-"""An application's own state, out of a container and back into it, over HTTP."""
+"""Capture and restore over HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
 
-async def test_a_state_goes_round_over_http(service: Service) -> None:
+async def test_a_state_is_captured_and_restored_over_http(service: Service) -> None:
     one = await counter(service, COUNTER_STATE_BYTES="300000")
     for _ in range(2):
         await click(service, one)
@@ -40,7 +40,7 @@ async def test_a_state_goes_round_over_http(service: Service) -> None:
     two = await counter(service, "roost-wren-2", COUNTER_FILE="count")
     await restore(service, two, http(), state)
     assert await capture(service, two, http()) == state
-    # Behind the hook is whatever keeps the count: here a file.
+    # This application stores the count in a file.
     assert await run(service, two, "cat", "count") == "2"
 
 
@@ -50,7 +50,7 @@ async def click(service: Service, container_id: str) -> None:
         (await client.get("/click", headers=headers)).raise_for_status()
 
 
-async def test_no_bytes_are_a_state_too(service: Service) -> None:
+async def test_an_empty_state_is_a_state(service: Service) -> None:
     container_id = await served(
         service,
         """
@@ -73,7 +73,7 @@ CUT_SHORT = {
 
 
 @pytest.mark.parametrize("form", CUT_SHORT)
-async def test_a_capture_that_is_cut_is_never_ok(service: Service, form: str) -> None:
+async def test_a_capture_that_is_cut_off_fails(service: Service, form: str) -> None:
     container_id = await served(service, CUT_SHORT[form])
     failure, parts = await capture_fails(service, container_id, http())
     assert (failure.code, failure.reason) == (
@@ -84,19 +84,19 @@ async def test_a_capture_that_is_cut_is_never_ok(service: Service, form: str) ->
     assert sum(len(part.chunk) for part in parts) < 500_000
 
 
-async def test_a_container_killed_while_it_is_captured_is_never_ok(service: Service) -> None:
+async def test_a_capture_of_a_container_that_is_killed_fails(service: Service) -> None:
     container_id = await counter(service, COUNTER_STATE_BYTES=str(64 * MB))
     call = capturing(service, container_id, http())
     await anext(aiter(call))
     request = pb.DestroyContainerRequest(container_id=container_id, force=True)
     await service.stub.DestroyContainer(request, timeout=20)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
+    with pytest.raises(grpc.aio.AioRpcError) as rejected:
         async for part in call:
             assert not part.sha256
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert rejected.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_restore_that_its_caller_breaks_off_changes_nothing(service: Service) -> None:
+async def test_a_cancelled_restore_changes_nothing(service: Service) -> None:
     one = await counter(service)
     sent = asyncio.Event()
 
@@ -114,7 +114,7 @@ async def test_a_restore_that_its_caller_breaks_off_changes_nothing(service: Ser
     assert await capture(service, one, http()) == b"0\n"
 
 
-async def test_a_container_killed_while_it_is_restored_is_unavailable(service: Service) -> None:
+async def test_a_restore_into_a_container_that_is_killed_is_unavailable(service: Service) -> None:
     container_id = await served(service, "body.read(100_000); os._exit(0)")
     failure = await failing(restoring(service, container_id, http(), [bytes(MB)] * 8))
     assert (failure.code, failure.reason) == (
@@ -125,13 +125,13 @@ async def test_a_container_killed_while_it_is_restored_is_unavailable(service: S
 
 @asynccontextmanager
 async def gateway(service: Service, answer: bytes) -> AsyncGenerator[Service]:
-    """A service whose containers are behind a gateway that answers so, whatever it is asked."""
+    """A service whose containers are behind a gateway with this answer to every request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
         await writer.drain()
-        # What is still to come is not read: the caller's own writes fail.
+        # The rest of the request is not read, so further writes of the caller fail.
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -143,7 +143,7 @@ async def gateway(service: Service, answer: bytes) -> AsyncGenerator[Service]:
         yield behind
 
 
-async def test_a_body_without_a_length_cannot_be_proved_whole(service: Service) -> None:
+async def test_a_body_without_a_length_fails(service: Service) -> None:
     container_id = await service.create()
     async with gateway(service, b"HTTP/1.1 200 OK\r\n\r\nall, or half?") as behind:
         failure, parts = await capture_fails(behind, container_id, http())
@@ -154,7 +154,7 @@ async def test_a_body_without_a_length_cannot_be_proved_whole(service: Service) 
     )
 
 
-async def test_an_ok_before_the_whole_was_sent_is_not_believed(service: Service) -> None:
+async def test_an_ok_before_the_end_of_the_state_is_a_failure(service: Service) -> None:
     container_id = await service.create()
     async with gateway(service, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n") as behind:
         failure = await failing(restoring(behind, container_id, http(), [bytes(MB)] * 64))
@@ -164,7 +164,7 @@ async def test_an_ok_before_the_whole_was_sent_is_not_believed(service: Service)
     )
 
 
-# Reads a body to its end first: a close before that would be a reset.
+# Reads the body to its end first, because closing before that would reset the connection.
 REFUSES = r"""
 while ask.startswith(b"PUT") and body.readline() != b"0\r\n":
     pass
@@ -173,7 +173,7 @@ say(b"HTTP/1.1 {status} No\r\n{more}content-length: 13\r\n\r\nno state here")
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 501])
-async def test_a_hook_that_refuses_is_quoted(service: Service, status: int) -> None:
+async def test_the_error_of_a_hook_is_quoted(service: Service, status: int) -> None:
     code = REFUSES.format(status=status, more="")
     container_id = await served(service, code)
     failure, parts = await capture_fails(service, container_id, http())
@@ -188,7 +188,7 @@ async def test_a_hook_that_refuses_is_quoted(service: Service, status: int) -> N
     assert (failure.reason, failure.metadata["http_status"]) == ("STATE_HOOK_FAILED", str(status))
 
 
-async def test_a_hook_that_raves_is_quoted_in_part(service: Service) -> None:
+async def test_a_long_error_of_a_hook_is_quoted_in_part(service: Service) -> None:
     container_id = await served(
         service, 'say(b"HTTP/1.1 500 No\\r\\n\\r\\n" + b"rave\\r\\n" * 300000)'
     )
@@ -198,9 +198,7 @@ async def test_a_hook_that_raves_is_quoted_in_part(service: Service) -> None:
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
-async def test_a_gateway_that_does_not_reach_it_is_unavailable(
-    service: Service, status: int
-) -> None:
+async def test_a_gateway_error_is_unavailable(service: Service, status: int) -> None:
     container_id = await served(service, REFUSES.format(status=status, more=""))
     failure, _ = await capture_fails(service, container_id, http())
     assert (failure.code, failure.reason) == (
@@ -217,14 +215,14 @@ async def test_no_redirect_is_followed(service: Service) -> None:
     assert (failure.reason, failure.metadata["http_status"]) == ("STATE_HOOK_FAILED", "307")
 
 
-async def test_a_coded_body_is_refused(service: Service) -> None:
+async def test_a_body_with_a_content_encoding_is_rejected(service: Service) -> None:
     head = r"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx"
     container_id = await served(service, f'say(b"{head}")')
     failure, _ = await capture_fails(service, container_id, http())
     assert failure.reason == "STATE_HOOK_FAILED"
 
 
-async def test_a_stream_above_the_limit_is_cut(service: Service) -> None:
+async def test_a_stream_above_the_limit_is_cut_off(service: Service) -> None:
     chunks = r'say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")'
     endless = chunks + '\nwhile True: say(b"1000\\r\\n" + bytes(4096) + b"\\r\\n")'
     container_id = await served(service, endless)
@@ -234,7 +232,7 @@ async def test_a_stream_above_the_limit_is_cut(service: Service) -> None:
         assert sum(len(part.chunk) for part in parts) <= 1_000_000
 
 
-async def test_a_slow_hook_ends_by_the_deadline(service: Service) -> None:
+async def test_a_slow_hook_fails_by_the_deadline(service: Service) -> None:
     container_id = await served(service, "time.sleep(30)")
     failure, _ = await capture_fails(service, container_id, http(), timeout=1)
     assert failure.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -1,4 +1,4 @@
-"""A large state does not go through memory: it flows."""
+"""A large state is streamed and never held in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from roost.container.v1 import container_service_pb2_grpc as rpc
-from tests.container.harness import Service
+from tests.container.harness import Service, running
 from tests.container.state_calls import (
     MB,
     capture,
@@ -20,13 +20,12 @@ from tests.container.state_calls import (
     http,
     restoring,
 )
-from tests.container.test_process import running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
 
-async def test_64_mb_flow_both_ways_in_bounded_memory(service: Service) -> None:
+async def test_64_mb_are_captured_and_restored_in_bounded_memory(service: Service) -> None:
     container_id = await counter(service, COUNTER_STATE_BYTES=str(64 * MB))
     template = service.emulator.proxy_url
     async with one_process(service, ROOST_URL_TEMPLATE=template) as (pid, elsewhere):
@@ -51,20 +50,20 @@ async def test_64_mb_flow_both_ways_in_bounded_memory(service: Service) -> None:
 
 
 def filler_of(size: int) -> Iterable[bytes]:
-    """The state of a counter at 0 with so much filler."""
+    """The state of a counter at 0 with `size` bytes of filler."""
     yield b"0\n"
     for number in range(size // 65_536):
         yield number.to_bytes(8, "big") + (bytes(range(256)) * 256)[8:]
 
 
 async def served_by(service: Service, container_id: str) -> int:
-    """Have a service do all of it once; the bytes of the count alone."""
-    return len(await capture(service, container_id, http("/?small"))) + 1  # and the line's end
+    """Run one small capture, to warm up the process; return the size of the count in bytes."""
+    return len(await capture(service, container_id, http("/?small"))) + 1  # plus the newline
 
 
 @asynccontextmanager
 async def one_process(service: Service, **env: str) -> AsyncGenerator[tuple[int, Service]]:
-    """The same with a container_service in a process of its own."""
+    """The same emulator behind a container_service in a process of its own; yields its pid."""
     async with (
         running(service.emulator, **env) as (process, target),
         grpc.aio.insecure_channel(target) as channel,

@@ -1,4 +1,4 @@
-"""Which captures and restores are refused before any state moves, and how."""
+"""Captures and restores that fail before any state is transferred."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import grpc.aio
 import pytest
 
 from roost.container.v1 import container_service_pb2 as pb
+from tests.cases import each
 from tests.container.harness import Service, failing, serving
 from tests.container.state_calls import (
     MB,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("hook", [http(), command("head -c 1002 /dev/zero #")], ids=str)
-async def test_a_state_above_the_limit_is_refused(service: Service, hook: pb.StateHook) -> None:
+async def test_a_state_above_the_limit_is_rejected(service: Service, hook: pb.StateHook) -> None:
     container_id = await counter(service, COUNTER_STATE_BYTES="1000")
     async with serving(service.emulator, state_limit=1001) as tight:
         failure, parts = await capture_fails(tight, container_id, hook)
@@ -48,8 +49,8 @@ PATHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", PATHS, ids=ascii)
-async def test_a_bad_path_is_refused_by_name(service: Service, path: str) -> None:
+@each("path", PATHS)
+async def test_an_invalid_path_names_the_field(service: Service, path: str) -> None:
     failure, _ = await capture_fails(service, "a", http(path))
     assert (failure.code, failure.fields) == (
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -64,7 +65,7 @@ async def test_a_bad_path_is_refused_by_name(service: Service, path: str) -> Non
     assert await service.requests() == []
 
 
-async def test_what_is_missing_is_named(service: Service) -> None:
+async def test_a_missing_field_is_named(service: Service) -> None:
     failure, _ = await capture_fails(service, "", pb.StateHook())
     assert failure.fields == ("container_id", "state_hook")
     failure = await failing(service.stub.RestoreState(iter([]), timeout=9))
@@ -73,7 +74,7 @@ async def test_what_is_missing_is_named(service: Service) -> None:
     assert failure.fields == ("state_hook.command",)
 
 
-async def test_only_the_first_message_names_the_container(service: Service) -> None:
+async def test_only_the_first_message_may_name_the_container(service: Service) -> None:
     container_id = await counter(service)
     first = pb.RestoreStateRequest(container_id=container_id, state_hook=http(), chunk=b"7\n")
     call = service.stub.RestoreState(
@@ -84,13 +85,13 @@ async def test_only_the_first_message_names_the_container(service: Service) -> N
 
 
 @pytest.mark.parametrize("path", ["", "/state"])
-async def test_a_caller_that_sends_on_hears_why_it_is_refused(service: Service, path: str) -> None:
-    """Not that its own write failed, which is what gRPC's Python would tell it."""
+async def test_a_caller_that_is_still_sending_gets_the_error(service: Service, path: str) -> None:
+    """And not the failure of its own write, which gRPC for Python would report."""
     failure = await failing(restoring(service, "0" * 14, http(path), [bytes(MB)] * 64))
     assert failure.reason == ("CONTAINER_NOT_FOUND" if path else "INVALID_FIELD")
 
 
-async def test_a_caller_that_never_ends_hears_it_too(service: Service) -> None:
+async def test_a_caller_that_never_ends_its_stream_gets_the_error(service: Service) -> None:
     async def endless() -> AsyncIterator[pb.RestoreStateRequest]:
         yield pb.RestoreStateRequest(container_id="0" * 14, state_hook=http())
         await asyncio.Event().wait()
@@ -100,7 +101,7 @@ async def test_a_caller_that_never_ends_hears_it_too(service: Service) -> None:
 
 
 @pytest.mark.parametrize("hook", [http(), command()], ids=str)
-async def test_a_container_at_rest_is_not_woken(service: Service, hook: pb.StateHook) -> None:
+async def test_a_suspended_container_is_not_started(service: Service, hook: pb.StateHook) -> None:
     container_id = await counter(service)
     request = pb.SuspendContainerRequest(container_id=container_id)
     await service.stub.SuspendContainer(request, timeout=20)
@@ -119,7 +120,7 @@ async def test_an_unknown_container_is_not_found(service: Service) -> None:
     assert failure.reason == "CONTAINER_NOT_FOUND"
 
 
-async def test_without_an_address_a_path_is_refused_by_name(service: Service) -> None:
+async def test_without_a_url_template_an_http_path_is_rejected(service: Service) -> None:
     container_id = await counter(service)
     async with serving(service.emulator, url_template="") as homeless:
         failure, _ = await capture_fails(homeless, container_id, http())

@@ -1,4 +1,4 @@
-"""One HTTP call: what is sent, what is repeated, and what stays secret. The network is scripted."""
+"""The HTTP calls over a scripted network: requests, retries, secrets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from container_service.container import ContainerRef, ContainerState
-from container_service.deadlines import Deadline
-from container_service.errors import (
+from container_service.containers.deadlines import Deadline
+from container_service.containers.errors import (
     LeaseLost,
     OutcomeUnknown,
     ProviderRateLimited,
     ProviderUnavailable,
 )
+from container_service.containers.model import ContainerRef, ContainerState
 from container_service.fly.client import FlyClient, open_client
 from container_service.fly.transport import LONG_CALLS, authorization
 
@@ -30,7 +30,10 @@ MACHINE = {"id": REF.container_id, "state": "started"}
 
 
 class Script:
-    """Answers in order, the last one for ever; an exception is raised, a function is asked."""
+    """A network with these answers in order, the last one repeated.
+
+    An answer is a response, an exception to raise, or an async function of the request.
+    """
 
     def __init__(self, *answers: Any) -> None:
         self._answers: Iterator[Any] = iter(answers)
@@ -38,7 +41,7 @@ class Script:
         self.requests: list[httpx.Request] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        """One answer."""
+        """Answer one request."""
         self.requests.append(request)
         self._last = next(self._answers, self._last)
         if isinstance(self._last, Exception):
@@ -50,7 +53,7 @@ class Script:
 
 
 def answer(status: int = 200, body: Any = None, **headers: str) -> Callable[..., Any]:
-    """An answer that may be given often."""
+    """An answer that can be given several times."""
 
     async def respond(_: httpx.Request) -> httpx.Response:
         return httpx.Response(status, json=body, headers=headers)
@@ -60,7 +63,7 @@ def answer(status: int = 200, body: Any = None, **headers: str) -> Callable[...,
 
 @asynccontextmanager
 async def client(script: Script, token: str = "secret-token") -> AsyncGenerator[FlyClient]:
-    """A client whose network is the script."""
+    """A client over a scripted network."""
     transport = httpx.MockTransport(script)
     async with open_client("http://fly.test", token, transport=transport) as (fly, _):
         yield fly
@@ -70,7 +73,7 @@ def soon() -> Deadline:
     return Deadline.after(10)
 
 
-async def test_paths_headers_and_bodies_are_flys() -> None:
+async def test_requests_have_the_paths_headers_and_bodies_of_fly() -> None:
     script = Script(answer(200, MACHINE))
     fly: FlyClient
     async with client(script) as fly:
@@ -100,18 +103,18 @@ async def test_paths_headers_and_bodies_are_flys() -> None:
         ("Bearer plain", "Bearer plain"),
     ],
 )
-def test_a_token_goes_in_the_form_that_fits(token: str, header: str) -> None:
+def test_the_authorization_scheme_fits_the_token(token: str, header: str) -> None:
     assert authorization(token) == header
 
 
-async def test_a_read_is_repeated_over_trouble() -> None:
+async def test_a_read_is_retried() -> None:
     script = Script(httpx.ReadError("reset"), answer(503), answer(200, MACHINE))
     async with client(script) as fly:
         assert (await fly.get(REF, soon())).state is ContainerState.STARTED
     assert len(script.requests) == 3
 
 
-async def test_a_read_is_not_repeated_for_ever() -> None:
+async def test_a_read_is_retried_twice_at_most() -> None:
     script = Script(answer(502))
     async with client(script) as fly:
         with pytest.raises(ProviderUnavailable):
@@ -120,7 +123,7 @@ async def test_a_read_is_not_repeated_for_ever() -> None:
 
 
 @pytest.mark.parametrize("lost", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed")])
-async def test_a_change_whose_answer_is_lost_is_not_repeated(lost: Exception) -> None:
+async def test_a_change_whose_answer_is_lost_is_not_retried(lost: Exception) -> None:
     script = Script(lost)
     async with client(script) as fly:
         with pytest.raises(OutcomeUnknown):
@@ -130,14 +133,14 @@ async def test_a_change_whose_answer_is_lost_is_not_repeated(lost: Exception) ->
     assert len(script.requests) == 2
 
 
-async def test_a_change_that_never_left_is_repeated() -> None:
+async def test_a_change_that_was_not_sent_is_retried() -> None:
     script = Script(httpx.ConnectError("refused"), answer(200, {"ok": True}))
     async with client(script) as fly:
         await fly.suspend(REF, "", soon())
     assert len(script.requests) == 2
 
 
-async def test_a_change_that_cannot_leave_was_not_made() -> None:
+async def test_a_change_that_cannot_be_sent_is_not_outcome_unknown() -> None:
     script = Script(httpx.ConnectError("refused"))
     async with client(script) as fly:
         with pytest.raises(ProviderUnavailable) as failed:
@@ -145,7 +148,7 @@ async def test_a_change_that_cannot_leave_was_not_made() -> None:
     assert not isinstance(failed.value, OutcomeUnknown)
 
 
-async def test_what_can_be_done_twice_is_repeated() -> None:
+async def test_an_idempotent_change_is_retried() -> None:
     script = Script(httpx.ReadError("reset"), answer(200, {"ok": True}))
     async with client(script) as fly:
         await fly.set_cordoned(REF, "", soon(), cordoned=True)
@@ -157,7 +160,7 @@ async def test_no_call_outlives_its_deadline() -> None:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
-    begun = time.monotonic()
+    began = time.monotonic()
     async with client(Script(never)) as fly:
         with pytest.raises(OutcomeUnknown):
             await fly.start(REF, "", Deadline.after(0.1))
@@ -165,10 +168,10 @@ async def test_no_call_outlives_its_deadline() -> None:
             await fly.get(REF, Deadline.after(0.1))
         with pytest.raises(ProviderUnavailable):
             await fly.get(REF, Deadline.after(-1))
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - began < 2
 
 
-async def test_waits_do_not_stand_in_the_way_of_short_calls() -> None:
+async def test_waits_do_not_delay_short_calls() -> None:
     release = asyncio.Event()
 
     async def respond(request: httpx.Request) -> httpx.Response:
@@ -188,16 +191,16 @@ async def test_waits_do_not_stand_in_the_way_of_short_calls() -> None:
         assert set(await asyncio.gather(*waits)) == {ContainerState.STARTED}
 
 
-async def test_flys_word_on_when_to_come_back_is_kept() -> None:
+async def test_the_retry_after_of_fly_is_kept() -> None:
     refusal = answer(429, {"error": "rate limit exceeded"}, **{"retry-after": "30"})
     async with client(Script(refusal)) as fly:
-        with pytest.raises(ProviderRateLimited) as refused:
+        with pytest.raises(ProviderRateLimited) as rejected:
             await fly.start(REF, "", Deadline.after(5))
-    assert refused.value.retry_after == 30.0
+    assert rejected.value.retry_after == 30.0
 
 
-async def test_a_refresh_that_became_another_lease_is_a_lease_lost() -> None:
-    """Between the two leases anybody could have changed the machine."""
+async def test_a_refresh_that_returns_another_lease_is_lease_lost() -> None:
+    """Another caller could have changed the machine between the two leases."""
     script = Script(answer(201, {"data": {"nonce": "new", "expires_at": 1}}), answer(200))
     async with client(script) as fly:
         with pytest.raises(LeaseLost):
@@ -206,8 +209,8 @@ async def test_a_refresh_that_became_another_lease_is_a_lease_lost() -> None:
     assert script.requests[1].headers["fly-machine-lease-nonce"] == "new"
 
 
-async def test_a_create_whose_answer_makes_no_sense_may_have_been_done() -> None:
-    from container_service.container import ContainerSpec
+async def test_a_create_with_an_unusable_answer_is_outcome_unknown() -> None:
+    from container_service.containers.model import ContainerSpec
 
     async with client(Script(answer(200, {"no": "id"}))) as fly:
         with pytest.raises(OutcomeUnknown):
@@ -218,7 +221,7 @@ async def test_the_token_is_in_no_log_and_no_error(caplog: pytest.LogCaptureFixt
     caplog.set_level("DEBUG")
     script = Script(answer(401, {"error": "Authenticate: token validation error"}))
     async with client(script) as fly:
-        with pytest.raises(Exception, match="FLY_API_TOKEN") as refused:
+        with pytest.raises(Exception, match="FLY_API_TOKEN") as rejected:
             await fly.get(REF, soon())
     assert "secret-token" not in caplog.text
-    assert "secret-token" not in repr(refused.value)
+    assert "secret-token" not in repr(rejected.value)

@@ -1,4 +1,4 @@
-"""Volumes and snapshots, and a container's whole life with one."""
+"""Volumes and snapshots, and the lifecycle of a container with a volume."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from local.fly.emulator import serve
 from roost.container.v1 import container_service_pb2 as pb
+from tests.cases import each
 from tests.container.harness import APP, TOKEN, Service, failing, make_app, serving, until
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ async def destroy(service: Service, container_id: str) -> None:
 
 
 async def snapshot(service: Service, volume_id: str) -> pb.VolumeSnapshot:
-    """A snapshot that is finished."""
+    """Take a snapshot and wait until it is complete."""
     request = pb.CreateVolumeSnapshotRequest(volume_id=volume_id)
-    begun = (await service.stub.CreateVolumeSnapshot(request, timeout=9)).snapshot
-    assert begun.volume_id == volume_id
+    began = (await service.stub.CreateVolumeSnapshot(request, timeout=9)).snapshot
+    assert began.volume_id == volume_id
     found: list[pb.VolumeSnapshot] = []
 
     async def finished() -> bool:
@@ -60,7 +61,7 @@ async def snapshot(service: Service, volume_id: str) -> pb.VolumeSnapshot:
         return found[0].provider_state == "created"
 
     await until(finished, interval=0.5)
-    assert found[0].snapshot_id == begun.snapshot_id
+    assert found[0].snapshot_id == began.snapshot_id
     return found[0]
 
 
@@ -70,7 +71,7 @@ async def snapshots(service: Service, volume_id: str) -> list[pb.VolumeSnapshot]
 
 
 async def filled(service: Service, volume_id: str) -> None:
-    """Wait until a restore is done."""
+    """Wait until a volume is restored from its snapshot."""
 
     async def created() -> bool:
         return (await read(service, volume_id)).provider_state == "created"
@@ -79,7 +80,7 @@ async def filled(service: Service, volume_id: str) -> None:
 
 
 async def update(service: Service, container_id: str, env: dict[str, str]) -> None:
-    """Replace a machine's config by the wire: the service has no such call."""
+    """Replace a machine's config over HTTP, as the service has no such RPC."""
     path = f"/v1/apps/{APP}/machines/{container_id}"
     headers = {"authorization": f"Bearer {TOKEN}"}
     base_url = service.emulator.api_url
@@ -101,11 +102,11 @@ async def test_a_volume_shows_what_it_was_created_with(service: Service) -> None
     assert list(listed.volumes) == [volume]
 
 
-async def test_a_volume_has_one_gb_unless_it_says_more(service: Service) -> None:
+async def test_the_default_size_of_a_volume_is_one_gb(service: Service) -> None:
     assert (await create(service)).size_gb == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "wrong"),
     [
         ({"name": ""}, "name"),
@@ -116,23 +117,23 @@ async def test_a_volume_has_one_gb_unless_it_says_more(service: Service) -> None
         ({"app": "Not an app"}, "app"),
     ],
 )
-async def test_a_wrong_field_is_named(
+async def test_an_invalid_field_is_named(
     service: Service, fields: dict[str, object], wrong: str
 ) -> None:
     mark = await service.mark()
-    refused = await failing(create(service, **fields))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-    assert refused.fields == (wrong,)
+    rejected = await failing(create(service, **fields))
+    assert (rejected.code, rejected.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert rejected.fields == (wrong,)
     assert await service.requests(mark) == []
 
 
-async def test_a_volume_that_is_not_there_is_not_found(service: Service) -> None:
+async def test_an_unknown_volume_is_not_found(service: Service) -> None:
     for call in (read(service, "vol_none"), snapshots(service, "vol_none")):
-        refused = await failing(call)
-        assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "VOLUME_NOT_FOUND")
+        rejected = await failing(call)
+        assert (rejected.code, rejected.reason) == (grpc.StatusCode.NOT_FOUND, "VOLUME_NOT_FOUND")
 
 
-async def test_deleting_twice_is_as_good_as_once(service: Service) -> None:
+async def test_deleting_twice_succeeds(service: Service) -> None:
     volume = await create(service)
     request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
     for _ in range(2):
@@ -142,28 +143,28 @@ async def test_deleting_twice_is_as_good_as_once(service: Service) -> None:
     assert list(listed.volumes) == []
 
 
-async def test_a_volume_that_a_container_has_is_in_use(service: Service) -> None:
+async def test_a_volume_claimed_by_a_container_is_in_use(service: Service) -> None:
     volume = await create(service)
     container_id = await container_with(service, volume.volume_id)
     assert (await read(service, volume.volume_id)).attached_container_id == container_id
     request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
-    refused = await failing(service.stub.DeleteVolume(request, timeout=9))
-    assert (refused.code, refused.reason) == (
+    rejected = await failing(service.stub.DeleteVolume(request, timeout=9))
+    assert (rejected.code, rejected.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,
         "VOLUME_IN_USE",
     )
-    assert refused.metadata["container_id"] == container_id
-    assert refused.retry_seconds
+    assert rejected.metadata["container_id"] == container_id
+    assert rejected.retry_seconds
     second = await failing(container_with(service, volume.volume_id, "roost-wren-2"))
     assert second.reason == "VOLUME_IN_USE"
     assert second.metadata["container_id"] == container_id
 
 
 @pytest.mark.parametrize("volume_first", ["false", "true"])
-async def test_a_create_whose_answer_was_lost_is_no_stranger_on_its_volume(
+async def test_a_repeated_create_recognises_its_own_claim_on_the_volume(
     settings: Settings, volume_first: str
 ) -> None:
-    """Whichever the provider looks at first, the name or the volume, the container is found."""
+    """It does so whether the provider checks the name first or the volume."""
     async with serve(settings.with_texts({"volume_before_name": volume_first})) as emulator:
         await make_app(emulator)
         async with serving(emulator) as service:
@@ -174,7 +175,9 @@ async def test_a_create_whose_answer_was_lost_is_no_stranger_on_its_volume(
             assert second.reason == "VOLUME_IN_USE"
 
 
-async def test_the_claim_of_a_destroyed_container_is_waited_out(settings: Settings) -> None:
+async def test_a_delete_waits_for_the_claim_of_a_destroyed_container(
+    settings: Settings,
+) -> None:
     lingering = settings.with_texts({"volume_release_ms": "1500", "volume_linger_ms": "60000"})
     async with serve(lingering) as emulator:
         await make_app(emulator)
@@ -185,45 +188,45 @@ async def test_the_claim_of_a_destroyed_container_is_waited_out(settings: Settin
             request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
             assert (await failing(service.stub.DeleteVolume(request, timeout=1))).reason
             await service.stub.DeleteVolume(request, timeout=9)
-            # One that was deleted and lingers in the provider's listing is not listed.
+            # The provider still lists the deleted volume, the service does not.
             listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
             assert list(listed.volumes) == []
 
 
-async def test_a_snapshot_at_a_time(settings: Settings) -> None:
+async def test_a_second_snapshot_at_the_same_time_is_rejected(settings: Settings) -> None:
     async with serve(settings.with_texts({"snapshot_ms": "60000"})) as emulator:
         await make_app(emulator)
         async with serving(emulator) as service:
             volume = await create(service)
             request = pb.CreateVolumeSnapshotRequest(volume_id=volume.volume_id)
             await service.stub.CreateVolumeSnapshot(request, timeout=9)
-            refused = await failing(service.stub.CreateVolumeSnapshot(request, timeout=9))
-            assert refused.code is grpc.StatusCode.FAILED_PRECONDITION
-            assert refused.reason == "SNAPSHOT_IN_PROGRESS"
+            rejected = await failing(service.stub.CreateVolumeSnapshot(request, timeout=9))
+            assert rejected.code is grpc.StatusCode.FAILED_PRECONDITION
+            assert rejected.reason == "SNAPSHOT_IN_PROGRESS"
             assert len(await snapshots(service, volume.volume_id)) == 1
 
 
-async def test_a_full_region_has_no_room_for_a_volume(service: Service) -> None:
+async def test_a_full_region_is_a_capacity_error(service: Service) -> None:
     await service.admin.set_fault("capacity", action="volume_create")
-    refused = await failing(create(service))
-    assert (refused.code, refused.reason) == (
+    rejected = await failing(create(service))
+    assert (rejected.code, rejected.reason) == (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "PROVIDER_CAPACITY",
     )
 
 
-async def test_a_lost_answer_says_that_the_volume_may_be_there(service: Service) -> None:
+async def test_a_lost_answer_to_a_volume_create_is_unavailable(service: Service) -> None:
     await service.admin.set_fault("answer_lost", action="volume_create")
-    refused = await failing(create(service))
-    assert (refused.code, refused.reason) == (
+    rejected = await failing(create(service))
+    assert (rejected.code, rejected.reason) == (
         grpc.StatusCode.UNAVAILABLE,
         "PROVIDER_UNAVAILABLE",
     )
     assert await service.committed("volume_create") == 1
 
 
-async def test_a_containers_whole_life_with_a_volume(service: Service) -> None:
-    """A file on a volume outlives all; memory a suspend only, and the root what Fly says."""
+async def test_the_whole_lifecycle_of_a_container_with_a_volume(service: Service) -> None:
+    """A volume survives everything, memory only a suspend, the root file system a restart too."""
     volume = await create(service, size_gb=1)
     container_id = await container_with(service, volume.volume_id)
     look = "cat /data/file 2>/dev/null; cat root 2>/dev/null || true"
@@ -233,7 +236,7 @@ async def test_a_containers_whole_life_with_a_volume(service: Service) -> None:
 
     await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=9)
     boots.append((await service.stub.StartContainer(start, timeout=9)).boot_id)
-    # The spec's root file system persists over restarts, which is Roost's default and not Fly's.
+    # The root file system persists over restarts by Roost's default, which is not Fly's.
     assert await run(service, container_id, look) == "one\nroot\n"
 
     await update(service, container_id, {"COLOUR": "red"})

@@ -1,6 +1,6 @@
-"""The demo's client keeps to the contract: its calls are the service's, its errors are read whole.
+"""The demo's client follows the contract: its calls, and the errors that it reads.
 
-grpcio-testing is sound here, where the client is synchronous: it plays the server, call by call.
+grpcio-testing fits here, as the client is synchronous: it acts as the server, call by call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import grpc_testing  # type: ignore[import-untyped]
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from local.client import SERVICE, Refused, SessionClient
+from local.demo.session_client import SERVICE, CallFailed, SessionClient
 from roost.session.v1 import session_pb2
 from roost.session.v1 import session_service_pb2 as pb
 
@@ -29,7 +29,7 @@ SESSION = session_pb2.Session(session_id="0198", state=session_pb2.Session.STATE
 
 
 class Server:
-    """What the client talks to: the test takes each call and answers it."""
+    """The server of the client under test: the test takes each call and answers it."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self.channel: Any = grpc_testing.channel(
@@ -38,7 +38,7 @@ class Server:
         self._threads = threads
 
     def calling(self, call: Callable[[SessionClient], T], timeout: float = 10.0) -> Future[T]:
-        """The client's call, begun in another thread as it blocks its caller."""
+        """Begin the client's call in another thread, since it blocks its caller."""
         return self._threads.submit(call, SessionClient(self.channel, timeout))
 
     def answer(self, method: str, response: Message) -> Any:
@@ -48,8 +48,8 @@ class Server:
         rpc.terminate(response, (), grpc.StatusCode.OK, "")
         return request
 
-    def refuse(self, method: str, code: grpc.StatusCode, *details: Message) -> Any:
-        """Take the next call of the method, refuse it, and return its request."""
+    def fail(self, method: str, code: grpc.StatusCode, *details: Message) -> Any:
+        """Take the next call of the method, fail it, and return its request."""
         status = status_pb2.Status(code=code.value[0], message="no")
         for detail in details:
             status.details.add().Pack(detail)
@@ -66,7 +66,7 @@ def server() -> Iterator[Server]:
         yield Server(threads)
 
 
-def test_start_asks_for_what_it_was_told_under_an_id_of_its_own(server: Server) -> None:
+def test_start_sends_its_arguments_under_a_new_request_id(server: Server) -> None:
     call = server.calling(lambda c: c.start(KEY, "roost/counter", session_pb2.START_MODE_FRESH))
     reply = pb.StartSessionResponse(session=SESSION, outcome=session_pb2.START_OUTCOME_CREATED)
     request = server.answer("StartSession", reply)
@@ -108,46 +108,46 @@ def test_unavailable_is_retried_under_the_same_request_id(server: Server) -> Non
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(10)
     call = server.calling(lambda c: c.stop("0198"))
-    first = server.refuse("StopSession", grpc.StatusCode.UNAVAILABLE, retry)
-    second = server.refuse("StopSession", grpc.StatusCode.UNAVAILABLE)
+    first = server.fail("StopSession", grpc.StatusCode.UNAVAILABLE, retry)
+    second = server.fail("StopSession", grpc.StatusCode.UNAVAILABLE)
     third = server.answer("StopSession", pb.StopSessionResponse(session=SESSION))
     assert call.result(5) == SESSION
     assert first == second == third
 
 
-def test_a_refusal_is_final_and_tells_its_reason(server: Server) -> None:
+def test_a_final_error_is_not_retried_and_gives_its_reason(server: Server) -> None:
     info = error_details_pb2.ErrorInfo(reason="LIVE_SESSION_EXISTS", domain="roost")
     call = server.calling(lambda c: c.undelete("0198"))
-    server.refuse("UndeleteSession", grpc.StatusCode.ALREADY_EXISTS, info)
-    with pytest.raises(Refused, match=r"^LIVE_SESSION_EXISTS: no$") as refused:
+    server.fail("UndeleteSession", grpc.StatusCode.ALREADY_EXISTS, info)
+    with pytest.raises(CallFailed, match=r"^LIVE_SESSION_EXISTS: no$") as failed:
         call.result(5)
-    assert refused.value.reason == "LIVE_SESSION_EXISTS"
-    assert refused.value.code is grpc.StatusCode.ALREADY_EXISTS
+    assert failed.value.reason == "LIVE_SESSION_EXISTS"
+    assert failed.value.code is grpc.StatusCode.ALREADY_EXISTS
 
 
 def test_an_error_without_details_is_named_by_its_code(server: Server) -> None:
     call = server.calling(lambda c: c.get("0198"))
-    server.refuse("GetSession", grpc.StatusCode.INTERNAL)
-    with pytest.raises(Refused, match=r"^INTERNAL: no$") as refused:
+    server.fail("GetSession", grpc.StatusCode.INTERNAL)
+    with pytest.raises(CallFailed, match=r"^INTERNAL: no$") as failed:
         call.result(5)
-    assert refused.value.reason == ""
+    assert failed.value.reason == ""
 
 
-def test_retries_end_with_the_time_that_was_given(server: Server) -> None:
+def test_retries_end_at_the_timeout(server: Server) -> None:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromSeconds(60)
     call = server.calling(lambda c: c.get("0198"), timeout=5.0)
-    server.refuse("GetSession", grpc.StatusCode.UNAVAILABLE, retry)
-    with pytest.raises(Refused, match=r"^UNAVAILABLE"):
+    server.fail("GetSession", grpc.StatusCode.UNAVAILABLE, retry)
+    with pytest.raises(CallFailed, match=r"^UNAVAILABLE"):
         call.result(1)
 
 
-def test_a_last_try_that_is_cut_short_does_not_hide_why(server: Server) -> None:
+def test_a_last_try_that_is_cut_off_does_not_hide_the_error(server: Server) -> None:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(10)
     info = error_details_pb2.ErrorInfo(reason="PROVIDER_UNAVAILABLE", domain="roost")
     call = server.calling(lambda c: c.get("0198"))
-    server.refuse("GetSession", grpc.StatusCode.UNAVAILABLE, info, retry)
-    server.refuse("GetSession", grpc.StatusCode.DEADLINE_EXCEEDED)
-    with pytest.raises(Refused, match=r"^PROVIDER_UNAVAILABLE: no$"):
+    server.fail("GetSession", grpc.StatusCode.UNAVAILABLE, info, retry)
+    server.fail("GetSession", grpc.StatusCode.DEADLINE_EXCEEDED)
+    with pytest.raises(CallFailed, match=r"^PROVIDER_UNAVAILABLE: no$"):
         call.result(5)

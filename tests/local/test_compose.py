@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile, as far as they can be judged without an engine."""
+"""compose.yaml and the Dockerfile, as far as they can be checked without Docker."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_ports_are_published_to_this_machine_only(services: dict[str, Any]) -> N
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_every_lasting_part_has_a_health_check(services: dict[str, Any]) -> None:
-    lasting = {name for name in services if name != "app"}
-    assert lasting == {name for name, service in services.items() if "healthcheck" in service}
+def test_every_permanent_service_has_a_health_check(services: dict[str, Any]) -> None:
+    permanent = {name for name in services if name != "app"}
+    assert permanent == {name for name, service in services.items() if "healthcheck" in service}
 
 
 def test_every_build_target_exists_and_is_not_root(services: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The TCP relay: what passes, and what does not, in each weather."""
+"""The TCP relay: which bytes pass in each state of the network."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from local.netfault import NetFault, Weather
+from local.netfault import NetFault, Network
 from local.ports import HOST
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-#: Long enough to say that nothing comes any more.
+#: After this time without a byte, none is expected, in s.
 SILENCE = 0.15
 
 
 @dataclass
 class Echo:
-    """A server that gives back what it is sent, and counts who came."""
+    """A server that echoes its input and counts connections."""
 
     port: int = 0
-    came: int = 0
-    heard: bytearray = field(default_factory=bytearray)
+    connections: int = 0
+    received: bytearray = field(default_factory=bytearray)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.came += 1
+        self.connections += 1
         try:
             while data := await reader.read(65536):
-                self.heard += data
+                self.received += data
                 writer.write(data)
                 await writer.drain()
         except ConnectionError:
@@ -43,7 +43,7 @@ class Echo:
 
 
 class Client:
-    """A connection, and what it says and hears."""
+    """A client connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -52,18 +52,18 @@ class Client:
     async def to(cls, port: int) -> Self:
         return cls(*await asyncio.open_connection(HOST, port))
 
-    async def say(self, text: bytes) -> None:
+    async def send(self, text: bytes) -> None:
         self.writer.write(text)
         await self.writer.drain()
 
-    async def hear(self, count: int, timeout: float = 5.0) -> bytes:
+    async def receive(self, count: int, timeout: float = 5.0) -> bytes:
         return await asyncio.wait_for(self.reader.readexactly(count), timeout)
 
-    async def asks(self, text: bytes) -> bytes:
-        await self.say(text)
-        return await self.hear(len(text))
+    async def round_trip(self, text: bytes) -> bytes:
+        await self.send(text)
+        return await self.receive(len(text))
 
-    async def hears_nothing(self) -> None:
+    async def receives_nothing(self) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(self.reader.read(1), SILENCE)
 
@@ -97,11 +97,11 @@ async def connected(relay: NetFault) -> AsyncGenerator[Client]:
         client.writer.close()
 
 
-async def test_in_good_weather_every_byte_passes_and_an_end_is_passed_on(relay: NetFault) -> None:
+async def test_without_a_fault_every_byte_and_the_end_pass(relay: NetFault) -> None:
     data = bytes(range(256)) * 4096
     async with connected(relay) as client:
-        sending = asyncio.create_task(client.say(data))
-        assert await client.hear(len(data)) == data
+        sending = asyncio.create_task(client.send(data))
+        assert await client.receive(len(data)) == data
         await sending
         assert relay.connections == 1
         client.writer.write_eof()
@@ -109,87 +109,87 @@ async def test_in_good_weather_every_byte_passes_and_an_end_is_passed_on(relay: 
     assert await eventually(lambda: relay.connections == 0)
 
 
-async def test_a_cut_resets_what_stands_and_refuses_what_comes(relay: NetFault, echo: Echo) -> None:
+async def test_a_cut_resets_open_and_new_connections(relay: NetFault, echo: Echo) -> None:
     async with connected(relay) as before:
-        assert await before.asks(b"hello") == b"hello"
+        assert await before.round_trip(b"hello") == b"hello"
         relay.cut()
         await before.is_reset()
     assert await eventually(lambda: relay.connections == 0)
-    async with connected(relay) as refused:
-        await refused.is_reset()
-    assert echo.came == 1
+    async with connected(relay) as rejected:
+        await rejected.is_reset()
+    assert echo.connections == 1
     relay.clear()
     async with connected(relay) as after:
-        assert await after.asks(b"again") == b"again"
+        assert await after.round_trip(b"again") == b"again"
 
 
-async def test_half_open_swallows_and_stands(relay: NetFault, echo: Echo) -> None:
+async def test_half_open_drops_bytes_and_keeps_connections(relay: NetFault, echo: Echo) -> None:
     async with connected(relay) as old, connected(relay) as idle:
-        assert await old.asks(b"hello") == b"hello"
-        assert await idle.asks(b"hello") == b"hello"
+        assert await old.round_trip(b"hello") == b"hello"
+        assert await idle.round_trip(b"hello") == b"hello"
         relay.half_open()
-        await old.say(b"lost")
-        await old.hears_nothing()
+        await old.send(b"lost")
+        await old.receives_nothing()
         async with connected(relay) as new:
-            await new.say(b"lost as well")
-            await new.hears_nothing()
-            assert bytes(echo.heard) == b"hellohello"
-            assert echo.came == 2
+            await new.send(b"lost as well")
+            await new.receives_nothing()
+            assert bytes(echo.received) == b"hellohello"
+            assert echo.connections == 2
             relay.clear()
-            # Streams with a hole are reset; one that lost nothing goes on.
+            # Connections that lost bytes are reset; one that lost none continues.
             await old.is_reset()
             await new.is_reset()
-        assert await idle.asks(b"still here") == b"still here"
+        assert await idle.round_trip(b"still here") == b"still here"
 
 
 async def test_half_open_hides_the_end_of_a_connection(echo: Echo, relay: NetFault) -> None:
     async with connected(relay) as client:
-        assert await client.asks(b"hello") == b"hello"
+        assert await client.round_trip(b"hello") == b"hello"
         relay.half_open()
         client.writer.write_eof()
-        await client.hears_nothing()
+        await client.receives_nothing()
         relay.clear()
         await client.is_reset()
 
 
-async def test_a_delay_is_each_way_and_does_not_thin_the_stream(relay: NetFault) -> None:
+async def test_a_delay_is_each_way_and_does_not_slow_the_stream(relay: NetFault) -> None:
     async with connected(relay) as client:
-        await client.asks(b"warm")
+        await client.round_trip(b"warm")
         relay.slow(0.1)
         began = monotonic()
         for number in range(10):
-            await client.say(b"%d" % number)
+            await client.send(b"%d" % number)
             await asyncio.sleep(0.01)
-        assert await client.hear(10) == b"0123456789"
+        assert await client.receive(10) == b"0123456789"
         assert 0.2 <= monotonic() - began < 0.9, "twice the delay, not twenty times"
 
 
 async def test_a_throttle_keeps_its_rate(relay: NetFault) -> None:
     async with connected(relay) as client:
-        await client.asks(b"warm")
+        await client.round_trip(b"warm")
         relay.throttle(20_000)
         began = monotonic()
-        assert await client.asks(bytes(6_000)) == bytes(6_000)
+        assert await client.round_trip(bytes(6_000)) == bytes(6_000)
         assert 0.25 <= monotonic() - began < 2
 
 
-async def test_a_server_that_is_away_is_a_reset_and_back_when_it_is(echo: Echo) -> None:
+async def test_a_server_that_is_down_is_a_reset(echo: Echo) -> None:
     async with NetFault(1) as nowhere, connected(nowhere) as client:
         await client.is_reset()
     async with NetFault(echo.port) as fault, connected(fault) as client:
-        assert await client.asks(b"there") == b"there"
+        assert await client.round_trip(b"there") == b"there"
 
 
 async def test_its_end_leaves_nothing(echo: Echo) -> None:
     before = asyncio.all_tasks()
     async with NetFault(echo.port) as fault:
         client = await Client.to(fault.port)
-        await client.asks(b"hello")
+        await client.round_trip(b"hello")
         fault.half_open()
-        await client.say(b"lost")
+        await client.send(b"lost")
         waiting = await Client.to(fault.port)
-        await waiting.say(b"lost")
-        assert fault.weather is Weather.HALF_OPEN
+        await waiting.send(b"lost")
+        assert fault.network is Network.HALF_OPEN
     await client.is_reset()
     await waiting.is_reset()
     for each in (client, waiting):

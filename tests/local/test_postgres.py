@@ -1,11 +1,10 @@
-"""The embedded PostgreSQL: never lost, never left behind, never anybody else's."""
+"""The embedded PostgreSQL: no committed data is lost, no process is left, no other one is hit."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-import local.postgres
 from local.ports import free_port
-from local.postgres import EmbeddedPostgres, PortTaken
-from local.postgres_folder import FolderInUse, PostgresFailed
+from local.postgres.folder import FolderInUse, PostgresFailed
+from local.postgres.server import EmbeddedPostgres, PortTaken
 from tests.eventually import eventually
+from tests.needs import needs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -111,7 +110,7 @@ async def test_a_second_start_finds_the_same_cluster_and_password(tmp_path: Path
     assert not servers_on(tmp_path)
 
 
-async def test_a_stale_pid_file_harms_nobody(tmp_path: Path) -> None:
+async def test_a_stale_pid_file_ends_no_other_process(tmp_path: Path) -> None:
     async with EmbeddedPostgres(tmp_path, durable=False) as server:
         cluster = server.folder.cluster
     bystander = await asyncio.create_subprocess_exec("sleep", "60")
@@ -125,19 +124,16 @@ async def test_a_stale_pid_file_harms_nobody(tmp_path: Path) -> None:
         await bystander.wait()
 
 
-async def test_a_folder_in_use_is_refused_and_its_server_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local.postgres, "LOCK_SECONDS", 0.2)
+async def test_a_folder_in_use_is_rejected_and_its_server_stays(tmp_path: Path) -> None:
     async with EmbeddedPostgres(tmp_path, durable=False) as server:
         with pytest.raises(FolderInUse, match="runs on"):
-            await EmbeddedPostgres(tmp_path, durable=False).__aenter__()
+            await EmbeddedPostgres(tmp_path, durable=False, lock_seconds=0.2).__aenter__()
         await server.ensure_database("roost")
 
 
 async def test_a_server_that_was_started_by_other_means_is_seen(tmp_path: Path) -> None:
     async with EmbeddedPostgres(tmp_path, durable=False) as server:
-        # As if somebody had taken the lock file away under the running server.
+        # As if the lock file had been deleted while the server runs.
         (tmp_path / "lock").unlink()
         with pytest.raises(FolderInUse, match=f"pid {server.child.pid}"):
             await EmbeddedPostgres(tmp_path, durable=False).__aenter__()
@@ -152,19 +148,18 @@ async def test_a_taken_port_is_one_clear_error_and_leaves_nothing(tmp_path: Path
     assert not servers_on(tmp_path)
 
 
-async def test_port_0_takes_another_one_when_it_loses_the_race(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_port_0_chooses_another_one_when_it_loses_the_race(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = stranger.getsockname()[1]
         offers = iter([taken, free_port()])
-        monkeypatch.setattr(local.postgres, "free_port", lambda: next(offers))
-        async with EmbeddedPostgres(tmp_path, durable=False) as server:
+        async with EmbeddedPostgres(
+            tmp_path, durable=False, choose_port=lambda: next(offers)
+        ) as server:
             assert server.port != taken
             await server.ensure_database("roost")
 
 
-async def test_an_initdb_that_was_killed_half_way_is_begun_anew(tmp_path: Path) -> None:
+async def test_an_initdb_that_was_killed_half_way_is_begun_again(tmp_path: Path) -> None:
     unfinished = tmp_path / "postgres-18.unfinished"
     unfinished.mkdir()
     (unfinished / "PG_VERSION").write_text("18\n")
@@ -173,7 +168,7 @@ async def test_an_initdb_that_was_killed_half_way_is_begun_anew(tmp_path: Path) 
     assert not unfinished.exists()
 
 
-async def test_a_failure_tells_what_the_program_said(tmp_path: Path) -> None:
+async def test_a_failure_quotes_the_output_of_the_program(tmp_path: Path) -> None:
     cluster = tmp_path / "postgres-18"
     cluster.mkdir()
     (tmp_path / "password").write_text("secret")
@@ -197,11 +192,10 @@ async def test_it_is_started_from_the_main_thread_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs a user namespace")
-@pytest.mark.skipif(not shutil.which("unshare"), reason="no `unshare` to close the namespaces with")
-async def test_closed_user_namespaces_are_told_with_the_way_out(tmp_path: Path) -> None:
+async def test_closed_user_namespaces_are_reported_with_a_way_out(tmp_path: Path) -> None:
     script = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     process = await asyncio.create_subprocess_exec(
-        *("unshare", "--user", "--map-root-user", "sh", "-c", script, "-"),
+        *(needs("unshare"), "--user", "--map-root-user", "sh", "-c", script, "-"),
         *(sys.executable, "-m", "local", "postgres", "--data", str(tmp_path), "--port", "0"),
         stderr=subprocess.PIPE,
     )

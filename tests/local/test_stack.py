@@ -1,4 +1,4 @@
-"""The stack as a context: two replicas, each killed and started anew at its address."""
+"""The stack: programs that are killed and started again at their address, and failures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from local.health import serving
-from local.stack import Stack, StackFailed
-from local.stack_settings import StackSettings
-from tests.processes import using
+from local.stack.grpc_health import serving
+from local.stack.stack import Stack, StackFailed
+from local.stack.stack_settings import StackSettings
+from tests.open_processes import using
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,10 @@ def settings(data: Path, replicas: int = 1) -> StackSettings:
     return replace(StackSettings.on_free_ports(data, replicas), durable=False)
 
 
-async def test_replicas_are_killed_and_started_anew_at_their_address(tmp_path: Path) -> None:
+@pytest.mark.proof
+async def test_replicas_are_killed_and_started_again_at_their_address(tmp_path: Path) -> None:
     async with Stack(settings(tmp_path, replicas=2)) as stack:
-        assert list(stack.parts)[2:] == ["session_service", "session_service_2"]
+        assert list(stack.programs)[2:] == ["session_service", "session_service_2"]
         first, second = stack.session_targets
         assert first != second
         await stack.kill("session_service_2")
@@ -37,13 +38,13 @@ async def test_replicas_are_killed_and_started_anew_at_their_address(tmp_path: P
         await asyncio.wait_for(serving(first), 5)
         await stack.start("session_service_2")
         await asyncio.wait_for(serving(second), 5)
-        # Who was killed on purpose is no failure of the stack.
+        # A program that was killed on purpose is no failure of the stack.
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stack.failure(), 0.2)
     assert not using(tmp_path)
 
 
-async def test_a_part_that_ends_by_itself_is_told_with_its_log(tmp_path: Path) -> None:
+async def test_a_program_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
     async with Stack(settings(tmp_path)) as stack:
         stack.send("container_service", signal.SIGKILL)
         failure = await asyncio.wait_for(stack.failure(), 5)
@@ -55,7 +56,9 @@ async def test_a_part_that_ends_by_itself_is_told_with_its_log(tmp_path: Path) -
     assert failure.status == 1
 
 
-async def test_a_part_that_cannot_start_fails_the_stack_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_program_that_cannot_start_fails_the_stack_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
     wrong = replace(settings(tmp_path), environment={"ROOST_LAG_WINDOW": "soon"})
     with pytest.raises(StackFailed, match="ROOST_LAG_WINDOW") as failed:
         await Stack(wrong).__aenter__()

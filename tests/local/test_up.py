@@ -1,4 +1,4 @@
-"""`python -m local up` as a person uses it: one table, Ctrl-C, and nothing left behind."""
+"""`python -m local up` as a user runs it: its table, Ctrl-C, and no process left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.eventually import eventually
-from tests.processes import children, using
+from tests.open_processes import children, using
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -45,7 +45,7 @@ async def up(data: Path, *options: str) -> AsyncGenerator[Process]:
 
 
 async def table(process: Process) -> str:
-    """What it prints when all is up."""
+    """The output until everything runs."""
     assert process.stdout
     text = ""
     while "ListSessions" not in text:
@@ -56,13 +56,13 @@ async def table(process: Process) -> str:
 
 
 async def ended(process: Process) -> tuple[int, str]:
-    """Its status and what it said on standard error."""
+    """Wait for the end; the exit status and stderr."""
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
     assert process.returncode is not None
     return process.returncode, stderr.decode()
 
 
-async def test_ctrl_c_stops_everything_and_a_second_up_is_told_of_the_first(
+async def test_ctrl_c_stops_everything_and_a_second_up_is_rejected(
     tmp_path: Path,
 ) -> None:
     async with up(tmp_path) as first:
@@ -72,8 +72,10 @@ async def test_ctrl_c_stops_everything_and_a_second_up_is_told_of_the_first(
         async with up(tmp_path) as second:
             status, said = await ended(second)
             assert status == 2
-            told = f"a stack runs on {tmp_path} already: stop that first, or give another --data\n"
-            assert said == told
+            message = (
+                f"another stack runs on {tmp_path}: stop it, or choose another folder with --data\n"
+            )
+            assert said == message
         assert first.pid
         # As a terminal does it: the whole foreground group.
         os.killpg(first.pid, signal.SIGINT)
@@ -81,6 +83,7 @@ async def test_ctrl_c_stops_everything_and_a_second_up_is_told_of_the_first(
         assert not using(tmp_path)
 
 
+@pytest.mark.proof
 async def test_kill_9_leaves_nothing_and_the_next_up_starts_on_the_same_data(
     tmp_path: Path,
 ) -> None:
@@ -97,7 +100,8 @@ async def test_kill_9_leaves_nothing_and_the_next_up_starts_on_the_same_data(
         assert not using(tmp_path)
 
 
-async def test_a_part_that_dies_ends_the_stack_with_its_last_words(tmp_path: Path) -> None:
+@pytest.mark.proof
+async def test_a_program_that_ends_stops_the_stack_with_its_last_output(tmp_path: Path) -> None:
     async with up(tmp_path) as process:
         await table(process)
         [victim] = [p for p, line in children(process.pid).items() if "-m session_service" in line]

@@ -1,4 +1,4 @@
-"""Both containers that pass the contract: in memory, and container_service over the emulator."""
+"""The two implementations of the port: in memory, and container_service over the emulator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["memory", "container_service"])
 async def containers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Containers]:
-    """One implementation of the port after the other."""
+    """Each implementation of the port in turn."""
     if request.param == "memory":
         yield MemoryContainers(Cloud())
         return
@@ -43,5 +43,5 @@ async def containers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
 
 @pytest.fixture
 def app() -> str:
-    """The app that both have."""
+    """The app of both implementations."""
     return APP

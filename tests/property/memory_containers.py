@@ -1,4 +1,4 @@
-"""Containers in memory: the port's semantics, with a clock that a test moves and faults on demand.
+"""Containers in memory: the port's semantics, with a clock that tests move, and injected faults.
 
 It passes the same contract suite as container_service over the emulator (`test_containers_port`).
 """
@@ -23,14 +23,16 @@ from session_service.ports import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-RESTING = (ContainerState.SUSPENDED, ContainerState.STOPPED)
+#: Containers in a part of a stream.
+PART = 100
+PAUSED_STATES = (ContainerState.SUSPENDED, ContainerState.STOPPED)
 
 
 @dataclass(slots=True)
 class Machine:
-    """A machine, and what a user has in it."""
+    """A machine and its user's counter."""
 
     address: Address
     name: str
@@ -44,26 +46,26 @@ class Machine:
     nonce: str = ""
     lease_until: datetime | None = None
     memory: int = 0
-    """Clicks since the last cold boot: what MEMORY promises to keep."""
+    """Clicks since the last cold boot: the memory that MEMORY promises to keep."""
     snapshot: bool = False
     """Whether there is memory to resume from."""
 
     @property
     def boot_id(self) -> str:
-        """As the guest tells it."""
+        """The boot id as the guest reports it."""
         return f"{self.address.container_id}-boot-{self.boot}"
 
 
 @dataclass(slots=True)
 class Cloud:
-    """All machines there are; replicas share it."""
+    """All machines, shared by the replicas."""
 
     machines: dict[str, Machine] = field(default_factory=dict)
     shift: timedelta = timedelta(0)
     """How far the tests' clock is ahead of the wall's."""
     numbers: count[int] = field(default_factory=lambda: count(1))
     destroyed: list[Machine] = field(default_factory=list)
-    """Destroyed by a call, in order: those that tests destroyed behind our back are not here."""
+    """Destroyed by a call, in order. Machines that a test destroyed directly are not included."""
 
     @property
     def now(self) -> datetime:
@@ -71,7 +73,7 @@ class Cloud:
         return datetime.now(UTC) + self.shift
 
     def pass_time(self, span: timedelta) -> None:
-        """Let time go by: what was is longer ago, as in a database whose rows are moved back."""
+        """Move all times of the machines back, as `_tick` moves those of the rows."""
         for machine in self.machines.values():
             machine.create_time -= span
             if machine.start_time is not None:
@@ -80,17 +82,17 @@ class Cloud:
                 machine.lease_until -= span
 
     def boot(self, machine: Machine) -> None:
-        """A cold boot: memory is new."""
+        """A cold boot: memory is empty."""
         machine.state, machine.snapshot, machine.memory = ContainerState.STARTED, False, 0
         machine.boot += 1
         machine.start_time = self.now
 
 
 class MemoryContainers:
-    """`ports.Containers` over a cloud, as one replica sees it.
+    """`ports.Containers` over a cloud, for one replica.
 
-    `passing` is called with each call's name and "before" or "after"; what it raises is what the
-    caller gets, the call done or not done accordingly.
+    `passing` is called with each call's name and "before" or "after". If it raises, the caller gets
+    that error, and the call was not executed ("before") or was ("after").
     """
 
     def __init__(
@@ -114,14 +116,14 @@ class MemoryContainers:
         return machine
 
     def _fence(self, machine: Machine, nonce: str | None) -> None:
-        """Whoever shows a nonce must hold the lease; who shows none must find none."""
+        """A call with a nonce must hold the lease; one without a nonce fails during a lease."""
         held = machine.lease_until is not None and machine.lease_until > self._cloud.now
         if nonce and not (held and machine.nonce == nonce):
             raise LeaseLost("the nonce is not that of the lease in force")
         if not nonce and held:
-            # Whoever waits for it need not wait in real time.
+            # The lease ends now, so that a caller that waits for it need not wait in real time.
             machine.lease_until = self._cloud.now
-            raise LeaseHeld("somebody holds the lease")
+            raise LeaseHeld("the machine is leased")
 
     async def create(
         self,
@@ -159,17 +161,27 @@ class MemoryContainers:
         await self._leave("get")
         return seen
 
-    async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
-        await self._enter("list")
-        found = [
+    def _present(self, app: str, labels: Mapping[str, str]) -> list[Seen]:
+        return [
             _seen(m)
             for m in self._cloud.machines.values()
             if m.address.app == (app or "memory")
             and m.state is not ContainerState.DESTROYED
             and labels.items() <= m.labels.items()
         ]
+
+    async def list(self, app: str, labels: Mapping[str, str], *, timeout: float) -> list[Seen]:
+        await self._enter("list")
+        found = self._present(app, labels)
         await self._leave("list")
         return found
+
+    async def stream(self, app: str, *, timeout: float) -> AsyncGenerator[Sequence[Seen], None]:
+        await self._enter("stream")
+        found = self._present(app, {})
+        for begin in range(0, len(found), PART):
+            yield found[begin : begin + PART]
+        await self._leave("stream")
 
     async def wait_started(self, address: Address, *, timeout: float) -> None:
         await self._enter("wait_started")
@@ -177,11 +189,11 @@ class MemoryContainers:
             raise errors.ProviderUnavailable("it did not start in time; try again")
         await self._leave("wait_started")
 
-    async def wait_resting(self, address: Address, *, timeout: float) -> ContainerState | None:
-        await self._enter("wait_resting")
+    async def wait_paused(self, address: Address, *, timeout: float) -> ContainerState | None:
+        await self._enter("wait_paused")
         state = self._machine(address).state
-        await self._leave("wait_resting")
-        return state if state in RESTING else None
+        await self._leave("wait_paused")
+        return state if state in PAUSED_STATES else None
 
     async def read_text(
         self, address: Address, command: Sequence[str], *, timeout: float
@@ -261,9 +273,9 @@ class MemoryContainers:
         await self._enter("acquire_lease")
         machine = self._machine(address)
         now = self._cloud.now
-        # A wait that is long enough is over at once: nobody needs to wait in real time.
+        # A wait that is long enough ends at once: tests do not wait in real time.
         if machine.lease_until is not None and machine.lease_until > now + timedelta(seconds=wait):
-            raise LeaseHeld("somebody holds the lease for longer")
+            raise LeaseHeld("the machine is leased for longer than the wait")
         machine.nonce = f"nonce-{next(self._cloud.numbers)}"
         machine.lease_until = now + timedelta(seconds=ttl)
         await self._leave("acquire_lease")
@@ -298,7 +310,7 @@ class MemoryPreviews:
         self._cloud = cloud
 
     def url(self, app: str, container_id: str) -> str:
-        """An address that nobody asks."""
+        """An address that is never requested."""
         return f"http://{container_id}.{app}.invalid/"
 
     async def answers(self, container: Container) -> bool:
@@ -307,13 +319,13 @@ class MemoryPreviews:
         return machine is not None and machine.state is ContainerState.STARTED
 
     async def wait_ready(self, container: Container, timeout: float) -> bool:
-        """The same: a machine that runs serves."""
+        """The same: a running machine serves."""
         return await self.answers(container)
 
 
 class NoActivity:
-    """A world in which no application says that it is used."""
+    """No application reports activity."""
 
     async def active(self, container: Container, spec: str) -> bool:
-        """Never."""
+        """Always False."""
         return False

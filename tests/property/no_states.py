@@ -1,23 +1,23 @@
-"""A world in which no application hands out its state, and nothing mounts a volume."""
+"""Ports for tests in which no application has a state hook and nothing mounts a volume."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from session_service import errors
-from session_service.vault import vault
-from session_service.vault.saving import Habits
+from session_service.checkpoints import vault
+from session_service.checkpoints.write import CheckpointSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from session_service.checkpoints.vault import Vault
     from session_service.ports import Address, Snapshot, Volume, Whole
     from session_service.storage.database import Database
-    from session_service.vault.vault import Vault
 
 
 class NoStates:
-    """Refuses all. Any: a hook is JSON."""
+    """Rejects all calls. Any: a hook is JSON."""
 
     async def capture(
         self,
@@ -27,7 +27,7 @@ class NoStates:
         *,
         timeout: float,
     ) -> Whole:
-        """Never."""
+        """Always fails."""
         raise errors.StateHookFailed("there is no state here")
 
     async def restore(
@@ -38,40 +38,40 @@ class NoStates:
         *,
         timeout: float,
     ) -> Whole:
-        """Never."""
+        """Always fails."""
         raise errors.StateHookFailed("there is no state here")
 
 
 class NoVolumes:
-    """Refuses all."""
+    """Rejects all calls."""
 
     async def snapshot(self, app: str, volume_id: str, *, timeout: float) -> Snapshot:
-        """Never."""
+        """Always fails."""
         raise errors.ProviderRefused("there are no volumes here")
 
     async def snapshots(self, app: str, volume_id: str, *, timeout: float) -> list[Snapshot]:
-        """Never."""
+        """Always fails."""
         raise errors.ProviderRefused("there are no volumes here")
 
     async def get(self, app: str, volume_id: str, *, timeout: float) -> Volume:
-        """Never."""
+        """Always fails."""
         raise errors.ProviderRefused("there are no volumes here")
 
     async def create_from(
         self, app: str, name: str, like: Volume, snapshot_id: str, *, timeout: float
     ) -> Volume:
-        """Never."""
+        """Always fails."""
         raise errors.ProviderRefused("there are no volumes here")
 
     async def listed(self, app: str, *, timeout: float) -> list[Volume]:
-        """None."""
+        """Always empty."""
         return []
 
     async def delete(self, app: str, volume_id: str, *, timeout: float) -> None:
-        """Never."""
+        """Always fails."""
         raise errors.ProviderRefused("there are no volumes here")
 
 
 def no_vault(database: Database) -> Vault:
-    """A vault that nothing can be saved to."""
-    return vault.build(database, NoStates(), NoVolumes(), None, Habits())
+    """A vault in which nothing can be saved."""
+    return vault.build(database, NoStates(), NoVolumes(), None, CheckpointSettings())

@@ -8,8 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from session_service import errors, wiring
+from session_service import errors
 from session_service.config import Config
+from session_service.server import composition
 from session_service.storage.database import Database
 from session_service.storage.installation import Installation
 from session_service.storage.notifications import Notices
@@ -19,15 +20,15 @@ from tests.property.no_states import no_vault
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from session_service.storage.connections import BoundedConnection
-    from session_service.wiring import Wired
+    from session_service.server.composition import Wired
+    from session_service.storage.database import BoundedConnection
     from tests.property.memory_containers import Cloud
 
 INSTALLATION = Installation(UUID(int=7), original=True)
 
 
 class MortalDatabase(Database):
-    """A connection to the database that is gone once its process died."""
+    """A connection pool that fails once its process died."""
 
     passing: Callable[[str, str], None]
 
@@ -42,10 +43,10 @@ class MortalDatabase(Database):
 
 
 class Replica:
-    """One process: its wiring, and when it dies.
+    """One process: its wiring, and the step at which it dies.
 
-    `countdown` is how many steps it has left (None: all it wants); each provider call and each
-    commit is one, before and after. Dead, it does nothing more: what it would still do is refused.
+    `countdown` is the number of steps left (None: no limit). Each provider call and each commit
+    counts two steps, before and after. A dead process does nothing: all its later calls fail.
     """
 
     def __init__(self, database: MortalDatabase, cloud: Cloud, config: Config) -> None:
@@ -59,10 +60,10 @@ class Replica:
         self.begin()
 
     def begin(self) -> None:
-        """A new process in the place of the old one."""
+        """Start a new process in place of the old one."""
         self.dead, self.countdown = False, None
         self._database.passing = self._pass
-        outside = wiring.Outside(
+        outside = composition.Outside(
             self._database,
             Notices("postgresql://unused"),
             MemoryContainers(self._cloud, self._pass),
@@ -71,8 +72,8 @@ class Replica:
             INSTALLATION,
             no_vault(self._database),
         )
-        self._ownership = wiring.own(self._config, self._database)
-        self.wired: Wired = wiring.build(self._config, outside, self._ownership)
+        self._ownership = composition.own(self._config, self._database)
+        self.wired: Wired = composition.build(self._config, outside, self._ownership)
 
     def _pass(self, name: str, moment: str) -> None:
         if self.countdown is not None:
@@ -87,24 +88,24 @@ class Replica:
             raise errors.ProviderUnavailable(f"{name} failed {moment} it was done; try again")
 
     async def bury(self) -> None:
-        """Wait until nothing of it moves any more, and start it anew."""
+        """Wait until its last tasks ended, and start a new process."""
         self.dead = True
         await self._ownership.drain(0.0)
-        await self.wired.background.keeper.close()
+        await self.wired.background.due_pass.close()
         self.faults.clear()
         self.begin()
 
     async def settle(self) -> None:
-        """Wait for the work that calls left behind."""
+        """Wait for the transitions that calls left behind."""
         for _ in range(100):
-            tasks = set(self._ownership._tasks)  # there is no other way to see it
+            tasks = set(self._ownership._tasks)  # no public method shows the tasks
             if not tasks:
                 return
             await asyncio.wait(tasks, timeout=5)
 
 
 def config(url: str) -> Config:
-    """Nothing counts as seen lately; sessions go through their lives in minutes of moved time."""
+    """Nothing counts as fresh, and sessions pass through all states in minutes of moved time."""
     return Config(
         database_url=url,
         default_image="roost/counter",

@@ -20,7 +20,7 @@ TIMEOUT = 20.0
 
 
 async def created(containers: Containers, app: str, name: str = "roost-s-1") -> Seen:
-    """A container that runs."""
+    """A running container."""
     seen = await containers.create(app, name, SPEC, LABELS, timeout=TIMEOUT)
     await containers.wait_started(seen.address, timeout=TIMEOUT)
     return await containers.get(seen.address, timeout=TIMEOUT)
@@ -32,7 +32,7 @@ async def leased(containers: Containers, where: Address) -> str:
 
 
 async def test_create_is_idempotent_by_name(containers: Containers, app: str) -> None:
-    """The same name is the same container; with another spec it is refused."""
+    """The same name is the same container; with another spec the create fails."""
     first = await created(containers, app)
     assert (await created(containers, app)).address == first.address
     with pytest.raises(errors.ProviderRefused):
@@ -42,10 +42,10 @@ async def test_create_is_idempotent_by_name(containers: Containers, app: str) ->
     assert (await created(containers, app, "roost-s-2")).address != first.address
 
 
-async def test_a_listing_is_by_labels_and_without_what_is_destroyed(
+async def test_a_listing_filters_by_labels_and_omits_destroyed_containers(
     containers: Containers, app: str
 ) -> None:
-    """All labels must match; labels and creation time are told."""
+    """All labels must match. The listing has labels and creation times."""
     seen = await created(containers, app)
     listed = await containers.list(app, {"roost_session": "s"}, timeout=TIMEOUT)
     assert [item.address for item in listed] == [seen.address]
@@ -56,8 +56,8 @@ async def test_a_listing_is_by_labels_and_without_what_is_destroyed(
     assert await containers.list(app, {"roost_session": "s"}, timeout=TIMEOUT) == []
 
 
-async def test_what_is_not_there_is_absent(containers: Containers, app: str) -> None:
-    """ContainerAbsent, and for a destruction a success."""
+async def test_a_missing_container_is_absent(containers: Containers, app: str) -> None:
+    """ContainerAbsent; a destruction succeeds."""
     nowhere = Address(app, "0000000000000a")
     with pytest.raises(ContainerAbsent):
         await containers.get(nowhere, timeout=TIMEOUT)
@@ -68,7 +68,7 @@ async def test_what_is_not_there_is_absent(containers: Containers, app: str) -> 
 async def test_a_suspend_keeps_the_boot_and_a_stop_does_not(
     containers: Containers, app: str
 ) -> None:
-    """The boot id proves what survived; resuming what runs changes nothing."""
+    """The boot id proves whether memory survived; resuming a running container changes nothing."""
     where = (await created(containers, app)).address
     boot_id = await containers.read_boot_id(where, timeout=TIMEOUT)
     assert boot_id
@@ -76,7 +76,7 @@ async def test_a_suspend_keeps_the_boot_and_a_stop_does_not(
     assert (await containers.suspend(where, nonce, timeout=TIMEOUT)).state is (
         ContainerState.SUSPENDED
     )
-    assert await containers.wait_resting(where, timeout=TIMEOUT) is ContainerState.SUSPENDED
+    assert await containers.wait_paused(where, timeout=TIMEOUT) is ContainerState.SUSPENDED
     await containers.release_lease(where, nonce, timeout=TIMEOUT)
     for _ in range(2):
         booted = await containers.resume(where, boot_id, timeout=TIMEOUT)
@@ -93,7 +93,7 @@ async def test_a_suspend_keeps_the_boot_and_a_stop_does_not(
 
 
 async def test_a_lease_fences(containers: Containers, app: str) -> None:
-    """Another's is held; a nonce that is not in force is lost; released, it is anybody's."""
+    """LeaseHeld for another caller, LeaseLost for a wrong nonce; after the release it is free."""
     where = (await created(containers, app)).address
     nonce = await leased(containers, where)
     with pytest.raises(LeaseHeld):
@@ -110,7 +110,7 @@ async def test_a_lease_fences(containers: Containers, app: str) -> None:
 
 
 async def test_cordoned_and_back(containers: Containers, app: str) -> None:
-    """Taken out of routing under a lease, put back without."""
+    """Cordoned under a lease, uncordoned without one."""
     where = (await created(containers, app)).address
     nonce = await leased(containers, where)
     await containers.cordon(where, nonce, timeout=TIMEOUT)

@@ -1,10 +1,10 @@
 """Any order of calls, crashes, faults and ticks keeps the rules: over a real PostgreSQL.
 
-Two replicas share a database and a cloud in memory. Time is moved by moving every row and every
-machine back. After each step the rules that hold always are checked; at the end all is left to
-quiet down, and then nothing may be in flight, leaked, or lost without a reason.
+Two replicas share a database and a cloud in memory. A tick moves the times of every row and
+machine back. After each step the invariants are checked. At the end the passes run until no
+transition is in flight, and then no machine may be leaked and none lost without proof.
 
-`ROOST_HISTORIES=n` plays so many instead of a few.
+`ROOST_HISTORIES=n` runs n histories instead of a few.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from session_service import errors
 from session_service.domain.decision import Request
 from session_service.domain.session import ContainerState, Continuity, Key, Mode, PauseDepth
 from session_service.domain.wish import Wish
-from session_service.lifecycle.intents import Start
-from session_service.lifecycle.rests import Named
+from session_service.start.facts import Start
+from session_service.stop.service import Named
 from tests.property.memory_containers import Cloud
 from tests.property.replica import MortalDatabase, Replica, config
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from session_service.lifecycle.joining import Answer
+    from session_service.transition.decision_record import Answer
 
 HISTORIES = int(os.environ.get("ROOST_HISTORIES", "12"))
 STEPS = 25
 USERS = ("wren", "kite")
 USER = st.sampled_from(USERS)
 REPLICA = st.sampled_from((0, 1))
-#: How many provider calls and commits a replica has left; mostly it lives.
+#: The number of provider calls and commits that a replica has left; mostly unlimited.
 CRASH = st.one_of(st.none(), st.none(), st.integers(0, 24))
 FAULT = st.one_of(
     st.none(),
@@ -54,14 +54,14 @@ FAULT = st.one_of(
     st.tuples(
         st.sampled_from(
             ("create", "get", "list", "wait_started", "read_boot_id", "resume", "suspend", "stop",
-             "destroy", "cordon", "uncordon", "acquire_lease", "wait_resting")
+             "destroy", "cordon", "uncordon", "acquire_lease", "wait_paused")
         ),
         st.sampled_from(("before", "after")),
     ),
 )  # fmt: skip
-#: What the provider, or an application, does by itself.
+#: Events at the provider or in the application.
 EVENTS = ("suspend", "stop", "wake", "crash", "drop", "destroy")
-#: Timestamps of every table that time goes by in.
+#: The timestamps of every table that a tick moves.
 TIMES = {
     "sessions": (
         "lease_until", "deadline", "verified_at", "create_time", "start_time", "last_active_time",
@@ -74,7 +74,7 @@ TABLES = "sessions, containers, decisions, session_events, sweeps, orphans"
 
 
 class Stage:
-    """What outlives one history: the loop, the database, its connections."""
+    """The event loop, the database and its connections, which all histories use."""
 
     def __init__(self, url: str, runner: asyncio.Runner) -> None:
         self.url = url
@@ -97,7 +97,7 @@ class Stage:
 
 
 class History(RuleBasedStateMachine):
-    """One history; `stage` is set by whoever plays it."""
+    """One history. A subclass sets `stage`."""
 
     stage: Stage
 
@@ -110,9 +110,9 @@ class History(RuleBasedStateMachine):
             for database in self.stage.databases
         ]
         self.clicks: dict[str, int] = {}
-        """What the user's counter showed when it was last looked at, by machine."""
+        """The last count that a user saw, by machine."""
 
-    # --- what can happen -------------------------------------------------------------------------
+    # --- the steps -------------------------------------------------------------------------------
 
     @rule(
         user=USER,
@@ -131,18 +131,18 @@ class History(RuleBasedStateMachine):
         crash: int | None,
         fault: tuple[str, str] | None,
     ) -> None:
-        """A user opens the project, and clicks once if it is there."""
+        """A user starts the session, and clicks once if it runs."""
         self._start(user, at, Wish(mode, None, least), crash, fault)
 
     @rule(user=USER, at=REPLICA)
     def visit(self, user: str, at: int) -> None:
-        """A plain start, with nothing in its way: it must succeed."""
+        """A start without a fault or crash must succeed."""
         answer = self._start(user, at, Wish(Mode.CONTINUE), None, None)
-        assert answer is not None, "refused with nothing in its way"
+        assert answer is not None, "it failed without a fault"
 
     @rule(user=USER, at=REPLICA, what=st.sampled_from(EVENTS))
     def visit_after(self, user: str, at: int, what: str) -> None:
-        """The same after the provider did something by itself."""
+        """The same after an event at the provider."""
         self.provider(user, what)
         self.visit(user, at)
 
@@ -167,35 +167,35 @@ class History(RuleBasedStateMachine):
         cases = replica.wired.cases
         named = Named(Request("default", what, os.urandom(8), uuids.uuid7()), session_id)
         calls: dict[str, Callable[[], Awaitable[object]]] = {
-            "suspend": lambda: cases.rests.pause(named, PauseDepth.SUSPENDED),
-            "stop": lambda: cases.rests.pause(named, PauseDepth.STOPPED),
-            "end": lambda: cases.rests.end(named, now=False),
-            "end now": lambda: cases.rests.end(named, now=True),
-            "undelete": lambda: cases.rests.undelete(named),
+            "suspend": lambda: cases.stops.pause(named, PauseDepth.SUSPENDED),
+            "stop": lambda: cases.stops.pause(named, PauseDepth.STOPPED),
+            "end": lambda: cases.stops.end(named, now=False),
+            "end now": lambda: cases.stops.end(named, now=True),
+            "undelete": lambda: cases.stops.undelete(named),
             "touch": lambda: cases.lookups.touch("default", session_id, "typing"),
-            "hold": lambda: cases.holding.put("default", session_id, "b", timedelta(minutes=40)),
+            "hold": lambda: cases.holds.put("default", session_id, "b", timedelta(minutes=40)),
         }
         self._call(replica, calls[what], crash, fault)
 
     @rule(at=REPLICA, crash=CRASH, fault=FAULT)
     def keep(self, at: int, crash: int | None, fault: tuple[str, str] | None) -> None:
-        """A keeper's pass."""
-        keeper = self.replicas[at].wired.background.keeper
-        self._call(self.replicas[at], keeper.settle, crash, fault)
+        """A due pass."""
+        due = self.replicas[at].wired.background.due_pass
+        self._call(self.replicas[at], due.settle, crash, fault)
 
     @rule(at=REPLICA, crash=CRASH, fault=FAULT)
     def sweep(self, at: int, crash: int | None, fault: tuple[str, str] | None) -> None:
-        """A sweeper's pass, and the discarder's."""
+        """An inventory pass and a discard pass."""
         self._call(self.replicas[at], lambda: self._sweep(self.replicas[at]), crash, fault)
 
     @rule(minutes=st.sampled_from((0.1, 1, 6, 31, 31, 250)))
     def tick(self, minutes: float) -> None:
-        """Time goes by."""
+        """Let time pass."""
         self._tick(timedelta(minutes=minutes))
 
     @rule(user=USER, what=st.sampled_from(EVENTS))
     def provider(self, user: str, what: str) -> None:
-        """The provider, or the application, does something by itself."""
+        """An event at the provider or in the application."""
         for machine in self._machines(user):
             if what == "suspend" and machine.state is ContainerState.STARTED:
                 machine.state, machine.snapshot = ContainerState.SUSPENDED, True
@@ -213,24 +213,24 @@ class History(RuleBasedStateMachine):
             elif what == "destroy":
                 machine.state = ContainerState.DESTROYED
 
-    # --- rules that hold always ------------------------------------------------------------------
+    # --- invariants ------------------------------------------------------------------------------
 
     @invariant()
     def no_two_machines_of_one_generation(self) -> None:
-        """Create never duplicates."""
+        """A repeated create makes no second machine."""
         names = [m.name for m in self.cloud.machines.values() if not _gone(m)]
         assert len(names) == len(set(names)), names
 
     @invariant()
-    def nothing_is_destroyed_that_a_session_stands_on(self) -> None:
-        """What calls of ours destroyed is of no live session's current generation."""
+    def no_current_container_is_destroyed(self) -> None:
+        """No call of Roost destroyed the current container of a live session."""
         live = self._live_containers()
         destroyed = {m.address.container_id for m in self.cloud.destroyed}
         assert not live & destroyed, live & destroyed
 
     @invariant()
-    def loss_was_proved(self) -> None:
-        """What the rows call gone is gone at the provider, or never was there."""
+    def every_recorded_loss_is_real(self) -> None:
+        """A container that its row calls destroyed is destroyed at the provider."""
         rows = self.stage.sql.execute(
             "SELECT container_id FROM containers"
             " WHERE destroy_time IS NOT NULL AND container_id IS NOT NULL"
@@ -239,18 +239,18 @@ class History(RuleBasedStateMachine):
             assert _gone(self.cloud.machines[container_id]), container_id
 
     def teardown(self) -> None:
-        """All faults over, everything comes to rest by itself, and nothing is leaked."""
+        """Without faults every transition completes by passes alone, and nothing is leaked."""
         for replica in self.replicas:
             self.stage.run(replica.bury())
         for _ in range(12):
             self._tick(timedelta(minutes=6))
             for replica in self.replicas:
-                self.stage.run(replica.wired.background.keeper.settle())
+                self.stage.run(replica.wired.background.due_pass.settle())
                 self.stage.run(self._sweep(replica))
         self._nothing_in_flight()
         self._nothing_leaked()
 
-    # --- how -------------------------------------------------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------
 
     def _start(
         self, user: str, at: int, wish: Wish, crash: int | None, fault: tuple[str, str] | None
@@ -272,7 +272,7 @@ class History(RuleBasedStateMachine):
         crash: int | None,
         fault: tuple[str, str] | None,
     ) -> Any:
-        """The call's answer; None where it was refused, or the replica died. Any: of any call."""
+        """The call's answer; None if it failed or the replica died. Any: of any call."""
         replica.countdown = crash
         if fault is not None:
             replica.faults.append(fault)
@@ -296,7 +296,7 @@ class History(RuleBasedStateMachine):
         return answer
 
     def _check_start(self, answer: Answer, least: Continuity | None) -> None:
-        """What the answer claims is so, and no less than was asked for; then a click."""
+        """Check that the answer's claims are true and at least what was asked for; then click."""
         container, decision = answer.record.container, answer.decision
         assert container is not None and container.container_id is not None
         machine = self.cloud.machines[container.container_id]
@@ -313,7 +313,7 @@ class History(RuleBasedStateMachine):
 
     async def _sweep(self, replica: Replica) -> None:
         background = replica.wired.background
-        await background.sweeper.shot("memory", timedelta(seconds=1), act=True)
+        await background.inventory_pass.shot("memory", timedelta(seconds=1), act=True)
         await background.discarder.shot()
 
     def _tick(self, span: timedelta) -> None:
@@ -323,7 +323,7 @@ class History(RuleBasedStateMachine):
         self.cloud.pass_time(span)
 
     def _machines(self, user: str) -> list[Any]:
-        """The user's machines that are not gone. Any: Machine."""
+        """The user's machines that are not destroyed. Any: Machine."""
         rows = self.stage.sql.execute(
             "SELECT container_id FROM containers JOIN sessions USING (session_id)"
             " WHERE user_id = %s AND container_id IS NOT NULL",
@@ -349,8 +349,8 @@ class History(RuleBasedStateMachine):
         assert not rows, rows
 
     def _nothing_leaked(self) -> None:
-        """Every machine is the current one of a session that is live or in its grace; every ACTIVE
-        session has a machine that runs.
+        """Every machine is the current one of a session that is live or in its grace period; every
+        ACTIVE session has a running machine.
         """
         wanted = {
             row[0]
@@ -378,7 +378,7 @@ def _gone(machine: Any) -> bool:
 
 @pytest.mark.timeout(60 + 10 * HISTORIES)
 def test_any_history_keeps_the_rules(database_url: str) -> None:
-    """Calls, crashes, faults and ticks in whatever order hypothesis finds."""
+    """Calls, crashes, faults and ticks in any order that hypothesis finds."""
     with asyncio.Runner() as runner:
         stage = Stage(database_url, runner)
         runner.run(stage.open())
@@ -389,7 +389,7 @@ def test_any_history_keeps_the_rules(database_url: str) -> None:
                     max_examples=HISTORIES,
                     stateful_step_count=STEPS,
                     deadline=None,
-                    # A history takes a second: shrinking one takes minutes, and is for later.
+                    # A history takes a second, so that shrinking one would take minutes.
                     phases=[hypothesis.Phase.generate],
                     suppress_health_check=list(hypothesis.HealthCheck),
                 ),

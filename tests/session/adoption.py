@@ -1,4 +1,4 @@
-"""What the tests of adoption share: an older platform's table and machines, and the command."""
+"""Helpers of the import tests: an older platform's table and machines, and the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from tests.container.harness import APP, TOKEN
-from tests.launching import fork
+from tests.service_processes import fork
 from tests.session.harness import IMAGE, LAG_WINDOW
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS preview_sessions (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the command came to."""
+    """The result of the command."""
 
     status: int | None
     out: str
@@ -39,18 +39,18 @@ class Outcome:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The report, of `--report json`. Any: JSON."""
+        """The report of `--report json`. Any: JSON."""
         found: dict[str, Any] = json.loads(self.out)
         return found
 
     @property
     def results(self) -> dict[str, int]:
-        """How many rows came to each result that any came to."""
+        """The number of rows by result, without zeros."""
         return {word: count for word, count in self.report["results"].items() if count}
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each row was skipped, by its id."""
+        """The reason of each skipped row, by its id."""
         return {row["row"]: row["reason"] for row in self.report["rows"] if row["reason"]}
 
 
@@ -67,7 +67,7 @@ class Row:
 
 
 async def fill(url: str, rows: Sequence[Row]) -> None:
-    """Make the older table, and put rows in: their ids count from 1."""
+    """Create the older table and insert rows; their ids count from 1."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute(TABLE)
         for row in rows:
@@ -82,7 +82,7 @@ async def fill(url: str, rows: Sequence[Row]) -> None:
 async def adopt(
     database_url: str, *options: str, target: str = "127.0.0.1:9", data: str = ""
 ) -> Outcome:
-    """Run the command; without a target nobody answers as container_service."""
+    """Run the command. Without a target its container_service does not answer."""
     process = await fork(
         "session_service",
         *("import-preview-sessions", *options),
@@ -94,7 +94,7 @@ async def adopt(
 
 
 def environment(database_url: str, target: str) -> dict[str, str]:
-    """What the command finds in its environment."""
+    """The command's environment."""
     return {
         "PATH": os.environ["PATH"],
         "ROOST_DATABASE_URL": database_url,
@@ -122,14 +122,14 @@ async def contents(url: str) -> dict[str, str]:
 
 
 async def rows_of(url: str, query: str) -> list[tuple[Any, ...]]:
-    """Rows of a query; none of a statement that gives none. Any: columns of every type."""
+    """The rows of a query; empty for other statements. Any: columns of every type."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         cursor = await connection.execute(query.encode())
         return await cursor.fetchall() if cursor.description else []
 
 
 async def machine(roost: World, **config: Any) -> str:
-    """A running counter that Roost did not make and that has no labels; its id. Any: JSON."""
+    """Create a running counter without labels, past Roost; return its id. Any: JSON."""
     port = {"port": 80, "handlers": ["http"]}
     service = {"protocol": "tcp", "internal_port": 8080, "ports": [port], "autostart": True}
     made = await fly(

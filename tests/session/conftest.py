@@ -1,7 +1,8 @@
-"""A whole Roost for each test, in this process: its own database, emulator and replicas."""
+"""Fixtures: for each test a Roost in this process, with its own database and emulator."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,15 +11,16 @@ from local.fly.emulator import Emulator, serve
 from local.fly.settings import Settings
 from tests.container.harness import TOKEN, make_app
 from tests.session.harness import World, world
+from tests.session.tracing import Tracer, tracing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Fast, on free ports; a test module may override it."""
+    """Settings of a fast emulator on free ports; a test module may override them."""
     return Settings(
         data=tmp_path / "fly",
         port=0,
@@ -35,23 +37,44 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def emulator(settings: Settings) -> AsyncIterator[Emulator]:
-    """A running emulator with an app in it."""
+    """A running emulator with one app."""
     async with serve(settings) as running:
         await make_app(running)
         yield running
 
 
 @pytest.fixture
-async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas over one container_service."""
-    async with world(emulator, database_url) as running:
+def replicas(request: pytest.FixtureRequest) -> int:
+    """How many replicas `roost` has: two, or as many as the marker `replicas` of the test says."""
+    marker = request.node.get_closest_marker("replicas")
+    return marker.args[0] if marker else 2
+
+
+@pytest.fixture
+async def roost(emulator: Emulator, database_url: str, replicas: int) -> AsyncIterator[World]:
+    """Replicas and one container_service."""
+    async with world(emulator, database_url, replicas) as running:
         yield running
 
 
 @pytest.fixture
-async def forgetful(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """The same, for whom a look at the provider counts for nothing: every start looks again."""
-    from datetime import timedelta
+async def always_probing(
+    emulator: Emulator, database_url: str, replicas: int
+) -> AsyncIterator[World]:
+    """Like `roost`, but without a freshness window: every start probes the provider."""
+    async with world(emulator, database_url, replicas, freshness_window=timedelta(0)) as running:
+        yield running
 
-    async with world(emulator, database_url, freshness_window=timedelta(0)) as running:
+
+@pytest.fixture
+def tracer() -> Iterator[Tracer]:
+    """Traces calls to replicas of this test that are created after it."""
+    with tracing() as running:
+        yield running
+
+
+@pytest.fixture
+async def traced(tracer: Tracer, emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas whose calls can be traced. Their leases are too long to be renewed in a test."""
+    async with world(emulator, database_url, lease=timedelta(seconds=30)) as running:
         yield running

@@ -1,7 +1,7 @@
-"""A front before the emulator: passes everything on, and can show a listing that is not so.
+"""A proxy before the emulator: it forwards requests, and can answer with a wrong listing.
 
-What a provider with a stale replica of its database would answer, which the emulator itself, that
-has one truth, cannot.
+A provider that reads a stale replica of its database answers so. The emulator cannot: it has one
+consistent state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from local.fly.emulator import Emulator
-from local.fly.servers import serving
+from local.fly.http_server import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Any: machines as Fly's JSON has them.
 Machine = dict[str, Any]
-#: Makes of a true listing the one that is shown.
+#: Returns the listing to answer with, from the emulator's.
 Listing = Callable[[list[Machine]], list[Machine]]
 _LISTING = re.compile(r"/v1/apps/[^/]+/machines")
 _PASSED_ON = ("authorization", "content-type", "fly-machine-lease-nonce")
@@ -37,36 +37,36 @@ _PASSED_ON = ("authorization", "content-type", "fly-machine-lease-nonce")
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that came by."""
+    """A request to the proxy."""
 
     method: str
     path: str
 
 
-#: Answers in place of the emulator, with a status and JSON; None lets the request through.
+#: Answers in place of the emulator, with a status and JSON; None forwards the request.
 Answer = Callable[[Asked], tuple[int, object] | None]
 
 
 @dataclass
 class Front:
-    """What it shows in place of the truth; nothing where not set."""
+    """The proxy's address, and its answers in place of the emulator's; unset fields forward."""
 
     truth: Emulator
     url: str = ""
     listing: Listing | None = None
     answer: Answer | None = None
     gate: asyncio.Event | None = None
-    """A listing is read as it is now, and shown when this is set."""
+    """Listings are read from the emulator at once, and answered when this is set."""
     read: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a listing was read that waits at the gate."""
+    """Set when a listing has been read and waits for the gate."""
 
     @property
     def emulator(self) -> Emulator:
-        """The emulator as it is seen from before the front."""
+        """The emulator at the proxy's address."""
         return Emulator(self.url, self.truth.proxy_url)
 
     def hold_listings(self) -> asyncio.Event:
-        """Keep listings back, each as of when it was asked for, until the event is set."""
+        """Delay answers of listings, each read at its request, until the returned event is set."""
         self.gate = asyncio.Event()
         self.read.clear()
         return self.gate
@@ -74,7 +74,7 @@ class Front:
 
 @asynccontextmanager
 async def fronted(truth: Emulator) -> AsyncGenerator[Front]:
-    """Run a front before the emulator."""
+    """Run a proxy before the emulator."""
     front = Front(truth)
     async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http:
 
@@ -89,9 +89,10 @@ async def fronted(truth: Emulator) -> AsyncGenerator[Front]:
 
 
 async def _handle(front: Front, http: httpx.AsyncClient, request: Request) -> Response:
-    told = None if front.answer is None else front.answer(Asked(request.method, request.url.path))
-    if told is not None:
-        return Response(json.dumps(told[1]), told[0], media_type="application/json")
+    asked = Asked(request.method, request.url.path)
+    given = None if front.answer is None else front.answer(asked)
+    if given is not None:
+        return Response(json.dumps(given[1]), given[0], media_type="application/json")
     answer = await http.request(
         request.method,
         f"{front.truth.api_url}{request.url.path}",
@@ -107,7 +108,7 @@ async def _handle(front: Front, http: httpx.AsyncClient, request: Request) -> Re
 
 
 async def _shown(front: Front, answer: httpx.Response) -> bytes:
-    """The listing that is shown, and only once the gate is open."""
+    """The listing to answer with, once the gate is open."""
     machines: list[Machine] = answer.json()
     if front.gate is not None:
         front.read.set()

@@ -1,4 +1,4 @@
-"""What the session tests share: replicas over one container_service and one emulator."""
+"""Helpers of all session tests: replicas, one container_service and one emulator."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import grpc.aio
 import httpx
 
 from container_service.main import serve as serve_containers
-from local.fly.admin import Admin
+from local.fly.admin import FRESH_CONNECTIONS, Admin
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2, session_service_pb2
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from session_service.clients.containers import GrpcContainers
 from session_service.config import Config
-from session_service.main import Running
-from session_service.main import serve as serve_sessions
+from session_service.server.replica import Running
+from session_service.server.replica import serve as serve_sessions
 from tests.container.harness import APP, TOKEN, UNPACED, config_for
 from tests.eventually import eventually
 
@@ -26,22 +27,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
+    from session_service.server.composition import Connect
 
 pb = session_service_pb2
 IMAGE = "roost/counter"
 LAG_WINDOW = timedelta(seconds=0.2)
-#: One call, in s: more than anything here should take.
+#: Deadline of one call, in s; longer than any call of a test should take.
 TIMEOUT = 20.0
 
 
 def key(user_id: str = "wren", slot: str = "") -> session_pb2.SessionKey:
-    """A key; users tell tests' sessions apart."""
+    """A session key of project `nest`."""
     return session_pb2.SessionKey(project_id="nest", user_id=user_id, slot=slot)
 
 
 @dataclass
 class Replica:
-    """A running session_service, and a client's view of it."""
+    """A running session_service, and a client of it."""
 
     running: Running
     stub: SessionServiceStub
@@ -50,7 +52,7 @@ class Replica:
     async def start(
         self, user_id: str = "wren", **fields: Any
     ) -> session_service_pb2.StartSessionResponse:
-        """StartSession. Any: whatever fields a test gives."""
+        """StartSession. Any: fields of every type."""
         request = pb.StartSessionRequest(key=key(user_id), **fields)
         return await self.stub.StartSession(request, timeout=TIMEOUT)
 
@@ -113,7 +115,7 @@ class World:
         return self.replicas[1]
 
     async def counter(self, session: session_pb2.Session, path: str = "/") -> str:
-        """What the session's counter shows."""
+        """The answer of the session's counter: its count."""
         url = httpx.URL(session.container.url)
         host = url.netloc.decode()
         answer = await self.http.get(
@@ -123,12 +125,12 @@ class World:
         return answer.text.strip()
 
     async def click_twice(self, session: session_pb2.Session) -> None:
-        """Make the counter 2."""
+        """Count from 0 to 2."""
         assert await self.counter(session, "/click") == "1"
         assert await self.counter(session, "/click") == "2"
 
     async def crash(self, session: session_pb2.Session) -> None:
-        """Let the session's machine die and start again by itself."""
+        """Kill the session's application; the provider restarts the machine by itself."""
         before = await self._started(session)
         await self._fly("POST", session, "/signal", {"signal": "SIGKILL"})
 
@@ -148,12 +150,12 @@ class World:
         await self._fly("GET", session, "/wait?state=destroyed&timeout=5", None)
 
     async def in_guest(self, session: session_pb2.Session, *command: str) -> str:
-        """What the command prints, run in the session's machine."""
+        """The standard output of a command in the session's machine."""
         ran = await self._fly("POST", session, "/exec", {"command": list(command)})
         return str(ran["stdout"])
 
     async def provider_state(self, session: session_pb2.Session) -> str:
-        """The machine's state at the provider, in its own words."""
+        """The machine's state, in the provider's words."""
         return str((await self._fly("GET", session, "", None))["state"])
 
     async def _started(self, session: session_pb2.Session) -> int:
@@ -175,7 +177,7 @@ class World:
         return found
 
     async def committed(self, action: str, session_id: str = "") -> int:
-        """How often the provider really did something, with any machine or one session's."""
+        """How often the provider carried an action out, for all machines or one session's."""
         return sum(
             1
             for done in await self.admin.actions()
@@ -183,7 +185,7 @@ class World:
         )
 
     async def calls(self) -> list[str]:
-        """What the provider was asked since the last time this was asked."""
+        """The actions of the requests to the provider since the last call of this method."""
         after = self.marks[-1] if self.marks else 0
         seen = await self.admin.requests(after)
         if seen:
@@ -191,38 +193,38 @@ class World:
         return [request.action for request in seen if not request.action.startswith("app_")]
 
     async def until_live(self, user_id: str) -> session_pb2.Session:
-        """The user's live session once there is one."""
+        """Wait for a live session of the user."""
 
-        async def look() -> session_pb2.Session | None:
+        async def read() -> session_pb2.Session | None:
             request = pb.FindLiveSessionRequest(key=key(user_id))
             try:
                 return (await self.one.stub.FindLiveSession(request, timeout=TIMEOUT)).session
             except grpc.aio.AioRpcError:
                 return None
 
-        return await _found(look)
+        return await _found(read)
 
     async def until_state(
         self, session_id: str, state: session_pb2.Session.State.ValueType
     ) -> session_pb2.Session:
-        """The session once it is in this state."""
+        """Wait until the session is in this state."""
 
-        async def look() -> session_pb2.Session | None:
+        async def read() -> session_pb2.Session | None:
             session = await self.one.get(session_id)
             return session if session.state == state else None
 
-        return await _found(look)
+        return await _found(read)
 
 
-async def _found(look: Callable[[], Awaitable[session_pb2.Session | None]]) -> session_pb2.Session:
-    """What the look gives once it gives something."""
-    found: session_pb2.Session | None = await eventually(look)
-    assert found is not None, "it did not come to be in time"
+async def _found(read: Callable[[], Awaitable[session_pb2.Session | None]]) -> session_pb2.Session:
+    """Repeat the read until it returns a session."""
+    found: session_pb2.Session | None = await eventually(read)
+    assert found is not None, "no such session in time"
     return found
 
 
 def session_config(database_url: str, container_target: str, proxy_url: str, **more: Any) -> Config:
-    """A replica's configuration: quick, on a free port. Any: fields of every type."""
+    """A replica's configuration: short timings, a free port. Any: fields of every type."""
     proxy = httpx.URL(proxy_url)
     values: dict[str, Any] = {
         "database_url": database_url,
@@ -236,20 +238,20 @@ def session_config(database_url: str, container_target: str, proxy_url: str, **m
         "start_budget": timedelta(seconds=15),
         "grace": 2.0,
         "pool_size": 8,
-        # The template has been; processes, which begin as usual, see to it that a start migrates.
+        # The template database is migrated. Tests that start processes check that a start migrates.
         "migrate": False,
-        # Driven by the tests that are about them.
-        "keeper_interval": timedelta(hours=1),
+        # Tests run these passes themselves.
+        "reconcile_interval": timedelta(hours=1),
         "sweep_interval": timedelta(hours=1),
     }
     return Config(**values | more)
 
 
 @asynccontextmanager
-async def replica(config: Config) -> AsyncGenerator[Replica]:
-    """Run a replica, and talk to it."""
+async def replica(config: Config, connect: Connect = GrpcContainers) -> AsyncGenerator[Replica]:
+    """Run a replica, and connect a client to it. `connect`: as for `serve`."""
     async with (
-        serve_sessions(config) as running,
+        serve_sessions(config, connect) as running,
         grpc.aio.insecure_channel(running.target) as channel,
     ):
         yield Replica(running, SessionServiceStub(channel), channel)
@@ -259,17 +261,25 @@ async def replica(config: Config) -> AsyncGenerator[Replica]:
 async def world(
     emulator: Emulator, database_url: str, replicas: int = 2, **more: Any
 ) -> AsyncGenerator[World]:
-    """Run container_service and replicas over an emulator without rate limits."""
+    """Run container_service and replicas over an emulator without rate limits.
+
+    Any: fields of the replicas' configuration, and `connect`, as for `serve`.
+    """
+    connect: Connect = more.pop("connect", GrpcContainers)
     async with AsyncExitStack() as stack:
-        # Nobody is left to answer when it ends: the replicas have gone before.
+        # A short grace: the replicas, its only clients, have closed before it does.
         unpaced = config_for(emulator, fly_rate_share=UNPACED, grace=0.1)
         containers = await stack.enter_async_context(serve_containers(unpaced))
         admin = await stack.enter_async_context(Admin(emulator.api_url))
         http = await stack.enter_async_context(
-            httpx.AsyncClient(trust_env=False, verify=False, timeout=TIMEOUT)
+            httpx.AsyncClient(
+                trust_env=False, verify=False, timeout=TIMEOUT, limits=FRESH_CONNECTIONS
+            )
         )
         config = session_config(database_url, containers.target, emulator.proxy_url, **more)
-        running = [await stack.enter_async_context(replica(config)) for _ in range(replicas)]
+        running = [
+            await stack.enter_async_context(replica(config, connect)) for _ in range(replicas)
+        ]
         yield World(emulator, admin, running, http)
 
 
@@ -279,5 +289,5 @@ def request_id() -> str:
 
 
 def spec(**fields: Any) -> container_pb.ContainerSpec:
-    """The counter's spec, with more. Any: fields of every type."""
+    """The counter's spec and further fields. Any: fields of every type."""
     return container_pb.ContainerSpec(image=IMAGE, **fields)

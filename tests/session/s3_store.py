@@ -1,11 +1,13 @@
-"""An S3-compatible store over real HTTP: signatures are checked, uploads come in parts, faults too.
+"""An S3-compatible store over real HTTP that checks signatures and fails on demand. It takes no
+multipart uploads.
 
-After docs.aws.amazon.com/AmazonS3/latest/API. What it checks, it works out by itself: nothing of
-the client that is tested is used here.
+After docs.aws.amazon.com/AmazonS3/latest/API. It computes all checks itself and uses no code of
+the client under test.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -13,13 +15,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote
-from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from local.fly.servers import serving
+from local.fly.http_server import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 KEY_ID, SECRET, REGION, BUCKET = "AKROOST", "a/secret+with odd=signs", "eu-north-1", "birds"
-LEAST_PART = 5 * 1024 * 1024
 _SIGNED = re.compile(
     r"AWS4-HMAC-SHA256 Credential=([^/]+)/(\d{8})/([^/]+)/s3/aws4_request, "
     r"SignedHeaders=([a-z0-9;-]+), Signature=([0-9a-f]{64})"
@@ -36,119 +36,123 @@ _SIGNED = re.compile(
 
 @dataclass
 class Store:
-    """What is in it, what was asked of it, and what goes wrong next."""
+    """The store's contents, the requests that it received, and its next faults."""
 
     url: str = ""
+    port: int = 0
     objects: dict[str, bytes] = field(default_factory=dict)
-    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    session_token: str = ""
+    """The token that must come with the access key; "": none may come."""
     asked: list[str] = field(default_factory=list)
-    """Each request that was let in: its method, and the names in its query."""
-    refused: list[str] = field(default_factory=list)
-    """Why requests were not let in."""
+    """Each request that was accepted: its method, and the names in its query."""
+    rejected: list[str] = field(default_factory=list)
+    """The error codes of requests that were not authorized."""
     faults: list[tuple[str, str]] = field(default_factory=list)
-    """(request as in `asked`, what happens to it): "503", "403", "404", "flip", "error", "cut"."""
+    """(request as in `asked`, its fault): "503", "403", "404", "flip", "cut", "hold", "none"."""
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a request with the fault "hold" has arrived."""
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    """Lets the requests that are held go on."""
 
     def take(self, asked: str) -> str:
-        """The fault that this request meets, once; "" for none."""
+        """The fault of this request, which applies once; "" for none."""
         for fault in self.faults:
             if fault[0] == asked:
                 self.faults.remove(fault)
                 return fault[1]
         return ""
 
+    def address(self, credentials: str, options: str = "") -> str:
+        """The address with these credentials and further options."""
+        return (
+            f"s3://{credentials}127.0.0.1:{self.port}/{BUCKET}?region={REGION}&tls=false{options}"
+        )
+
 
 @asynccontextmanager
 async def store() -> AsyncGenerator[Store]:
     """Run a store on a free port of this machine."""
-    kept = Store()
+    bucket = Store()
 
     async def answer(request: Request) -> Response:
-        return await _answer(kept, request)
+        return await _answer(bucket, request)
 
     app = Starlette(
         routes=[Route("/{path:path}", answer, methods=["GET", "PUT", "POST", "DELETE"])]
     )
-    async with serving(app, "127.0.0.1", 0, "port") as port:
-        secret = quote(SECRET, safe="")
-        kept.url = f"s3://{KEY_ID}:{secret}@127.0.0.1:{port}/{BUCKET}?region={REGION}&tls=false"
-        yield kept
+    async with serving(app, "127.0.0.1", 0, "port") as bucket.port:
+        bucket.url = bucket.address(f"{KEY_ID}:{quote(SECRET, safe='')}@")
+        yield bucket
 
 
-async def _answer(kept: Store, request: Request) -> Response:
+async def _answer(bucket: Store, request: Request) -> Response:
     body = await request.body()
-    wrong = _wrong(request, body)
+    wrong = _wrong(request, body, bucket.session_token)
     if wrong:
-        kept.refused.append(wrong)
-        return _error(403, wrong)
+        bucket.rejected.append(wrong)
+        # S3 quotes the request whose signature is wrong, with all headers that are signed.
+        return _error(403, wrong, f"<CanonicalRequest>{request.headers}</CanonicalRequest>")
     query = dict(request.query_params)
     asked = " ".join([request.method, *sorted(query)])
-    kept.asked.append(asked)
-    fault = kept.take(asked)
+    bucket.asked.append(asked)
+    fault = bucket.take(asked)
     if fault in ("503", "403"):
         return _error(int(fault), "SlowDown" if fault == "503" else "AccessDenied")
     if fault == "404":
         return _error(404, "NoSuchBucket")
+    if fault == "hold":
+        bucket.held.set()
+        await bucket.release.wait()
     name = request.path_params["path"].removeprefix(f"{BUCKET}/")
     match asked:
-        case "POST uploads":
-            upload = uuid4().hex + "~"
-            kept.uploads[upload] = {}
-            return _xml(f"<R><UploadId>{upload}</UploadId></R>")
-        case "PUT partNumber uploadId":
-            return _part(kept, query, _flipped(body) if fault == "flip" else body)
-        case "POST uploadId":
-            if fault == "error":
-                return _xml("<Error><Code>InternalError</Code></Error>")
-            return _complete(kept, name, query["uploadId"], body)
-        case "DELETE uploadId":
-            gone = kept.uploads.pop(query["uploadId"], None)
-            return Response(status_code=204) if gone is not None else _error(404, "NoSuchUpload")
+        case "PUT":
+            bucket.objects[name] = _flipped(body) if fault == "flip" else body
+            return Response(headers={"etag": f'"{hashlib.md5(body).hexdigest()}"'})
         case "DELETE":
-            kept.objects.pop(name, None)
+            bucket.objects.pop(name, None)
             return Response(status_code=204)
-        case "GET" if name in kept.objects:
-            stored = kept.objects[name]
-            return _object(_flipped(stored) if fault == "flip" else stored, cut=fault == "cut")
-        case _:
+        case "GET list-type prefix":
+            return _listing(bucket, query["prefix"])
+        case "GET" if name in bucket.objects:
+            stored = bucket.objects[name]
+            return _object(request, _flipped(stored) if fault == "flip" else stored, fault == "cut")
+        case "GET":
             return _error(404, "NoSuchKey")
+        case _:
+            return _error(501, "NotImplemented")
 
 
-def _part(kept: Store, query: dict[str, str], body: bytes) -> Response:
-    parts = kept.uploads.get(query["uploadId"])
-    if parts is None:
-        return _error(404, "NoSuchUpload")
-    parts[int(query["partNumber"])] = body
-    return Response(headers={"etag": f'"{hashlib.md5(body).hexdigest()}"'})
-
-
-def _complete(kept: Store, name: str, upload: str, body: bytes) -> Response:
-    parts = kept.uploads.get(upload)
-    if parts is None:
-        return _error(404, "NoSuchUpload")
-    listed = re.findall(
-        r'<PartNumber>(\d+)</PartNumber><ETag>&?q?u?o?t?;?"?([0-9a-f]+)', body.decode()
+def _listing(bucket: Store, prefix: str) -> Response:
+    found = "".join(
+        f"<Contents><Key>{name}</Key><LastModified>2026-11-22T10:00:00.000Z</LastModified>"
+        f"<Size>{len(body)}</Size></Contents>"
+        for name, body in sorted(bucket.objects.items())
+        if name.startswith(prefix)
     )
-    numbers = [int(number) for number, _ in listed]
-    if numbers != sorted(parts) or numbers != list(range(1, len(parts) + 1)):
-        return _error(400, "InvalidPart")
-    if any(hashlib.md5(parts[int(number)]).hexdigest() != tag for number, tag in listed):
-        return _error(400, "InvalidPart")
-    if any(len(parts[number]) < LEAST_PART for number in numbers[:-1]):
-        return _error(400, "EntityTooSmall")
-    kept.objects[name] = b"".join(parts[number] for number in numbers)
-    del kept.uploads[upload]
-    return _xml("<R/>")
+    truncated = "<IsTruncated>false</IsTruncated>"
+    return _xml(f"<ListBucketResult>{truncated}{found}</ListBucketResult>")
 
 
-def _object(body: bytes, *, cut: bool) -> Response:
-    async def parts() -> AsyncIterator[bytes]:
+def _object(request: Request, body: bytes, cut: bool) -> Response:
+    """The object, or the rest of it that a client asks for after an answer that broke off."""
+    first = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+    headers = {
+        "content-length": str(len(body) - first),
+        "etag": f'"{hashlib.md5(body).hexdigest()}"',
+        "last-modified": "Sun, 22 Nov 2026 10:00:00 GMT",
+    }
+    if first:
+        headers["content-range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+
+    async def pieces() -> AsyncIterator[bytes]:
         step = 256 * 1024
-        for start in range(0, len(body), step):
-            if cut and start >= len(body) // 2:
-                raise ConnectionError("cut off, as a test wants it")
+        for start in range(first, len(body), step):
+            if cut and start >= first + (len(body) - first) // 2:
+                request.scope["extensions"]["roost.abort"]()
+                return
             yield body[start : start + step]
 
-    return StreamingResponse(parts(), headers={"content-length": str(len(body))})
+    return StreamingResponse(pieces(), 206 if first else 200, headers)
 
 
 def _flipped(body: bytes) -> bytes:
@@ -161,12 +165,13 @@ def _xml(text: str) -> Response:
     return Response(text, media_type="application/xml")
 
 
-def _error(status: int, code: str) -> Response:
-    return Response(f"<Error><Code>{code}</Code></Error>", status, media_type="application/xml")
+def _error(status: int, code: str, more: str = "") -> Response:
+    text = f"<Error><Code>{code}</Code>{more}</Error>"
+    return Response(text, status, media_type="application/xml")
 
 
-def _wrong(request: Request, body: bytes) -> str:
-    """Why the request is not let in; "" where it is."""
+def _wrong(request: Request, body: bytes, session_token: str) -> str:
+    """The error code for a request that is not authorized; "" for one that is."""
     found = _SIGNED.fullmatch(request.headers.get("authorization", ""))
     if found is None:
         return "AccessDenied"
@@ -175,6 +180,9 @@ def _wrong(request: Request, body: bytes) -> str:
         return "InvalidAccessKeyId"
     if not {"host", "x-amz-content-sha256", "x-amz-date"} <= set(names.split(";")):
         return "AccessDenied"
+    token = request.headers.get("x-amz-security-token", "")
+    if token != session_token or (token and "x-amz-security-token" not in names.split(";")):
+        return "InvalidToken"
     if request.headers["x-amz-content-sha256"] != hashlib.sha256(body).hexdigest():
         return "XAmzContentSHA256Mismatch"
     query = sorted(request.query_params.multi_items())

@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share: a client, and counters that hand their state out."""
+"""Helpers of the checkpoint tests: a client, and applications with a state hook."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 pb = checkpoint_service_pb2
 Checkpoint = pb.Checkpoint
-APPLICATION = Path(__file__).with_name("keeper_of_state.py")
+APPLICATION = Path(__file__).with_name("stateful_app.py")
 HOOK = container_pb.StateHook(http_path="/state")
 
 
 def large(size: int, seed: str = "", **env: str) -> container_pb.ContainerSpec:
-    """An application with a state of so many bytes, which no compression makes smaller."""
+    """An application with a state of `size` incompressible bytes; see `stateful_app`."""
     return container_pb.ContainerSpec(
         image="roost/base",
         command=(sys.executable, str(APPLICATION)),
@@ -35,12 +35,12 @@ def large(size: int, seed: str = "", **env: str) -> container_pb.ContainerSpec:
 
 
 def hooked(**env: str) -> container_pb.ContainerSpec:
-    """A counter that hands its state out and takes one back."""
+    """A counter with a state hook."""
     return spec(state_hook=HOOK, env=env)
 
 
 async def mounting(roost: World, **fields: Any) -> container_pb.ContainerSpec:
-    """A counter on a new volume. Any: whatever fields of the spec a test gives."""
+    """A counter on a new volume. Any: fields of the spec, of every type."""
     made = await roost.http.post(
         f"{roost.emulator.api_url}/v1/apps/{APP}/volumes",
         json={"name": "data", "size_gb": 1},
@@ -82,9 +82,9 @@ class Checkpoints:
         request = pb.DeleteCheckpointRequest(checkpoint_id=checkpoint_id, **fields)
         await self.stub.DeleteCheckpoint(request, timeout=TIMEOUT)
 
-    async def pin(self, checkpoint_id: str, *, pinned: bool = True) -> pb.Checkpoint:
+    async def pin(self, checkpoint_id: str, *, pinned: bool = True, **fields: Any) -> pb.Checkpoint:
         """PinCheckpoint."""
-        request = pb.PinCheckpointRequest(checkpoint_id=checkpoint_id, pinned=pinned)
+        request = pb.PinCheckpointRequest(checkpoint_id=checkpoint_id, pinned=pinned, **fields)
         return (await self.stub.PinCheckpoint(request, timeout=TIMEOUT)).checkpoint
 
     async def fork(self, checkpoint_id: str, user_id: str, **fields: Any) -> pb.ForkSessionResponse:
@@ -101,7 +101,7 @@ def client(replica: Replica) -> Checkpoints:
 async def counting(
     roost: World, clicks: int, user_id: str = "wren", **env: str
 ) -> session_pb2.Session:
-    """A session whose counter shows so many clicks."""
+    """A session whose counter shows `clicks`."""
     session = (await roost.one.start(user_id, spec=hooked(**env))).session
     for _ in range(clicks):
         await roost.counter(session, "/click")
@@ -109,14 +109,14 @@ async def counting(
 
 
 def execute(url: str, statement: str, *values: object) -> list[Any]:
-    """What the database gives for a statement; the rows, where it gives any."""
+    """Run a statement; return its rows, empty for a statement without rows. Any: every type."""
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement, values)
         return cursor.fetchall() if cursor.description else []
 
 
 def flip(url: str, checkpoint_id: str) -> None:
-    """Damage a checkpoint as a disk would: one bit in the middle of its first piece."""
+    """Flip one bit in the middle of a checkpoint's first chunk, as a faulty disk would."""
     execute(
         url,
         "UPDATE checkpoint_chunks SET bytes = set_bit(bytes, 8 * (length(bytes) / 2)::bigint + 1, "

@@ -1,4 +1,4 @@
-"""What the tests of loss and leaks share: passes driven by hand, strays, and all that there is."""
+"""Helpers for tests of losses and leaks: single passes, orphans, and snapshots of all rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
     from local.fly.emulator import Emulator
     from roost.session.v1 import session_pb2
-    from session_service.lifecycle.reaping import Orphan
-    from session_service.lifecycle.sweeper import Swept
+    from session_service.reconcile.inventory import InventoryCounts
+    from session_service.reconcile.orphans import Orphan
 
-#: A sweeper that is quick: any age will do, and two passes running. Any: settings of every type.
+#: An orphan of any age is destroyed in its second pass. Any: settings of every type.
 QUICK: dict[str, Any] = {"sweep_min_age": timedelta(0), "sweep_passes": 2}
 
 
 async def sql(replica: Replica, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """What the statement gives in the replica's database. Any: columns of every type."""
+    """The rows of a statement in the replica's database. Any: columns of every type."""
     async with replica.running.database.connection() as connection:
         cursor = await connection.execute(statement.encode(), values)
         return await cursor.fetchall() if cursor.description is not None else []
 
 
 async def an_hour_passes(roost: World) -> None:
-    """Everything that changed did so an hour earlier, so that no listing is too early for it."""
+    """Date every change back by an hour, so that a listing can be newer than it."""
     hour = "- interval '1 hour'"
     for table, columns in {
         "sessions": ("change_time", "create_time"),
@@ -40,36 +40,36 @@ async def an_hour_passes(roost: World) -> None:
         await sql(roost.one, f"UPDATE {table} SET {moved}")
 
 
-async def act(roost: World, at: int = 0) -> Swept:
-    """One pass of a replica's sweeper that does all that a pass does, an hour from the last."""
+async def act(roost: World, at: int = 0) -> InventoryCounts:
+    """One inventory pass that may destroy, an hour after the last change."""
     await an_hour_passes(roost)
-    return await roost.replicas[at].running.background.sweeper.act(APP)
+    return await roost.replicas[at].running.background.inventory_pass.act(APP)
 
 
-async def report(roost: World) -> Swept:
-    """One pass that changes nothing."""
-    return await roost.one.running.background.sweeper.report(APP)
+async def report(roost: World) -> InventoryCounts:
+    """One inventory pass that changes nothing."""
+    return await roost.one.running.background.inventory_pass.report(APP)
 
 
 async def every_pass(roost: World) -> None:
-    """A pass of each replica's keeper, sweeper and discarder."""
+    """A due pass, an inventory pass and a discard pass of each replica."""
     for number, replica in enumerate(roost.replicas):
-        await replica.running.background.keeper.settle()
+        await replica.running.background.due_pass.settle()
         await act(roost, number)
         await replica.running.background.discarder.shot()
 
 
 async def installation_id(roost: World) -> str:
-    """As machines carry it."""
+    """The installation's id, as in the labels of machines."""
     ((found,),) = await sql(roost.one, "SELECT installation_id FROM installation")
     return str(found)
 
 
 async def stray(roost: World, *, truth: Emulator | None = None, **labels: str) -> str:
-    """A machine that no session has, made at the provider past Roost; its id.
+    """Create a machine without a session directly at the provider; return its id.
 
-    It carries this installation's labels and a made-up session's, but for what is given; "" leaves
-    a label out.
+    It carries the labels of this installation and of an invented session. `labels` replaces some of
+    them; "" leaves a label out.
     """
     carried = {
         "roost_installation": await installation_id(roost),
@@ -84,11 +84,11 @@ async def stray(roost: World, *, truth: Emulator | None = None, **labels: str) -
     return str(made["id"])
 
 
-# Any: JSON as Fly has it.
+# Any: Fly's JSON.
 async def fly(
     roost: World, method: str, path: str, body: object = None, *, truth: Emulator | None = None
 ) -> Any:
-    """Ask the provider, past Roost; `truth` where the world's is behind a front."""
+    """Call the provider directly; `truth` is the emulator itself if `roost.emulator` is a proxy."""
     url = f"{(truth or roost.emulator).api_url}/v1/apps/{APP}/machines{path}"
     answer = await roost.http.request(
         method, url, json=body, headers={"authorization": f"Bearer {TOKEN}"}
@@ -98,13 +98,13 @@ async def fly(
 
 
 async def machines(roost: World, *, truth: Emulator | None = None) -> dict[str, str]:
-    """The machines that the provider has, and their states."""
+    """The provider's machines and their states."""
     listed = await fly(roost, "GET", "", truth=truth)
     return {made["id"]: made["state"] for made in listed if made["state"] != "destroyed"}
 
 
-def by_id(swept: Swept) -> Mapping[str, Orphan]:
-    """The orphans of a pass, by the ids of their machines."""
+def by_id(swept: InventoryCounts) -> Mapping[str, Orphan]:
+    """The orphans of a pass by the id of their machine."""
     return {orphan.container_id: orphan for orphan in swept.orphans}
 
 
@@ -122,7 +122,7 @@ async def everything(roost: World) -> dict[str, list[str]]:
 
 
 async def events(roost: World, session: session_pb2.Session) -> list[str]:
-    """The words of what happened to the session, oldest first."""
+    """The types of the session's events, oldest first."""
     rows = await sql(
         roost.one,
         "SELECT type FROM session_events WHERE session_id = %s ORDER BY sequence",

@@ -1,10 +1,11 @@
-"""The activity source of a spec: an application that is in use is not put to rest."""
+"""The activity source of a spec: an application that is in use is not paused."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -12,9 +13,10 @@ import pytest
 
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
-from session_service.domain.keeping import Action
+from session_service.domain.next_action import Action
+from tests.cases import each
 from tests.eventually import eventually
-from tests.session.ageing import IDLE, WARNING, explained, kept, quiet, told
+from tests.session.ageing import IDLE, WARNING, events_of, explain_idle, make_idle, run_due_pass
 from tests.session.harness import World, spec, world
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
     from local.fly.emulator import Emulator
 
-#: A preview whose /busy answers what its /say/… was told last, and 204 at first; a redirect leads
-#: to where it is always busy.
+#: A preview whose /busy answers the status that /say/STATUS sets; at first 204. A redirect leads to
+#: "/", which answers 200.
 SCRIPT = """
 import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,61 +54,64 @@ CONNECTIONS = container_pb.ActivitySource(connections_port=8080)
 
 @pytest.fixture
 async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """A replica whose sessions have ten minutes, and a minute from the warning on."""
+    """A replica. Sessions pause after ten idle minutes, one minute after the warning."""
     async with world(
         emulator, database_url, replicas=1, idle_timeout=IDLE, idle_warning=WARNING
     ) as running:
         yield running
 
 
-async def talking(roost: World) -> pb.Session:
-    """A session whose application says by its hook whether it is in use."""
+async def with_hook(roost: World) -> pb.Session:
+    """A session whose application reports by a hook whether it is in use."""
     command = [sys.executable, "-c", SCRIPT]
     return (await roost.one.start(spec=spec(command=command, activity=HOOK))).session
 
 
-async def test_a_hook_that_says_busy_keeps_it_awake_and_moves_its_idle_time(roost: World) -> None:
-    session = await talking(roost)
-    await roost.counter(session, "/say/200")
-    await quiet(roost, session)
-    before = await explained(roost.one, session)
-    assert await kept(roost.one) == {Action.PAUSE: 1}
-    assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
-    after = await explained(roost.one, session)
-    moved = after.idle_time.ToDatetime() - before.idle_time.ToDatetime()
-    assert moved >= IDLE
-    assert not [event for event in await told(roost, session) if event.type == "PAUSING"]
-
-
-async def test_nobody_is_warned_of_a_pause_that_a_busy_application_will_not_have(
+async def test_a_hook_that_reports_busy_keeps_a_session_active_and_moves_its_idle_time(
     roost: World,
 ) -> None:
-    session = await talking(roost)
+    session = await with_hook(roost)
     await roost.counter(session, "/say/200")
-    await quiet(roost, session, warned=False)
-    await kept(roost.one)
-    assert "IDLE_WARNING" not in [event.type for event in await told(roost, session)]
+    await make_idle(roost, session)
+    before = await explain_idle(roost.one, session)
+    assert await run_due_pass(roost.one) == {Action.PAUSE: 1}
+    assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
+    after = await explain_idle(roost.one, session)
+    moved = after.idle_time.ToDatetime() - before.idle_time.ToDatetime()
+    assert moved >= IDLE
+    assert not [event for event in await events_of(roost, session) if event.type == "PAUSING"]
+
+
+async def test_a_busy_application_gets_no_warning_of_a_pause(
+    roost: World,
+) -> None:
+    session = await with_hook(roost)
+    await roost.counter(session, "/say/200")
+    await make_idle(roost, session, warned=False)
+    await run_due_pass(roost.one)
+    assert "IDLE_WARNING" not in [event.type for event in await events_of(roost, session)]
     await roost.counter(session, "/say/204")
-    await quiet(roost, session, warned=False)
-    await kept(roost.one)
-    assert [event.type for event in await told(roost, session)][-1] == "IDLE_WARNING"
+    await make_idle(roost, session, warned=False)
+    await run_due_pass(roost.one)
+    assert [event.type for event in await events_of(roost, session)][-1] == "IDLE_WARNING"
 
 
 @pytest.mark.parametrize("status", [204, 302, 404, 500])
-async def test_a_hook_that_says_anything_else_does_not(roost: World, status: int) -> None:
-    """A redirect is not followed: it would lead to where everybody is always busy."""
-    session = await talking(roost)
+async def test_a_hook_with_any_other_answer_does_not_keep_a_session_active(
+    roost: World, status: int
+) -> None:
+    """A redirect is not followed: its target answers 200 to every request."""
+    session = await with_hook(roost)
     await roost.counter(session, f"/say/{status}")
-    await quiet(roost, session)
-    await kept(roost.one)
+    await make_idle(roost, session)
+    await run_due_pass(roost.one)
     assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSED
 
 
-async def test_a_hook_that_hangs_cannot_keep_it_awake(
-    roost: World, monkeypatch: pytest.MonkeyPatch
+async def test_a_hook_that_hangs_cannot_keep_a_session_active(
+    emulator: Emulator, database_url: str
 ) -> None:
-    """It sends a byte now and then, so that no part of the answer is late; the whole is."""
-    monkeypatch.setattr("session_service.clients.activity.TIMEOUT", 0.5)
+    """It sends a byte now and then: each read is in time, but the whole answer is not."""
     drip = SCRIPT.replace(
         "        self.send_response(status)\n        if status == 302:",
         "        while status == 299:\n            import time\n"
@@ -114,16 +119,22 @@ async def test_a_hook_that_hangs_cannot_keep_it_awake(
         "        self.send_response(status)\n        if status == 302:",
     )
     assert drip != SCRIPT
-    started = await roost.one.start(spec=spec(command=[sys.executable, "-c", drip], activity=HOOK))
-    await roost.counter(started.session, "/say/299")
-    await quiet(roost, started.session)
-    await kept(roost.one)
-    assert (await roost.one.get(started.session.session_id)).state == pb.Session.STATE_PAUSED
+    short = timedelta(seconds=0.5)
+    async with world(
+        emulator, database_url, replicas=1, idle_timeout=IDLE, activity_timeout=short
+    ) as roost:
+        started = await roost.one.start(
+            spec=spec(command=[sys.executable, "-c", drip], activity=HOOK)
+        )
+        await roost.counter(started.session, "/say/299")
+        await make_idle(roost, started.session)
+        await run_due_pass(roost.one)
+        assert (await roost.one.get(started.session.session_id)).state == pb.Session.STATE_PAUSED
 
 
 @asynccontextmanager
 async def connected(roost: World, session: pb.Session) -> AsyncGenerator[None]:
-    """A connection through the provider's proxy to the guest: a request that goes on and on."""
+    """A connection through the provider's proxy to the guest: a request whose body never ends."""
     proxy = roost.emulator.proxy_url.rpartition(":")[2].strip("/")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy))
     host = session.container.url.split("/")[2]
@@ -138,7 +149,7 @@ async def connected(roost: World, session: pb.Session) -> AsyncGenerator[None]:
         del reader
 
 
-async def test_an_open_connection_keeps_it_awake_until_it_is_closed(roost: World) -> None:
+async def test_an_open_connection_keeps_a_session_active_until_it_is_closed(roost: World) -> None:
     session = (await roost.one.start(spec=spec(activity=CONNECTIONS))).session
     other = (await roost.one.start("robin", spec=spec(activity=CONNECTIONS))).session
     async with connected(roost, session):
@@ -150,33 +161,35 @@ async def test_an_open_connection_keeps_it_awake_until_it_is_closed(roost: World
                 for words in map(str.split, listed.splitlines())
             )
 
-        assert await eventually(seen), "the connection was never seen"
-        await quiet(roost, session, other)
-        await kept(roost.one)
+        assert await eventually(seen), "the guest never listed the connection"
+        await make_idle(roost, session, other)
+        await run_due_pass(roost.one)
         assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
-        # Guests share the host's network: the connection of one is none of another's.
+        # Guests share the host's network. A connection to one must not count for another.
         assert (await roost.one.get(other.session_id)).state == pb.Session.STATE_PAUSED
 
     async def unseen() -> bool:
         return not await seen()
 
-    assert await eventually(unseen), "the connection was closed and is seen all the same"
-    await quiet(roost, session)
-    await kept(roost.one)
+    assert await eventually(unseen), "the guest still lists the closed connection"
+    await make_idle(roost, session)
+    await run_due_pass(roost.one)
     assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSED
 
 
-async def test_a_port_that_nobody_is_connected_to_keeps_nothing_awake(roost: World) -> None:
+async def test_a_port_without_connections_does_not_keep_a_session_active(roost: World) -> None:
     elsewhere = container_pb.ActivitySource(connections_port=9)
     session = (await roost.one.start(spec=spec(activity=elsewhere))).session
     async with connected(roost, session):
-        await quiet(roost, session)
-        await kept(roost.one)
+        await make_idle(roost, session)
+        await run_due_pass(roost.one)
         assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSED
 
 
-@pytest.mark.parametrize("path", ["", "busy", "//evil.example/busy", "/%2f/x", "/../x", "/a#b"])
-async def test_a_path_that_could_name_another_host_is_refused(roost: World, path: str) -> None:
+@each("path", ["", "busy", "//evil.example/busy", "/%2f/x", "/../x", "/a#b"])
+async def test_a_hook_path_that_could_name_another_host_is_rejected(
+    roost: World, path: str
+) -> None:
     source = container_pb.ActivitySource(http_path=path)
     with pytest.raises(grpc.aio.AioRpcError, match=r"spec\.activity\.http_path"):
         await roost.one.start(spec=spec(activity=source))

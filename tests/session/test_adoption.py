@@ -1,4 +1,4 @@
-"""import-preview-sessions: what an older platform left becomes sessions, and once only."""
+"""import-preview-sessions: each row of an older platform becomes a session, once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from container_service.main import serve as serve_containers
 from roost.session.v1 import session_pb2 as pb
-from session_service.storage.adoption_staging import LOCK
+from session_service.adoption.staging import LOCK
+from tests.cases import each
 from tests.container.harness import APP, UNPACED, config_for
 from tests.session.adoption import Row, adopt, contents, fill, fly, machine, rows_of
 from tests.session.harness import request_id
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 JSON = ("--report", "json")
 OFFLINE = ("--offline", *JSON)
 A, B, C, D, E = (f"{letter * 14}" for letter in "abcde")
@@ -28,16 +31,18 @@ A, B, C, D, E = (f"{letter * 14}" for letter in "abcde")
 
 @pytest.fixture
 async def target(emulator: Emulator) -> AsyncIterator[str]:
-    """Where a container_service of the import's own answers."""
+    """The address of a container_service for the import."""
     async with serve_containers(config_for(emulator, fly_rate_share=UNPACED)) as running:
         yield running.target
 
 
-# --- which rows -----------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------
 
 
-async def test_of_five_rows_of_a_project_the_newest_is_the_session(database_url: str) -> None:
-    """By last activity, then creation, then id; the others are ENDED, to be purged in grace."""
+async def test_the_newest_of_five_rows_of_a_project_becomes_the_live_session(
+    database_url: str,
+) -> None:
+    """By last activity, creation, id. The others are ENDED, and purged after a grace period."""
     times = ["2026-03-01Z", "2026-03-05Z", "2026-03-05Z", "2026-03-02Z", None]
     names = (A, B, C, D, E)
     rows = [Row(machine=m, active=t) for m, t in zip(names, times, strict=True)]
@@ -59,10 +64,10 @@ async def test_of_five_rows_of_a_project_the_newest_is_the_session(database_url:
     assert {row[4].total_seconds() for row in ended} == {600}
 
 
-async def test_a_dry_run_says_the_same_and_changes_nothing(
+async def test_a_dry_run_reports_the_same_and_changes_nothing(
     database_url: str, empty_database_url: str
 ) -> None:
-    """Neither in this database nor in the older one."""
+    """Neither Roost's database nor the older platform's changes."""
     rows = [Row(machine=A), Row(machine=B), Row("ended", user="robin"), Row("odd", user="finch")]
     await fill(empty_database_url, rows)
     before = [await contents(url) for url in (database_url, empty_database_url)]
@@ -72,11 +77,13 @@ async def test_a_dry_run_says_the_same_and_changes_nothing(
     real = await adopt(database_url, *options)
     assert (dry.status, real.status) == (1, 1)
     assert dry.report == real.report | {"dry_run": True}
-    assert await contents(database_url) != before[0], "this comparison can fail"
+    assert await contents(database_url) != before[0], (
+        "the real run changes it: the comparison works"
+    )
 
 
 async def test_a_second_run_changes_nothing(database_url: str) -> None:
-    """Also where it is of a copy in a file: the ids of the sessions are derived from the rows'."""
+    """Neither does a run with a CSV copy of the table: session ids are derived from row ids."""
     rows = [Row(machine=A), Row(machine=B), Row("ended", user="robin"), Row(user="finch")]
     await fill(database_url, rows)
     first = await adopt(database_url, *OFFLINE)
@@ -91,8 +98,8 @@ async def test_a_second_run_changes_nothing(database_url: str) -> None:
     assert await contents(database_url) == before
 
 
-async def test_what_was_forgotten_does_not_come_back(database_url: str) -> None:
-    """The rows of an ended session are deleted some day; its decision still names it."""
+async def test_a_session_that_retention_deleted_is_not_imported_again(database_url: str) -> None:
+    """Its decision stays and still names it."""
     await fill(database_url, [Row(machine=A)])
     await adopt(database_url, *OFFLINE)
     await rows_of(database_url, "DELETE FROM sessions")
@@ -101,33 +108,33 @@ async def test_what_was_forgotten_does_not_come_back(database_url: str) -> None:
     assert not await rows_of(database_url, "SELECT 1 FROM sessions")
 
 
-async def test_many_rows_go_in_by_batches(database_url: str) -> None:
-    """More than a transaction's and a report page's worth, and none twice or left over."""
+async def test_many_rows_are_imported_in_batches(database_url: str) -> None:
+    """More rows than one transaction or one report page takes: each is imported once."""
     head = "id,project_id,user_id,status,machine_id,created_at\n"
     rows = [f"{n},p{n // 3},u,active,m{n},2026-01-01T00:{n % 3:02}:00" for n in range(3600)]
     data = head + "\n".join(rows)
     outcome = await adopt(database_url, "--from-csv", "-", *OFFLINE, data=data)
     assert outcome.results == {"ACTIVE": 1200, "SUPERSEDED": 2400}
-    told = [int(row["row"]) for row in outcome.report["rows"]]
-    assert told == [n for n in range(3600) if n % 3 != 2]
+    reported = [int(row["row"]) for row in outcome.report["rows"]]
+    assert reported == [n for n in range(3600) if n % 3 != 2]
     query = "SELECT count(*), count(DISTINCT (project_id, state)) FROM sessions"
     assert await rows_of(database_url, query) == [(3600, 2400)]
 
 
 async def test_two_imports_do_not_write_at_once(database_url: str) -> None:
-    """The second is told, and writes nothing; a dry run may go on beside it."""
+    """The second import fails and writes nothing; a dry run may run at the same time."""
     await fill(database_url, [Row(machine=A)])
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         await other.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-        refused = await adopt(database_url, *OFFLINE)
-        assert (refused.status, refused.err.count("\n")) == (2, 1)
-        assert "another import" in refused.err
+        second = await adopt(database_url, *OFFLINE)
+        assert (second.status, second.err.count("\n")) == (2, 1)
+        assert "another import" in second.err
         assert (await adopt(database_url, *OFFLINE, "--dry-run")).status == 0
     assert not await rows_of(database_url, "SELECT 1 FROM sessions")
 
 
-async def test_another_platforms_rows_need_a_name_of_their_own(database_url: str) -> None:
-    """Two tables count from 1: the second's rows are not taken for the first's."""
+async def test_the_rows_of_a_second_table_need_a_source_name(database_url: str) -> None:
+    """The ids of both tables count from 1: two rows of one id must not become one session."""
     head = "id,project_id,user_id,status,machine_id,created_at\n"
     data = f"{head}1,nest,wren,active,{A},2026-01-01\n"
     assert (await adopt(database_url, "--from-csv", "-", *OFFLINE, data=data)).status == 0
@@ -151,11 +158,13 @@ async def test_another_platforms_rows_need_a_name_of_their_own(database_url: str
         ("cold", "ENDED", "SUSPENDED"),
     ],
 )
-async def test_each_status(database_url: str, word: str, state: str, depth: str | None) -> None:
-    """The usual words, and those that are told; nothing of an ended row's is ever destroyed."""
+async def test_each_status_word_maps_to_a_state(
+    database_url: str, word: str, state: str, depth: str | None
+) -> None:
+    """Known words, and words given by --status. The machine of an ended row is never destroyed."""
     await fill(database_url, [Row(word, A)])
-    told = ("--status", "warm=live", "--status", "cold=ended")
-    outcome = await adopt(database_url, *OFFLINE, *told)
+    words = ("--status", "warm=live", "--status", "cold=ended")
+    outcome = await adopt(database_url, *OFFLINE, *words)
     assert outcome.status == 0
     query = "SELECT state, pause_depth FROM sessions"
     assert await rows_of(database_url, query) == [(state, depth)]
@@ -163,22 +172,22 @@ async def test_each_status(database_url: str, word: str, state: str, depth: str 
     assert bool(kept) is (state != "ENDED")
 
 
-async def test_a_word_that_nobody_explained_holds_its_key_back(database_url: str) -> None:
-    """The row may be the one that the user was last in: the older ones wait with it."""
+async def test_an_unknown_status_word_skips_its_key(database_url: str) -> None:
+    """That row may be the key's newest session, so the older rows are skipped with it."""
     rows = [Row(machine=A), Row("error", B, active="2026-05-01Z"), Row("gone?", user="robin")]
     await fill(database_url, rows)
     outcome = await adopt(database_url, *OFFLINE)
     assert outcome.status == 1
     assert outcome.reasons == {"1": "NEWEST_SKIPPED", "2": "STATUS_UNKNOWN", "3": "STATUS_UNKNOWN"}
-    told = ("--status", "error=skip", "--status", "gone?=skip")
-    again = await adopt(database_url, *OFFLINE, *told)
+    words = ("--status", "error=skip", "--status", "gone?=skip")
+    again = await adopt(database_url, *OFFLINE, *words)
     assert (again.status, again.results) == (0, {"ACTIVE": 1, "LEFT_OUT": 2})
 
 
 async def test_a_machine_belongs_to_one_session(database_url: str) -> None:
-    """Five rows of one machine: no superseded session may take the live one's with it."""
+    """Several rows name one machine: it must not be destroyed for a superseded session."""
     rows = [Row(machine=A, active=f"2026-03-0{day}Z") for day in (1, 2, 3)]
-    # Another user's older row, and one that is left out, name it too.
+    # Another user's older row, and a skipped row, also name such a machine.
     rows += [Row(machine=A, user="robin", active="2026-02-01Z")]
     rows += [Row(machine=B, active="2026-01-01Z"), Row("error", B, user="finch")]
     await fill(database_url, rows)
@@ -187,14 +196,14 @@ async def test_a_machine_belongs_to_one_session(database_url: str) -> None:
     assert outcome.reasons == {"4": "CONTAINER_SHARED", "6": "STATUS_UNKNOWN"}
     held = "SELECT container_id, s.state FROM containers JOIN sessions s USING (session_id)"
     assert await rows_of(database_url, held) == [(A, "ACTIVE")]
-    # Also by what an earlier run imported.
+    # The same for rows that an earlier run imported.
     data = f"id,project_id,user_id,status,machine_id,created_at\n9,a,b,active,{A},2026-09-09\n"
     later = await adopt(database_url, "--from-csv", "-", *OFFLINE, data=data)
     assert later.reasons == {"9": "CONTAINER_KNOWN"}
 
 
 async def test_superseded_machines_can_be_kept(database_url: str) -> None:
-    """Then they have no container's row, and nothing ever destroys them."""
+    """They get no row in `containers`, so they are never destroyed."""
     await fill(database_url, [Row(machine=A), Row(machine=B)])
     outcome = await adopt(database_url, *OFFLINE, "--keep-machines")
     assert outcome.results == {"ACTIVE": 1, "SUPERSEDED": 1}
@@ -202,7 +211,7 @@ async def test_superseded_machines_can_be_kept(database_url: str) -> None:
 
 
 async def test_a_key_with_a_live_session_is_skipped(roost: World, database_url: str) -> None:
-    """Who was quicker stays; so do the machines of the older rows."""
+    """The live session stays, and so do the machines of the skipped rows."""
     session = (await roost.one.start()).session
     await fill(database_url, [Row(machine=A), Row(machine=B)])
     outcome = await adopt(database_url, *OFFLINE)
@@ -228,25 +237,25 @@ async def test_a_key_with_a_live_session_is_skipped(roost: World, database_url: 
         ),
     ],
 )
-async def test_the_machine_is_taken_out_of_the_address(
+async def test_the_machine_is_parsed_from_the_address(
     database_url: str, address: str, options: tuple[str, ...], found: tuple[str, str]
 ) -> None:
-    """By the usual patterns, or by one's own."""
+    """By known patterns, or by --machine-pattern."""
     data = f'id,project,user,state,url,created\n"7",nest,wren,active,{address},2026-01-01\n'
     outcome = await adopt(database_url, "--from-csv", "-", *OFFLINE, *options, data=data)
     assert outcome.results == {"ACTIVE": 1}
     assert await rows_of(database_url, "SELECT container_id, app FROM containers") == [found]
 
 
-async def test_an_address_that_names_no_machine_is_told(database_url: str) -> None:
-    """An app alone is no machine: nothing is guessed."""
+async def test_an_address_that_names_no_machine_is_reported(database_url: str) -> None:
+    """An address with an app only names no machine, and the import does not guess."""
     data = f"id,project,user,state,url,created\n7,a,b,active,https://{APP}.fly.dev/,2026-01-01\n"
     outcome = await adopt(database_url, "--from-csv", "-", *OFFLINE, data=data)
     assert (outcome.status, outcome.reasons) == (1, {"7": "MACHINE_UNREADABLE"})
 
 
-async def test_columns_of_other_names(database_url: str) -> None:
-    """The usual ones are found, whatever their case; others are told."""
+async def test_columns_may_have_other_names(database_url: str) -> None:
+    """Known names are found in upper or lower case; others are given by --column."""
     data = f"ID,Proj,userId,status,the machine,Created_At\n7,nest,wren,active,{A},1767225600\n"
     options = ("--column", "project_id=Proj", "--column", "machine_id=the machine")
     outcome = await adopt(database_url, "--from-csv", "-", *OFFLINE, *options, data=data)
@@ -255,8 +264,8 @@ async def test_columns_of_other_names(database_url: str) -> None:
     assert created.isoformat().startswith("2026-01-01T00:00:00")
 
 
-async def test_rows_that_cannot_be_taken_are_told_one_by_one(database_url: str) -> None:
-    """Each with its reason, and the good one comes in."""
+async def test_each_row_that_cannot_be_imported_is_reported(database_url: str) -> None:
+    """Each with its reason; the good row is imported."""
     lines = [
         "id,project_id,user_id,status,machine_id,created_at",
         f"1,nest,wren,active,{A},2026-01-01",
@@ -277,42 +286,43 @@ async def test_rows_that_cannot_be_taken_are_told_one_by_one(database_url: str) 
     ]
     text = await adopt(database_url, "--from-csv", "-", "--offline", data="\n".join(lines))
     assert "9 rows read" in text.out
-    assert text.out.isascii(), "what is not printable is told as something that is"
+    assert text.out.isascii(), "characters that are not printable are escaped"
 
 
 # --- the provider ---------------------------------------------------------------------------
 
 
-async def test_an_adopted_running_machine_is_used_and_then_proved(
-    forgetful: World, database_url: str, target: str
+@pytest.mark.replicas(2)
+async def test_an_adopted_running_machine_is_reused_and_then_proved(
+    always_probing: World, database_url: str, target: str
 ) -> None:
-    """The first start claims nothing of before; from then on memory is proved as anybody's."""
-    wild = await machine(forgetful)
+    """The first start claims no continuity; later starts prove memory as for any session."""
+    wild = await machine(always_probing)
     await fill(database_url, [Row(machine=wild)])
     assert (await adopt(database_url, *JSON, target=target)).results == {"ACTIVE": 1}
-    first = await forgetful.one.start()
+    first = await always_probing.one.start()
     session = first.session
     assert session.container.container_id == wild
     assert UUID(session.session_id).version == 5
     assert (first.outcome, first.continuity) == (pb.START_OUTCOME_REUSED, pb.CONTINUITY_NONE)
-    assert not first.continuity_verified, "nothing is known of before: neither kept nor lost"
-    await forgetful.click_twice(session)
-    second = await forgetful.two.start(min_continuity=pb.CONTINUITY_MEMORY)
+    assert not first.continuity_verified, "without an earlier boot id nothing is proved"
+    await always_probing.click_twice(session)
+    second = await always_probing.two.start(min_continuity=pb.CONTINUITY_MEMORY)
     assert (second.outcome, second.continuity) == (pb.START_OUTCOME_REUSED, pb.CONTINUITY_MEMORY)
-    assert (await forgetful.one.pause(session.session_id)).state == pb.Session.STATE_PAUSED
-    third = await forgetful.one.start()
+    assert (await always_probing.one.pause(session.session_id)).state == pb.Session.STATE_PAUSED
+    third = await always_probing.one.start()
     assert (third.outcome, third.continuity) == (pb.START_OUTCOME_RESUMED, pb.CONTINUITY_MEMORY)
     assert third.continuity_verified
-    assert await forgetful.counter(session) == "2"
-    decisions = await forgetful.one.decisions(session.session_id)
+    assert await always_probing.counter(session) == "2"
+    decisions = await always_probing.one.decisions(session.session_id)
     assert decisions[-1].method == "ImportPreviewSessions"
-    assert await forgetful.committed("create") == 1, "the machine that was there, and no other"
+    assert await always_probing.committed("create") == 1, "no machine but the adopted one"
 
 
-async def test_what_the_provider_shows_is_what_it_becomes(
+async def test_an_adopted_session_has_the_state_that_the_provider_shows(
     roost: World, database_url: str, target: str
 ) -> None:
-    """Whatever the row's own word said."""
+    """The row's status does not matter."""
     running, asleep, stopped, gone = [await machine(roost) for _ in range(4)]
     for name, verb, state in ((asleep, "suspend", "suspended"), (stopped, "stop", "stopped")):
         await fly(roost, "POST", f"/{name}/{verb}")
@@ -340,7 +350,7 @@ async def test_what_the_provider_shows_is_what_it_becomes(
 async def test_a_provider_that_does_not_answer_is_no_evidence(
     roost: World, database_url: str, target: str
 ) -> None:
-    """The row is told and waits for another run; so do the older rows of its key."""
+    """The row and the older rows of its key are skipped; a later run imports them."""
     wild = await machine(roost)
     await fill(database_url, [Row(machine=A, active="2025-01-01Z"), Row(machine=wild)])
     alone = await adopt(database_url, *JSON)
@@ -355,29 +365,31 @@ async def test_a_provider_that_does_not_answer_is_no_evidence(
 
 
 async def test_absence_from_a_listing_by_labels_proves_nothing_of_an_adopted_machine(
-    forgetful: World, database_url: str, target: str
+    always_probing: World, database_url: str, target: str
 ) -> None:
-    """It carries no labels. Two reads that miss it are answered by a listing of the whole app."""
-    wild = await machine(forgetful)
+    """It has no labels. After two reads that miss it, the whole app is listed."""
+    wild = await machine(always_probing)
     await fill(database_url, [Row(machine=wild)])
     await adopt(database_url, *JSON, target=target)
-    session = (await forgetful.one.start()).session
-    await forgetful.admin.set_fault("server_error", status=404, action="get", machine=wild, times=2)
-    answer = await forgetful.one.start()
+    session = (await always_probing.one.start()).session
+    await always_probing.admin.set_fault(
+        "server_error", status=404, action="get", machine=wild, times=2
+    )
+    answer = await always_probing.one.start()
     assert (answer.outcome, answer.session.generation) == (pb.START_OUTCOME_REUSED, 1)
     assert not answer.continuity_verified
-    assert await forgetful.committed("create") == 1
-    # And one that is gone indeed is found lost.
-    await forgetful.admin.set_fault("machine_vanished", machine=wild)
-    lost = await forgetful.one.start()
+    assert await always_probing.committed("create") == 1
+    # A machine that is really gone is found lost.
+    await always_probing.admin.set_fault("machine_vanished", machine=wild)
+    lost = await always_probing.one.start()
     assert (lost.outcome, lost.session.generation) == (pb.START_OUTCOME_CREATED, 2)
     assert lost.session.session_id == session.session_id
 
 
-async def test_an_adopted_session_ends_comes_back_and_is_purged(
+async def test_an_adopted_session_can_be_ended_undeleted_and_purged(
     roost: World, database_url: str, target: str
 ) -> None:
-    """The usual path, for the live one and for one that it superseded."""
+    """The live session is ended, undeleted and purged; the superseded one is purged."""
     older, newer = await machine(roost), await machine(roost)
     rows = [Row(machine=older, active="2025-01-01Z"), Row(machine=newer)]
     await fill(database_url, rows)
@@ -404,8 +416,8 @@ async def test_an_adopted_session_ends_comes_back_and_is_purged(
 # --- bad input ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
+@each(
+    ("options", "message"),
     [
         (("--column", "machine_id=nope"), "fly_machine"),
         (("--column", "wing=id"), "--column"),
@@ -423,32 +435,32 @@ async def test_an_adopted_session_ends_comes_back_and_is_purged(
     ],
 )
 async def test_wrong_usage_is_one_line_and_status_2(
-    database_url: str, options: tuple[str, ...], told: str
+    database_url: str, options: tuple[str, ...], message: str
 ) -> None:
-    """It says what to do, shows no secret, and leaves no trace."""
+    """The line names the remedy and shows no secret; there is no traceback."""
     await rows_of(
         database_url,
-        "CREATE TABLE preview_sessions (id int, project_id text, user_id text, status text,"
-        " fly_machine text, created_at date)",
+        "CREATE TABLE IF NOT EXISTS preview_sessions (id int, project_id text, user_id text,"
+        " status text, fly_machine text, created_at date)",
     )
     before = await contents(database_url)
     outcome = await adopt(database_url, *OFFLINE, *options)
     assert (outcome.status, outcome.out, outcome.err.count("\n")) == (2, "", 1)
-    assert told in outcome.err
+    assert message in outcome.err
     assert "hush" not in outcome.err
     assert await contents(database_url) == before
 
 
 async def test_a_database_that_is_not_roosts_is_one_line(empty_database_url: str) -> None:
-    """It names the variable and what to do."""
+    """The line names the variable and the remedy."""
     await fill(empty_database_url, [Row(machine=A)])
     outcome = await adopt(empty_database_url, *OFFLINE)
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)
     assert "ROOST_DATABASE_URL" in outcome.err
 
 
-async def test_a_file_that_breaks_off_imports_nothing(database_url: str) -> None:
-    """Half of a table would make the wrong row the newest."""
+async def test_a_truncated_file_imports_nothing(database_url: str) -> None:
+    """Part of a table could make the wrong row the newest."""
     data = f"id,project_id,user_id,status,machine_id,created_at\n1,a,b,active,{A},2026-01-01\n2,a\n"
     outcome = await adopt(database_url, "--from-csv", "-", *OFFLINE, data=data)
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)

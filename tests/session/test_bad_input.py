@@ -1,4 +1,4 @@
-"""Bad input: refused naming the field, nothing written, and the server stays up."""
+"""Bad input is rejected with the name of the field; nothing is written; the server stays up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
+from tests.cases import each
 from tests.container.harness import failing
 from tests.session.harness import key, request_id, spec
 
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 LONG = "x" * 129
 SOME = request_id()
 
 
 def start(**fields: Any) -> rpc_pb.StartSessionRequest:
-    """A start with a sound key and whatever else. Any: fields of every type."""
+    """A request with a valid key and these fields. Any: fields of every type."""
     return rpc_pb.StartSessionRequest(**{"key": key(), **fields})
 
 
@@ -52,9 +55,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("field", STARTS)
+@each("field", STARTS)
 async def test_a_wrong_start_names_its_field_and_writes_nothing(roost: World, field: str) -> None:
-    """INVALID_ARGUMENT, INVALID_FIELD, BadRequest; no session, no decision, no provider call."""
+    """INVALID_ARGUMENT, INVALID_FIELD; no session, no decision, no provider call."""
     failure = await failing(roost.one.stub.StartSession(STARTS[field], timeout=9))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert field in failure.fields
@@ -67,8 +70,8 @@ async def test_a_wrong_start_names_its_field_and_writes_nothing(roost: World, fi
     assert await roost.calls() == []
 
 
-async def test_every_fault_of_a_request_is_named_at_once(roost: World) -> None:
-    """So that a caller mends them in one go."""
+async def test_all_wrong_fields_of_a_request_are_named_at_once(roost: World) -> None:
+    """The caller can correct them all before the next call."""
     request = start(key=pb.SessionKey(), request_id="x", mode=77)
     failure = await failing(roost.one.stub.StartSession(request, timeout=9))
     assert set(failure.fields) == {"key.project_id", "key.user_id", "request_id", "mode"}
@@ -78,7 +81,7 @@ async def test_every_fault_of_a_request_is_named_at_once(roost: World) -> None:
 
 
 async def test_wrong_ids_pages_and_filters_are_named(roost: World) -> None:
-    """Ids that are no UUIDs, negative pages, foreign tokens, filters that cannot be read."""
+    """Ids that are no UUIDs, negative page sizes, invalid tokens, filters that do not parse."""
     stub = roost.one.stub
     calls: dict[str, Awaitable[object]] = {
         "session_id": stub.GetSession(rpc_pb.GetSessionRequest(session_id="{}"), timeout=9),
@@ -99,29 +102,29 @@ async def test_wrong_ids_pages_and_filters_are_named(roost: World) -> None:
         assert (failure.code, failure.fields) == (grpc.StatusCode.INVALID_ARGUMENT, (field,))
 
 
-async def test_what_does_not_exist_is_not_found(roost: World) -> None:
+async def test_an_unknown_session_is_not_found(roost: World) -> None:
     """SESSION_NOT_FOUND on every call that names a session."""
-    nobody = request_id()
+    unknown = request_id()
     for call in (
-        roost.one.get(nobody),
-        roost.one.stop(nobody),
-        roost.one.end(nobody),
-        roost.one.undelete(nobody),
-        roost.one.resume(nobody),
+        roost.one.get(unknown),
+        roost.one.stop(unknown),
+        roost.one.end(unknown),
+        roost.one.undelete(unknown),
+        roost.one.resume(unknown),
     ):
         failure = await failing(call)
         assert (failure.code, failure.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND")
 
 
-async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(roost: World) -> None:
-    """5 MiB are RESOURCE_EXHAUSTED, by gRPC itself."""
+async def test_a_message_over_the_limit_is_rejected_and_the_server_stays_up(roost: World) -> None:
+    """A message of 5 MiB is RESOURCE_EXHAUSTED, by gRPC itself."""
     huge = start(spec=container_pb.ContainerSpec(image="x" * (5 * 1024 * 1024)))
     failure = await failing(roost.one.stub.StartSession(huge, timeout=9))
     assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
 
 
-@pytest.mark.parametrize(
+@each(
     ("request_", "field"),
     [
         (rpc_pb.PutHoldRequest(name="build", ttl=Duration(seconds=9)), "session_id"),
@@ -136,7 +139,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_server_stays_up(roost
 async def test_holds_name_the_field_that_is_wrong(
     roost: World, request_: Message, field: str
 ) -> None:
-    """INVALID_FIELD, with the field."""
+    """INVALID_FIELD, with the field's name."""
     method = getattr(roost.one.stub, type(request_).__name__.removesuffix("Request"))
     failure = await failing(method(request_, timeout=9))
     assert failure.reason == "INVALID_FIELD"
@@ -146,7 +149,7 @@ async def test_holds_name_the_field_that_is_wrong(
 async def test_secrets_of_a_spec_are_in_no_answer_and_no_log(
     roost: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The environment may hold any secret: it goes to the container and nowhere else."""
+    """Any environment variable may be a secret: it is sent to the container only."""
     caplog.set_level("DEBUG", "session_service")
     secret = "hunter2hunter2"
     answer = await roost.one.start(spec=spec(env={"PASSWORD": secret}))

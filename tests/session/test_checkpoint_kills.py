@@ -1,4 +1,4 @@
-"""Checkpoints cut off in the middle: never READY, never restored, and nothing is lost by it."""
+"""Checkpoints that are interrupted: never READY, never restored, and no session loses state."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
+from session_service.checkpoints.retention import Retention, VolumeDeletion
 from session_service.clients.states import GrpcVolumes
 from session_service.storage.installation import HERE
-from session_service.vault.clearing import Clearing
-from session_service.vault.retention import Retention
-from tests.chaos import test_points as deaths
+from tests.chaos.replica_death import PATIENCE, died_at, in_parts, running_case, shared_servers
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import key, request_id
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from tests.chaos.test_points import Case
+    from tests.chaos.replica_death import Case
     from tests.database import Databases
     from tests.session.harness import Replica, World
 
@@ -41,7 +40,7 @@ KB = 1024
 
 
 async def _set(replica: Replica, path: str, policy: pb.Policy) -> None:
-    """Set this of the project's policy."""
+    """Set one field of the project's policy."""
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest", policy=policy, update_mask=FieldMask(paths=[path])
     )
@@ -49,29 +48,29 @@ async def _set(replica: Replica, path: str, policy: pb.Policy) -> None:
 
 
 async def _save_at_stop(replica: Replica) -> None:
-    """Let the project's stops save and destroy."""
+    """Set the project's policy: a stop saves the state and destroys the container."""
     policy = pb.Policy(persistence=pb.Policy.PERSISTENCE_CHECKPOINT)
     await _set(replica, "persistence", policy)
 
 
-# --- a replica killed at every point -------------------------------------------------------------
+# --- a replica killed at every failpoint ---------------------------------------------------------
 
 
 async def _repeated(case: Case, method: str, request: Any) -> Any:
-    """The request at the other replica until it is answered. Any: of several methods."""
+    """Send the request to the other replica until it is answered. Any: of several methods."""
     stub = CheckpointServiceStub(case.other.channel)
 
     async def once() -> Any:
-        return await getattr(stub, method)(request, timeout=deaths.PATIENCE)
+        return await getattr(stub, method)(request, timeout=PATIENCE)
 
-    return await eventually(once, timeout=deaths.PATIENCE, interval=0.1)
+    return await eventually(once, timeout=PATIENCE, interval=0.1)
 
 
 async def _stop(case: Case) -> None:
     await _save_at_stop(case.other)
     session = await counting(case.world, 2)
     request = rpc_pb.StopSessionRequest(session_id=session.session_id, request_id=request_id())
-    await case.dies(lambda stub: stub.StopSession(request, timeout=deaths.PATIENCE))
+    await case.dies(lambda stub: stub.StopSession(request, timeout=PATIENCE))
     answer = await case.repeated("StopSession", request)
     assert answer.session.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT, answer
     assert not answer.session.conditions
@@ -86,7 +85,7 @@ async def _restore(case: Case) -> None:
     session = await counting(case.world, 2)
     await case.other.stop(session.session_id)
     request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
-    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
     answer = await case.repeated("StartSession", request)
     assert (answer.outcome, answer.continuity) == (
         pb.START_OUTCOME_RESTORED,
@@ -102,7 +101,7 @@ async def _create(case: Case) -> None:
         session_id=session.session_id, request_id=request_id()
     )
     await case.dies(
-        lambda stub: stub.CreateCheckpoint(request, timeout=deaths.PATIENCE), CheckpointServiceStub
+        lambda stub: stub.CreateCheckpoint(request, timeout=PATIENCE), CheckpointServiceStub
     )
     taken = await _repeated(case, "CreateCheckpoint", request)
     assert taken.checkpoint.state == Checkpoint.STATE_READY
@@ -123,7 +122,7 @@ async def _roll_back(case: Case) -> None:
         session_id=session.session_id, number=1, request_id=request_id()
     )
     await case.dies(
-        lambda stub: stub.RestoreCheckpoint(request, timeout=deaths.PATIENCE),
+        lambda stub: stub.RestoreCheckpoint(request, timeout=PATIENCE),
         CheckpointServiceStub,
     )
     back = await _repeated(case, "RestoreCheckpoint", request)
@@ -132,7 +131,7 @@ async def _roll_back(case: Case) -> None:
     before = back.rollback_checkpoint
     assert (before.state, before.reason) == (Checkpoint.STATE_READY, Checkpoint.REASON_ROLLBACK)
     kept = [each for each in await saved.of() if each.state == Checkpoint.STATE_READY]
-    # Saved once more where the owner died before it could say that it was saved.
+    # An owner that died before it recorded its checkpoint makes its successor save again.
     assert len(kept) in (2, 3)
     assert kept[0].checkpoint_id == before.checkpoint_id
     assert {each.sha256 for each in kept[:-1]} == {before.sha256}
@@ -141,11 +140,12 @@ async def _roll_back(case: Case) -> None:
     assert await case.machines(session.session_id) == ["started"]
 
 
-async def _rests(case: Case, *, stopped: int, gone: int) -> pb.Session:
-    """A session that rests suspended, 2 in memory, and a replica that dies as its keeper has it
-    rest deeper: stopped after so many seconds, saved and gone after so many.
+async def _paused_then_killed(case: Case, *, stopped: int, gone: int) -> pb.Session:
+    """A suspended session, 2 in memory, and a replica that dies in the due pass that deepens it.
+
+    The policy stops it after `stopped` s of pause, and saves and destroys it after `gone` s.
     """
-    # A copy of the template, which no keeper would touch.
+    # The database is a copy of a template. Without this, due passes would leave its sessions alone.
     execute(
         case.environment["ROOST_DATABASE_URL"],
         f"UPDATE installation SET system_identifier = {HERE}",
@@ -159,17 +159,17 @@ async def _rests(case: Case, *, stopped: int, gone: int) -> pb.Session:
     await PolicyServiceStub(case.other.channel).UpdateProjectPolicy(request, timeout=9)
     session = await counting(case.world, 2)
     await case.other.pause(session.session_id)
-    case.environment["ROOST_KEEPER_INTERVAL"] = "0.05"
+    case.environment["ROOST_RECONCILE_INTERVAL"] = "0.05"
 
     async def comes_due(stub: Any) -> None:
-        """The keeper needs no call. Any: a stub."""
-        await _aged(case, "61 minutes")
+        """The due pass needs no call. Any: a stub."""
+        await _date_pause_back(case, "61 minutes")
 
     await case.dies(comes_due)
     return session
 
 
-async def _aged(case: Case, span: str) -> None:
+async def _date_pause_back(case: Case, span: str) -> None:
     execute(
         case.environment["ROOST_DATABASE_URL"],
         "UPDATE sessions SET pause_time = now() - %s::interval, due_at = now()",
@@ -177,42 +177,42 @@ async def _aged(case: Case, span: str) -> None:
     )
 
 
-async def _settled(case: Case, session: pb.Session) -> pb.Session:
-    """The session once the keeper of the other replica has finished what was begun."""
+async def _taken_over(case: Case, session: pb.Session) -> pb.Session:
+    """The session once the other replica has taken its transition over and finished it."""
 
-    async def at_rest() -> pb.Session | None:
+    async def paused() -> pb.Session | None:
         execute(
             case.environment["ROOST_DATABASE_URL"],
             "UPDATE sessions SET due_at = now() WHERE transition IS NOT NULL",
         )
-        await case.other.running.background.keeper.settle()
+        await case.other.running.background.due_pass.settle()
         shown = await case.other.get(session.session_id)
         return shown if shown.state == pb.Session.STATE_PAUSED else None
 
-    found: pb.Session | None = await eventually(at_rest, timeout=deaths.PATIENCE, interval=0.1)
+    found: pb.Session | None = await eventually(paused, timeout=PATIENCE, interval=0.1)
     assert found is not None
     return found
 
 
 async def _deepen(case: Case) -> None:
-    """From suspended to stopped: what is in memory is saved first, wherever an owner died."""
-    session = await _rests(case, stopped=3600, gone=7200)
-    shown = await _settled(case, session)
+    """From suspended to stopped: memory is saved first, at whichever failpoint the owner died."""
+    session = await _paused_then_killed(case, stopped=3600, gone=7200)
+    shown = await _taken_over(case, session)
     if shown.pause_depth == pb.PAUSE_DEPTH_SUSPENDED:
-        # It died before it had begun.
-        await _aged(case, "61 minutes")
-        await case.other.running.background.keeper.settle()
+        # The owner died before it committed the intent.
+        await _date_pause_back(case, "61 minutes")
+        await case.other.running.background.due_pass.settle()
         shown = await case.other.get(session.session_id)
     assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED, shown
     assert not shown.conditions
     assert await case.machines(session.session_id) == ["stopped"]
-    await _goes(case, session)
+    await _check_destroyed_and_restored(case, session)
 
 
-async def _goes(case: Case, session: pb.Session) -> None:
-    """It is saved and gone in the end, and comes back with its count; nothing is left beside."""
-    await _aged(case, "3 hours")
-    shown = await _settled(case, session)
+async def _check_destroyed_and_restored(case: Case, session: pb.Session) -> None:
+    """Three hours on it is saved and destroyed; a start restores its count; no machine is left."""
+    await _date_pause_back(case, "3 hours")
+    shown = await _taken_over(case, session)
     assert shown.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT, shown
     assert await case.machines(session.session_id) == ["destroyed"]
     back = await case.other.start()
@@ -220,10 +220,10 @@ async def _goes(case: Case, session: pb.Session) -> None:
     assert await case.world.counter(back.session) == "2"
 
 
-async def _go(case: Case) -> None:
+async def _save_and_destroy(case: Case) -> None:
     """From suspended to saved and destroyed, at once."""
-    session = await _rests(case, stopped=7200, gone=3600)
-    await _goes(case, session)
+    session = await _paused_then_killed(case, stopped=7200, gone=3600)
+    await _check_destroyed_and_restored(case, session)
 
 
 async def _recreate(case: Case, *, suspended: bool = False) -> None:
@@ -234,7 +234,7 @@ async def _recreate(case: Case, *, suspended: bool = False) -> None:
     if suspended:
         await case.other.pause(session.session_id)
     request = rpc_pb.StartSessionRequest(key=key(), spec=hooked(A="2"), request_id=request_id())
-    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
     answer = await case.repeated("StartSession", request)
     assert (answer.outcome, answer.continuity, answer.session.generation) == (
         pb.START_OUTCOME_RESTORED,
@@ -246,11 +246,11 @@ async def _recreate(case: Case, *, suspended: bool = False) -> None:
     assert await case.world.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
     assert sorted(await case.machines(session.session_id)) == ["destroyed", "started"]
     kept = [each for each in await client(case.other).of() if each.state == Checkpoint.STATE_READY]
-    # Saved once more where the owner died before it could say that it was saved.
+    # An owner that died before it recorded its checkpoint makes its successor save again.
     assert {each.reason for each in kept} == {Checkpoint.REASON_RECREATE}
     assert len(kept) in (1, 2)
     assert len({each.sha256 for each in kept}) == 1
-    # And back.
+    # Back to the first spec.
     again = rpc_pb.StartSessionRequest(key=key(), spec=hooked(A="1"), request_id=request_id())
     back = await case.repeated("StartSession", again)
     assert (back.outcome, back.session.generation) == (pb.START_OUTCOME_RESTORED, 3)
@@ -266,28 +266,28 @@ async def _recreate_suspended(case: Case) -> None:
 
 
 async def _restore_volume(case: Case) -> None:
-    """A volume is made for the new container, and its rows say which, wherever an owner died."""
+    """One volume is created for the new container and recorded, wherever the owner died."""
     await _save_at_stop(case.other)
     session = (await case.other.start(spec=await mounting(case.world))).session
     await case.world.click_twice(session)
     await case.other.stop(session.session_id)
     request = rpc_pb.StartSessionRequest(key=key(), request_id=request_id())
-    await case.dies(lambda stub: stub.StartSession(request, timeout=deaths.PATIENCE))
+    await case.dies(lambda stub: stub.StartSession(request, timeout=PATIENCE))
     answer = await case.repeated("StartSession", request)
     assert answer.outcome == pb.START_OUTCOME_RESTORED
     assert await case.world.counter(answer.session) == "2"
-    assert len(await _made_for(case, session)) == 1, "none was made twice"
-    await _cleared(case)
-    assert await _made_for(case, session) == _noted(case)
+    assert len(await _made_for(case, session)) == 1, "one volume, not two"
+    await _run_volume_pass(case)
+    assert await _made_for(case, session) == _recorded_volumes(case)
     assert await case.world.counter(answer.session) == "2"
     await case.other.end(session.session_id, now=True)
     execute(case.environment["ROOST_DATABASE_URL"], "DELETE FROM checkpoints")
-    await _cleared(case)
-    assert await _made_for(case, session) == _noted(case) == []
+    await _run_volume_pass(case)
+    assert await _made_for(case, session) == _recorded_volumes(case) == []
 
 
-async def _clear(case: Case) -> None:
-    """A volume that nobody needs goes, and its row, and no other, wherever a replica died."""
+async def _delete_volumes(case: Case) -> None:
+    """The unneeded volume and its row are deleted, and no other, wherever the replica died."""
     await _save_at_stop(case.other)
     session = (await case.other.start(spec=await mounting(case.world))).session
     await case.world.click_twice(session)
@@ -295,20 +295,22 @@ async def _clear(case: Case) -> None:
     await case.other.start()
     await case.other.stop(session.session_id)
     answer = await case.other.start()
-    left, current = _noted(case)
+    left, current = _recorded_volumes(case)
     url = case.environment["ROOST_DATABASE_URL"]
     execute(url, "DELETE FROM checkpoints")
     execute(url, f"UPDATE installation SET system_identifier = {HERE}")
     case.environment["ROOST_SWEEP_INTERVAL"] = "0.1"
 
     async def comes_due(stub: Any) -> None:
-        """The sweeper needs no call. Any: a stub."""
-        execute(url, "UPDATE volumes SET create_time = now() - interval '1 hour', due_at = now()")
+        """The inventory pass needs no call. Any: a stub."""
+        execute(
+            url, "UPDATE volumes SET create_time = create_time - interval '1 hour', due_at = now()"
+        )
 
     await case.dies(comes_due)
     assert set(await _made_for(case, session)) <= {left, current}
-    await _cleared(case)
-    assert await _made_for(case, session) == _noted(case) == [current]
+    await _run_volume_pass(case)
+    assert await _made_for(case, session) == _recorded_volumes(case) == [current]
     assert await case.world.counter(answer.session) == "2"
 
 
@@ -324,27 +326,27 @@ async def _made_for(case: Case, session: pb.Session) -> list[str]:
     ]
 
 
-def _noted(case: Case) -> list[str]:
-    """The volumes that are in a row."""
+def _recorded_volumes(case: Case) -> list[str]:
+    """The ids of the volumes in table `volumes`, oldest first."""
     found = execute(
         case.environment["ROOST_DATABASE_URL"], "SELECT volume_id FROM volumes ORDER BY create_time"
     )
     return [row[0] for row in found]
 
 
-async def _cleared(case: Case) -> None:
-    """A pass over all volumes, until what a machine held a moment ago is let go of."""
+async def _run_volume_pass(case: Case) -> None:
+    """Run passes over all volumes until none fails: a machine may still hold one for a moment."""
     url = case.environment["ROOST_DATABASE_URL"]
     async with grpc.aio.insecure_channel(case.environment["ROOST_CONTAINER_TARGET"]) as channel:
         database = case.other.running.database
-        clearing = Clearing(database, GrpcVolumes(channel), timedelta(0), deletes=True)
+        clearing = VolumeDeletion(database, GrpcVolumes(channel), timedelta(0), deletes=True)
 
         async def none_failed() -> bool:
             execute(url, "UPDATE volumes SET due_at = now()")
             await clearing.shot()
             return execute(url, "SELECT 1 FROM volumes WHERE failure_count > 0") == []
 
-        assert await eventually(none_failed, timeout=deaths.PATIENCE, interval=0.2)
+        assert await eventually(none_failed, timeout=PATIENCE, interval=0.2)
 
 
 PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
@@ -362,7 +364,7 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
         *("capture.after", "ready.before", "ready.after", "note.before", "note.after"),
         *("acquire_lease.after", "stop.during", "stop.after", "outcome.before", "outcome.after"),
     ),
-    _go: (
+    _save_and_destroy: (
         *("intent.after", "resume.after", "capture.after", "ready.after", "note.before"),
         *("note.after", "destroy.during", "destroy.after", "outcome.before", "outcome.after"),
     ),
@@ -371,8 +373,11 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
         *("create_volume.after", "create.before", "create.during", "create.after"),
         *("wait_started.after", "outcome.before"),
     ),
-    _clear: ("delete_volume.before", "delete_volume.during", "delete_volume.after"),
-    _create: ("capture.during", "chunk.after", "ready.before", "ready.during", "ready.after"),
+    _delete_volumes: ("delete_volume.before", "delete_volume.during", "delete_volume.after"),
+    _create: (
+        *("intent.before", "intent.during", "intent.after", "capture.during", "chunk.after"),
+        *("ready.before", "ready.during", "ready.after"),
+    ),
     _roll_back: (
         *("intent.after", "resume.after", "capture.during", "chunk.after", "ready.during"),
         *("ready.after", "note.before", "note.after", "restore.before", "restore.during"),
@@ -397,26 +402,28 @@ PLACES: dict[Callable[[Case], Awaitable[None]], tuple[str, ...]] = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("transition", "names"), deaths.in_parts(PLACES, 7))
-async def test_a_death_at_every_point_of(
+@pytest.mark.parametrize(("transition", "names"), in_parts(PLACES, 7))
+async def test_a_death_at_every_failpoint_of(
     transition: Callable[[Case], Awaitable[None]],
     names: Sequence[str],
     databases: Databases,
     migrated_database: str,
     tmp_path: Path,
 ) -> None:
-    """The right state, once, wherever the replica died; no other was ever READY."""
-    async with deaths._ground(tmp_path) as ground:
-        await deaths.died_at(
-            names, transition, lambda name: deaths._case(name, ground, databases, migrated_database)
+    """One READY checkpoint with the right state, wherever the replica died; no other was READY."""
+    async with shared_servers(tmp_path) as servers:
+        await died_at(
+            names,
+            transition,
+            lambda name: running_case(name, servers, databases, migrated_database),
         )
 
 
-# --- the rest of the world breaking in the middle ------------------------------------------------
+# --- the container, the database or the caller fails ---------------------------------------------
 
 
-async def _begun(roost: World, session_id: str, url: str) -> asyncio.Task[Any]:
-    """A checkpoint whose bytes are on their way: some are stored already."""
+async def _begin_checkpoint(roost: World, session_id: str, url: str) -> asyncio.Task[Any]:
+    """Begin a checkpoint; return its call, which must fail, once some bytes are stored."""
     task = asyncio.create_task(failing(client(roost.one).create(session_id)))
 
     async def stored() -> bool:
@@ -426,40 +433,40 @@ async def _begun(roost: World, session_id: str, url: str) -> asyncio.Task[Any]:
     return task
 
 
-async def _nothing_of_it(roost: World, url: str) -> None:
-    """FAILED, without bytes, and not what the session goes back to."""
+async def _check_failed(roost: World, url: str) -> None:
+    """The only checkpoint is FAILED, without bytes, and not the session's checkpoint."""
     (shown,) = await client(roost.two).of()
     assert shown.state == Checkpoint.STATE_FAILED
     assert execute(url, "SELECT count(*) FROM checkpoint_chunks") == [(0,)]
     assert execute(url, "SELECT checkpoint_id FROM sessions") == [(None,)]
 
 
-async def test_a_container_that_goes_in_the_middle_leaves_no_checkpoint(
+async def test_a_container_that_vanishes_during_a_checkpoint_leaves_none(
     roost: World, database_url: str
 ) -> None:
-    """What came of its state by then is thrown away."""
+    """The bytes stored by then are deleted."""
     session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
-    task = await _begun(roost, session.session_id, database_url)
+    task = await _begin_checkpoint(roost, session.session_id, database_url)
     await roost.admin.set_fault("machine_vanished", machine=session.container.container_id)
     failure = await task
     assert failure.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
-    await _nothing_of_it(roost, database_url)
+    await _check_failed(roost, database_url)
 
 
 async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
     roost: World, database_url: str
 ) -> None:
-    """And takes no new ones, for longer than is waited for one: the session is not touched, and
-    then it goes through.
+    """It also refuses new connections for longer than the pool waits for one. The session does not
+    change, and a later checkpoint succeeds.
     """
     session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
-    task = await _begun(roost, session.session_id, database_url)
+    task = await _begin_checkpoint(roost, session.session_id, database_url)
     server, _, name = database_url.rpartition("/")
     execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     back = monotonic() + 6
     try:
         while not task.done() and monotonic() < back:
-            # One that was just being made is let in all the same.
+            # A connection that was being opened is still let in, so this repeats.
             execute(
                 f"{server}/postgres",
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
@@ -469,7 +476,7 @@ async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
     finally:
         execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
     failure = await task
-    # Which is heard first: that nothing answers, or that the writer's lease ran out meanwhile.
+    # Either the database does not answer, or the writer's lease runs out first.
     assert failure.reason in ("STORAGE_UNAVAILABLE", "SESSION_STATE_CONFLICT")
 
     async def over() -> bool:
@@ -485,9 +492,9 @@ async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
 async def test_a_stop_does_not_wait_for_a_checkpoint_that_is_being_written(
     roost: World, database_url: str
 ) -> None:
-    """The pause freezes what was handing its state out; that checkpoint is FAILED."""
+    """The pause freezes the application that was sending its state; that checkpoint is FAILED."""
     session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
-    task = await _begun(roost, session.session_id, database_url)
+    task = await _begin_checkpoint(roost, session.session_id, database_url)
     await _save_at_stop(roost.two)
     stopped = await roost.two.stop(session.session_id)
     assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
@@ -500,8 +507,8 @@ async def test_a_stop_does_not_wait_for_a_checkpoint_that_is_being_written(
     }
 
 
-async def test_the_caller_going_away_does_not_undo_a_checkpoint(roost: World) -> None:
-    """It is READY all the same, and the request id is answered with it."""
+async def test_a_cancelled_call_does_not_undo_its_checkpoint(roost: World) -> None:
+    """It becomes READY, and the same request id returns it."""
     session = (await roost.one.start(spec=large(1500 * KB, SLOW_MS="20"))).session
     once = request_id()
     call = client(roost.one).stub.CreateCheckpoint(
@@ -518,8 +525,10 @@ async def test_the_caller_going_away_does_not_undo_a_checkpoint(roost: World) ->
     assert (taken.number, taken.state) == (1, Checkpoint.STATE_READY)
 
 
-async def test_what_an_owner_left_who_is_gone_is_tidied_up(roost: World, database_url: str) -> None:
-    """WRITING with a lease that ran out: FAILED by the janitor's pass, its bytes gone."""
+async def test_the_checkpoint_of_a_dead_owner_is_failed_and_its_bytes_deleted(
+    roost: World, database_url: str
+) -> None:
+    """WRITING with an expired lease: the retention pass fails it and deletes its bytes."""
     session = await counting(roost, 1)
     await client(roost.one).create(session.session_id)
     execute(
@@ -530,5 +539,5 @@ async def test_what_an_owner_left_who_is_gone_is_tidied_up(roost: World, databas
     execute(database_url, "UPDATE sessions SET checkpoint_id = NULL")
     retention = Retention(roost.two.running.database, None)
     assert await retention.shot() == 1
-    await _nothing_of_it(roost, database_url)
+    await _check_failed(roost, database_url)
     assert await retention.shot() == 0

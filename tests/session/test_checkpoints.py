@@ -1,4 +1,4 @@
-"""CheckpointService: state is READY once it is durable and proved, and kept for as long as told."""
+"""CheckpointService: a checkpoint is READY once durable and verified; retention and deletion."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from roost.session.v1 import session_pb2
-from session_service.storage import checkpoint_outcomes, checkpoints, chunks
-from session_service.storage.checkpoint_outcomes import Proved
+from session_service.storage.checkpoint import write
+from session_service.storage.checkpoint.write import Proved
 from tests.container.harness import failing
 from tests.session.harness import request_id, spec
 from tests.session.saving import Checkpoint, client, counting, execute, flip
@@ -21,9 +21,12 @@ from tests.session.saving import Checkpoint, client, counting, execute, flip
 if TYPE_CHECKING:
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
 
+
+@pytest.mark.replicas(2)
 async def test_a_checkpoint_is_the_state_numbered_per_key(roost: World) -> None:
-    """What is kept is the application's bytes: their size and their SHA-256 are theirs."""
+    """Size and SHA-256 are those of the application's own bytes."""
     session = await counting(roost, 2)
     saved = client(roost.one)
     first = await saved.create(session.session_id, label="two clicks")
@@ -42,13 +45,14 @@ async def test_a_checkpoint_is_the_state_numbered_per_key(roost: World) -> None:
     second = await client(roost.two).create(session.session_id)
     assert (second.number, second.parent_checkpoint_id) == (2, first.checkpoint_id)
     other = await saved.create((await counting(roost, 1, "robin")).session_id)
-    assert other.number == 1, "another key counts for itself"
+    assert other.number == 1, "each key has its own numbers"
     assert [each.number for each in await saved.of("wren")] == [2, 1]
     assert await saved.get(first.checkpoint_id) == first
 
 
-async def test_checkpoints_at_once_come_one_after_the_other(roost: World) -> None:
-    """From two replicas: each has its number, none is lost, none twice."""
+@pytest.mark.replicas(2)
+async def test_concurrent_checkpoints_are_taken_one_after_the_other(roost: World) -> None:
+    """Six calls at two replicas get six consecutive numbers."""
     session = await counting(roost, 1)
     callers = [client(roost.replicas[turn % 2]) for turn in range(6)]
     taken = await asyncio.gather(*(each.create(session.session_id) for each in callers))
@@ -56,8 +60,9 @@ async def test_checkpoints_at_once_come_one_after_the_other(roost: World) -> Non
     assert all(each.state == Checkpoint.STATE_READY for each in taken)
 
 
+@pytest.mark.replicas(2)
 async def test_a_request_id_makes_one_checkpoint(roost: World) -> None:
-    """At any replica, at once or later; another body is refused."""
+    """At any replica, at once or later; with another body it is REQUEST_ID_REUSED."""
     session = await counting(roost, 1)
     once = request_id()
     calls = [
@@ -75,8 +80,8 @@ async def test_a_request_id_makes_one_checkpoint(roost: World) -> None:
     assert len(await client(roost.one).of()) == 1
 
 
-async def test_what_cannot_be_saved_is_refused(roost: World) -> None:
-    """No hook, a session at rest, none at all; nothing is left behind."""
+async def test_a_session_that_cannot_be_saved_is_an_error(roost: World) -> None:
+    """No state hook, a paused session, an unknown session; no checkpoint is created."""
     saved = client(roost.one)
     session = (await roost.one.start(spec=spec())).session
     failure = await failing(saved.create(session.session_id))
@@ -86,9 +91,9 @@ async def test_what_cannot_be_saved_is_refused(roost: World) -> None:
     )
     failure = await failing(saved.create(request_id()))
     assert failure.reason == "SESSION_NOT_FOUND"
-    resting = await counting(roost, 1, "robin")
-    await roost.one.stop(resting.session_id)
-    failure = await failing(saved.create(resting.session_id))
+    paused = await counting(roost, 1, "robin")
+    await roost.one.stop(paused.session_id)
+    failure = await failing(saved.create(paused.session_id))
     assert failure.reason == "SESSION_STATE_CONFLICT"
     assert not await saved.of("wren") + await saved.of("robin")
 
@@ -107,8 +112,9 @@ async def test_wrong_fields_are_named(roost: World, kind: str) -> None:
     assert failure.fields == ("checkpoint_id",)
 
 
-async def test_an_application_that_refuses_is_told_with_its_words(roost: World) -> None:
-    """STATE_HOOK_FAILED, and the attempt is shown as FAILED."""
+@pytest.mark.replicas(2)
+async def test_a_state_hook_that_fails_is_reported(roost: World) -> None:
+    """STATE_HOOK_FAILED; the checkpoint is listed as FAILED."""
     from roost.container.v1 import container_service_pb2 as container_pb
 
     hook = container_pb.StateHook(http_path="/nothing/here")
@@ -127,10 +133,10 @@ async def test_an_application_that_refuses_is_told_with_its_words(roost: World) 
     assert failure.reason == "CHECKPOINT_NOT_READY"
 
 
-async def test_beyond_the_limit_without_a_bucket_it_is_refused(
+async def test_a_state_beyond_the_limit_fails_without_a_bucket(
     emulator: object, database_url: str
 ) -> None:
-    """RESOURCE_EXHAUSTED, of no use to repeat; no bytes are left behind."""
+    """RESOURCE_EXHAUSTED without a retry delay; no bytes are left behind."""
     from local.fly.emulator import Emulator
     from tests.session.harness import world
 
@@ -148,10 +154,10 @@ async def test_beyond_the_limit_without_a_bucket_it_is_refused(
     assert execute(database_url, "SELECT count(*) FROM checkpoint_chunks") == [(0,)]
 
 
-async def test_the_oldest_go_beyond_what_is_kept_but_pinned_ones_stay(
+async def test_the_oldest_checkpoints_are_deleted_but_pinned_ones_stay(
     roost: World, database_url: str
 ) -> None:
-    """Five by default, pinned ones apart; with them go their bytes."""
+    """By default five are kept, not counting pinned ones. The bytes of the others are deleted."""
     session = await counting(roost, 1)
     saved = client(roost.one)
     first = await saved.create(session.session_id)
@@ -160,7 +166,7 @@ async def test_the_oldest_go_beyond_what_is_kept_but_pinned_ones_stay(
         await saved.create(session.session_id)
     kept = await saved.of()
     assert [each.number for each in kept] == [8, 7, 6, 5, 4, 1]
-    assert kept[-2].parent_checkpoint_id == first.checkpoint_id, "the nearest that is kept"
+    assert kept[-2].parent_checkpoint_id == first.checkpoint_id, "the nearest kept ancestor"
     assert execute(database_url, "SELECT count(DISTINCT checkpoint_id) FROM checkpoint_chunks") == [
         (6,)
     ]
@@ -169,8 +175,11 @@ async def test_the_oldest_go_beyond_what_is_kept_but_pinned_ones_stay(
     assert [each.number for each in await saved.of()] == [9, 8, 7, 6, 5]
 
 
-async def test_deleting_has_its_rules(roost: World, database_url: str) -> None:
-    """Pinned: refused. Gone: missing, but for the same call. What descends from it stays."""
+@pytest.mark.replicas(2)
+async def test_the_rules_of_deleting_a_checkpoint(roost: World, database_url: str) -> None:
+    """A pinned one is kept. A second delete is CHECKPOINT_MISSING, unless it is a replay.
+    Descendants stay, with the nearest ancestor as parent.
+    """
     session = await counting(roost, 1)
     saved = client(roost.one)
     one, two, three = [await saved.create(session.session_id) for _ in range(3)]
@@ -193,14 +202,14 @@ async def test_deleting_has_its_rules(roost: World, database_url: str) -> None:
         "SELECT count(*) FROM checkpoint_chunks WHERE checkpoint_id = %s",
         two.checkpoint_id,
     ) == [(0,)]
-    # The newest of a session that runs may go: what it descends from is the one before.
+    # The newest of an ACTIVE session may be deleted: the session then descends from its parent.
     await saved.delete(three.checkpoint_id)
     shown = execute(database_url, "SELECT checkpoint_id::text FROM sessions")
     assert shown == [(one.checkpoint_id,)]
 
 
-async def test_lists_go_page_by_page(roost: World) -> None:
-    """Newest first; a token of another key's list is refused."""
+async def test_lists_have_pages(roost: World) -> None:
+    """Newest first; a page token of another key's list is rejected."""
     session = await counting(roost, 1)
     saved = client(roost.one)
     for _ in range(3):
@@ -218,10 +227,8 @@ async def test_lists_go_page_by_page(roost: World) -> None:
     assert failure.fields == ("page_token",) or failure.metadata["field"] == "page_token"
 
 
-async def test_a_damaged_checkpoint_is_data_loss_when_asked_for(
-    roost: World, database_url: str
-) -> None:
-    """CHECKPOINT_CORRUPT, for good; the session runs on as it was, and others can be restored."""
+async def test_restoring_a_damaged_checkpoint_is_data_loss(roost: World, database_url: str) -> None:
+    """It stays CHECKPOINT_CORRUPT. The session runs on unchanged; others can be restored."""
     session = await counting(roost, 1)
     saved = client(roost.one)
     sound = await saved.create(session.session_id)
@@ -243,8 +250,8 @@ async def test_a_damaged_checkpoint_is_data_loss_when_asked_for(
     assert await roost.counter(session) == "1"
 
 
-async def test_what_failed_is_never_ready_any_more(roost: World) -> None:
-    """Whoever says FAILED wins: a late owner makes nothing READY, and adds no byte."""
+async def test_a_failed_checkpoint_never_becomes_ready(roost: World) -> None:
+    """Once FAILED, a late writer can neither make it READY, nor add bytes, nor renew its lease."""
     session = await counting(roost, 1)
     database = roost.one.running.database
     first = await client(roost.one).create(session.session_id)
@@ -253,12 +260,12 @@ async def test_what_failed_is_never_ready_any_more(roost: World) -> None:
         await connection.execute(
             "UPDATE checkpoints SET state = 'WRITING', lease_until = now() + interval '1 minute'"
         )
-    assert await checkpoint_outcomes.fail(database, checkpoint_id, "SUPERSEDED") is not None
+    assert await write.fail(database, checkpoint_id, "SUPERSEDED") is not None
     late = Proved(2, 10, b"")
-    ready = checkpoint_outcomes.ready(database, checkpoint_id, late, epoch=1, answers=False)
+    ready = write.ready(database, checkpoint_id, late, epoch=1, answers=False)
     assert await ready is None
-    assert not await chunks.put(database, checkpoint_id, 7, b"late")
-    assert not await checkpoints.renew(database, checkpoint_id, timedelta(seconds=9))
-    assert await checkpoint_outcomes.fail(database, checkpoint_id, "AGAIN") is None
+    assert not await write.put(database, checkpoint_id, 7, b"late")
+    assert not await write.renew(database, checkpoint_id, timedelta(seconds=9))
+    assert await write.fail(database, checkpoint_id, "AGAIN") is None
     shown = await client(roost.one).get(first.checkpoint_id)
     assert (shown.state, shown.failure) == (Checkpoint.STATE_FAILED, "SUPERSEDED")

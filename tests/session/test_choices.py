@@ -1,4 +1,4 @@
-"""ASK: the user is offered what there is, an answer counts once, and the other tab is told."""
+"""Policy ASK: the user is offered candidates; one answer counts; another tab gets CHOICE_STALE."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
-from session_service import janitor
-from session_service.storage import choices
+from session_service.domain.stats import Preferred, Span
+from session_service.reconcile import retention
+from session_service.storage.session import stats
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, World, key, request_id, world
@@ -38,14 +39,14 @@ CONTINUE, RESTORE, FRESH = (
 
 @pytest.fixture
 async def asking(roost: World) -> AsyncIterator[World]:
-    """A Roost whose project's policy is to ask."""
+    """A Roost whose project's policy is ASK."""
     await ask(roost)
     yield roost
 
 
 @pytest.fixture
-async def hasty(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """The same with starts that soon give up."""
+async def short_budget(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """The same, with a short start budget."""
     budget = timedelta(seconds=4)
     async with world(emulator, database_url, start_budget=budget) as running:
         await ask(running)
@@ -53,7 +54,7 @@ async def hasty(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
 
 
 async def ask(roost: World) -> None:
-    """Make asking the project's policy."""
+    """Set the project's policy to ASK."""
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest", policy=pb.Policy(persistence=ASK)
     )
@@ -66,7 +67,7 @@ def policies(roost: World) -> PolicyServiceStub:
 
 
 def detail(error: grpc.aio.AioRpcError) -> rpc_pb.ChoiceRequired:
-    """What a user who has to choose is offered."""
+    """The ChoiceRequired detail of the error."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
             assert isinstance(value, bytes)
@@ -78,7 +79,7 @@ def detail(error: grpc.aio.AioRpcError) -> rpc_pb.ChoiceRequired:
 
 
 async def offered(call: Awaitable[object]) -> dict[int, rpc_pb.Candidate]:
-    """The candidates of a start that is answered CHOICE_REQUIRED, by what choosing them means."""
+    """The candidates of a start that fails with CHOICE_REQUIRED, by their choice."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION, caught.value
@@ -88,7 +89,7 @@ async def offered(call: Awaitable[object]) -> dict[int, rpc_pb.Candidate]:
 
 
 async def rows(roost: World, query: str) -> list[tuple[Any, ...]]:
-    """What a query gives. Any: columns of every type."""
+    """The rows of a query. Any: columns of every type."""
     async with roost.one.running.database.connection() as connection:
         return await (await connection.execute(query)).fetchall()
 
@@ -96,14 +97,14 @@ async def rows(roost: World, query: str) -> list[tuple[Any, ...]]:
 # --- asking ------------------------------------------------------------------------------------
 
 
-async def test_a_key_with_no_past_is_not_asked_about(asking: World) -> None:
-    """There is nothing to choose: it is created, and no choice is written down."""
+async def test_a_key_without_sessions_is_not_asked_about(asking: World) -> None:
+    """There is nothing to choose: a session is created and no choice is recorded."""
     assert (await asking.one.start()).outcome == pb.START_OUTCOME_CREATED
     assert await rows(asking, "SELECT * FROM choices") == []
 
 
-async def test_a_session_at_rest_is_offered_beside_a_fresh_one(asking: World) -> None:
-    """What, how old, with what, how long it will take by what it took; and a token each."""
+async def test_a_paused_session_is_offered_beside_a_fresh_one(asking: World) -> None:
+    """A candidate has an age, a continuity, an estimated wait and a token."""
     session = (await asking.one.start()).session
     await asking.one.stop(session.session_id)
     await asking.one.start(mode=pb.START_MODE_CONTINUE)
@@ -113,22 +114,22 @@ async def test_a_session_at_rest_is_offered_beside_a_fresh_one(asking: World) ->
     assert failure.reason == "CHOICE_REQUIRED"
     found = await offered(asking.two.start())
     assert list(found) == [CONTINUE, FRESH]
-    going_on, anew = found[CONTINUE], found[FRESH]
-    assert (going_on.session_id, going_on.rung) == (session.session_id, pb.RUNG_RESUME)
-    assert going_on.expected_continuity == pb.CONTINUITY_MEMORY
-    assert going_on.age.ToTimedelta() > timedelta(0)
-    assert (anew.session_id, anew.rung) == ("", pb.RUNG_CREATE)
-    assert anew.expected_continuity == pb.CONTINUITY_NONE
+    continued, fresh_one = found[CONTINUE], found[FRESH]
+    assert (continued.session_id, continued.rung) == (session.session_id, pb.RUNG_RESUME)
+    assert continued.expected_continuity == pb.CONTINUITY_MEMORY
+    assert continued.age.ToTimedelta() > timedelta(0)
+    assert (fresh_one.session_id, fresh_one.rung) == ("", pb.RUNG_CREATE)
+    assert fresh_one.expected_continuity == pb.CONTINUITY_NONE
     took = {d.outcome: d.milliseconds for d in await asking.one.decisions(session.session_id)}
-    assert abs(anew.expected_wait_milliseconds - took[pb.START_OUTCOME_CREATED]) <= 1
-    assert abs(going_on.expected_wait_milliseconds - took[pb.START_OUTCOME_RESUMED]) <= 1
-    assert len({going_on.choice_token, anew.choice_token}) == 2
+    assert abs(fresh_one.expected_wait_milliseconds - took[pb.START_OUTCOME_CREATED]) <= 1
+    assert abs(continued.expected_wait_milliseconds - took[pb.START_OUTCOME_RESUMED]) <= 1
+    assert len({continued.choice_token, fresh_one.choice_token}) == 2
     assert min(len(each.choice_token) for each in found.values()) >= 22, "128 bits at least"
     assert await asking.one.get(session.session_id) == before, "asking changes nothing"
 
 
-async def test_how_long_nothing_ever_took_is_not_told(asking: World) -> None:
-    """No restart was ever measured: unset, not nought."""
+async def test_a_wait_that_was_never_measured_is_unset(asking: World) -> None:
+    """Without a measured restart the field is unset, not 0."""
     session = (await asking.one.start()).session
     await asking.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     found = await offered(asking.one.start())
@@ -140,7 +141,7 @@ async def test_how_long_nothing_ever_took_is_not_told(asking: World) -> None:
 async def test_a_running_session_is_asked_about_too_and_a_named_mode_answers(
     asking: World,
 ) -> None:
-    """Also where it was seen a moment ago; who only comes back says CONTINUE and is not asked."""
+    """Also within the freshness window. A start with mode CONTINUE is not asked."""
     session = (await asking.one.start()).session
     found = await offered(asking.two.start())
     assert found[CONTINUE].rung == pb.RUNG_LIVE
@@ -154,7 +155,7 @@ async def test_a_running_session_is_asked_about_too_and_a_named_mode_answers(
 
 
 async def test_being_asked_frees_the_request_id_for_the_answer(asking: World) -> None:
-    """The same id asks anew, and then answers; each time is explained by a decision."""
+    """The same id is asked again, and then answers; each question has its decision."""
     await asking.one.start()
     once = request_id()
     first = await offered(asking.one.start(request_id=once))
@@ -168,8 +169,8 @@ async def test_being_asked_frees_the_request_id_for_the_answer(asking: World) ->
 # --- answering ---------------------------------------------------------------------------------
 
 
-async def test_an_answer_does_what_was_chosen_once(asking: World) -> None:
-    """CONTINUE brings the counter back; the token counts once, and a replay answers the same."""
+async def test_an_answer_carries_the_choice_out_once(asking: World) -> None:
+    """CONTINUE brings the counter back; the token counts once; a replay has the same answer."""
     session = (await asking.one.start()).session
     await asking.click_twice(session)
     await asking.one.stop(session.session_id)
@@ -194,8 +195,8 @@ async def test_an_answer_does_what_was_chosen_once(asking: World) -> None:
     assert made == [("CONTINUE", True, False, answer.decision_id)]
 
 
-async def test_a_fresh_answer_replaces_what_was_there(asking: World) -> None:
-    """And it can still be brought back."""
+async def test_a_fresh_answer_replaces_the_live_session(asking: World) -> None:
+    """The new session names its predecessor."""
     session = (await asking.one.start()).session
     await asking.click_twice(session)
     token = (await offered(asking.two.start()))[FRESH].choice_token
@@ -207,8 +208,8 @@ async def test_a_fresh_answer_replaces_what_was_there(asking: World) -> None:
 
 @pytest.mark.parametrize("choice", [CONTINUE, FRESH])
 async def test_one_token_used_by_many_at_once_counts_once(asking: World, choice: int) -> None:
-    """Ten calls at two replicas: one is answered, nine are told that it was used; also of a session
-    that runs, where nothing but the token stands between them.
+    """Of ten calls at two replicas one succeeds, nine get CHOICE_TOKEN_USED. With CONTINUE of an
+    ACTIVE session only the token decides between them: such a start needs no transition.
     """
     await asking.one.start()
     token = (await offered(asking.one.start()))[choice].choice_token
@@ -221,10 +222,10 @@ async def test_one_token_used_by_many_at_once_counts_once(asking: World, choice:
 
 
 @pytest.mark.parametrize("first", [CONTINUE, FRESH])
-async def test_two_tabs_that_answer_differently_one_wins_and_the_other_is_told_which(
+async def test_of_two_tabs_with_different_answers_one_wins_and_the_other_learns_the_choice(
     asking: World, first: int
 ) -> None:
-    """CHOICE_STALE, with what was chosen instead, and by which decision."""
+    """The second gets CHOICE_STALE, with the winner's choice and decision."""
     session = (await asking.one.start()).session
     await asking.one.stop(session.session_id)
     one, two = await offered(asking.one.start()), await offered(asking.two.start())
@@ -241,8 +242,8 @@ async def test_two_tabs_that_answer_differently_one_wins_and_the_other_is_told_w
     assert (await asking.two.get(won.session.session_id)).state == pb.Session.STATE_ACTIVE
 
 
-async def test_two_tabs_that_race_never_have_it_both_ways(asking: World) -> None:
-    """CONTINUE and FRESH at the very same time, again and again: one wins each time."""
+async def test_two_tabs_that_race_never_both_win(asking: World) -> None:
+    """CONTINUE and FRESH at the same time, repeatedly: one wins each time."""
     for round_ in range(4):
         user = f"racer{round_}"
         session = (await asking.one.start(user)).session
@@ -261,8 +262,8 @@ async def test_two_tabs_that_race_never_have_it_both_ways(asking: World) -> None
         assert chosen == [("CONTINUE" if continued else "FRESH",)]
 
 
-async def test_two_tabs_that_both_continue_both_get_it(asking: World) -> None:
-    """What each was promised is there for both."""
+async def test_two_tabs_that_both_continue_both_succeed(asking: World) -> None:
+    """Both get the continuity that they were offered."""
     session = (await asking.one.start()).session
     await asking.one.stop(session.session_id)
     one, two = await offered(asking.one.start()), await offered(asking.two.start())
@@ -274,19 +275,19 @@ async def test_two_tabs_that_both_continue_both_get_it(asking: World) -> None:
     assert await asking.committed("create") == 1
 
 
-async def test_what_is_less_than_was_offered_is_stale(asking: World) -> None:
-    """It was offered with its memory, and was stopped deeper meanwhile."""
+async def test_a_candidate_with_less_continuity_than_offered_is_stale(asking: World) -> None:
+    """It was offered with its memory, and was stopped in the meantime."""
     session = (await asking.one.start()).session
     await asking.one.stop(session.session_id)
     token = (await offered(asking.one.start()))[CONTINUE].choice_token
     await asking.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     failure = await failing(asking.one.start(choice_token=token))
     assert failure.reason == "CHOICE_STALE"
-    assert "less of the session" in failure.message
+    assert "less than was offered" in failure.message
 
 
-async def test_what_has_ended_is_stale(asking: World) -> None:
-    """Ended between the question and the answer; nothing is created in its place."""
+async def test_a_candidate_that_has_ended_is_stale(asking: World) -> None:
+    """It ended between the question and the answer; no session is created in its place."""
     session = (await asking.one.start()).session
     found = await offered(asking.one.start())
     await asking.one.end(session.session_id)
@@ -297,8 +298,8 @@ async def test_what_has_ended_is_stale(asking: World) -> None:
     assert await asking.committed("create") == 1
 
 
-async def test_a_token_is_of_its_user_key_and_tenant_alone(asking: World) -> None:
-    """Another user's, another slot's and a made up one are all the same: CHOICE_TOKEN_INVALID."""
+async def test_a_token_is_valid_for_its_user_key_and_tenant_alone(asking: World) -> None:
+    """Another user's, another slot's and an invented token all get CHOICE_TOKEN_INVALID."""
     await asking.one.start()
     await asking.one.start("crane")
     token = (await offered(asking.one.start()))[CONTINUE].choice_token
@@ -316,8 +317,8 @@ async def test_a_token_is_of_its_user_key_and_tenant_alone(asking: World) -> Non
     assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_REUSED
 
 
-async def test_a_token_runs_out(emulator: Emulator, database_url: str) -> None:
-    """CHOICE_TOKEN_EXPIRED for a day, and then as if it had never been."""
+async def test_a_token_expires(emulator: Emulator, database_url: str) -> None:
+    """CHOICE_TOKEN_EXPIRED for a day; then CHOICE_TOKEN_INVALID, as for an unknown token."""
     short = timedelta(seconds=0.1)
     async with world(
         emulator, database_url, replicas=1, persistence="ask", choice_expiry=short
@@ -342,7 +343,7 @@ async def test_a_token_runs_out(emulator: Emulator, database_url: str) -> None:
                 "UPDATE choice_tokens SET expire_time = now() - interval '2 days'"
             )
         kept = timedelta(days=1)
-        await janitor.tidy(roost.one.running.database, kept, kept)
+        await retention.run_pass(roost.one.running.database, kept, kept)
         assert (await failing(roost.one.start(choice_token=token))).reason == (
             "CHOICE_TOKEN_INVALID"
         )
@@ -351,7 +352,7 @@ async def test_a_token_runs_out(emulator: Emulator, database_url: str) -> None:
 async def test_tokens_are_in_the_answer_and_nowhere_else(
     asking: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not in a log at DEBUG, not in a decision, not in the database, but for their SHA-256."""
+    """Not in DEBUG logs, decisions or the database; the database has only their SHA-256."""
     caplog.set_level("DEBUG")
     session = (await asking.one.start()).session
     found = await offered(asking.one.start())
@@ -368,30 +369,32 @@ async def test_tokens_are_in_the_answer_and_nowhere_else(
         assert hashlib.sha256(token.encode()).hexdigest() in written
 
 
-async def test_an_answer_whose_start_failed_for_now_can_be_given_again(hasty: World) -> None:
-    """A failure that can be retried frees the token as it frees the request id; it counts once."""
-    session = (await hasty.one.start()).session
-    await hasty.one.stop(session.session_id)
-    token = (await offered(hasty.one.start()))[FRESH].choice_token
+async def test_an_answer_whose_start_failed_with_a_retriable_error_can_be_repeated(
+    short_budget: World,
+) -> None:
+    """Such a failure frees the token and the request id; the answer still counts once."""
+    session = (await short_budget.one.start()).session
+    await short_budget.one.stop(session.session_id)
+    token = (await offered(short_budget.one.start()))[FRESH].choice_token
     once = request_id()
-    await hasty.admin.set_fault("server_error", action="create", times=None)
-    failure = await failing(hasty.one.start(request_id=once, choice_token=token))
+    await short_budget.admin.set_fault("server_error", action="create", times=None)
+    failure = await failing(short_budget.one.start(request_id=once, choice_token=token))
     assert failure.retry_seconds is not None
-    await hasty.admin.clear_faults()
-    answer = await hasty.two.start(request_id=once, choice_token=token)
+    await short_budget.admin.clear_faults()
+    answer = await short_budget.two.start(request_id=once, choice_token=token)
     assert answer.outcome == pb.START_OUTCOME_CREATED
-    assert len(await rows(hasty, "SELECT * FROM choices")) == 1
+    assert len(await rows(short_budget, "SELECT * FROM choices")) == 1
 
 
 async def test_a_token_with_a_mode_names_the_field(asking: World) -> None:
-    """It says what to do by itself."""
+    """The token already names the choice."""
     failure = await failing(asking.one.start(choice_token="x", mode=pb.START_MODE_FRESH))
     assert failure.fields == ("mode",)
 
 
 async def test_a_checkpoint_can_be_chosen(asking: World) -> None:
-    """Offered between the two by its number; chosen, the counter is what it was then, and what was
-    left is saved first. Asked again, the session goes on from there.
+    """It is a third candidate, with its number. The answer saves the present state and restores the
+    checkpoint's count. The next question offers to continue from there.
     """
     session = await counting(asking, 2)
     saved = await client(asking.one).create(session.session_id)
@@ -419,34 +422,34 @@ async def test_a_checkpoint_can_be_chosen(asking: World) -> None:
         for each in (await offered(asking.one.start())).values()
         if each.choice == RESTORE
     ]
-    assert numbers, "what was left can still be gone back to"
+    assert numbers, "the state before the rollback can be restored"
 
 
-async def test_a_checkpoint_is_not_gone_back_to_over_somebody_who_came_meanwhile(
+async def test_a_rollback_is_stale_if_the_session_was_used_in_the_meantime(
     asking: World,
 ) -> None:
-    """The other tab went on with the session: what it does is not thrown away."""
+    """Another tab continued the session: a rollback would lose its work."""
     session = await counting(asking, 2)
     await client(asking.one).create(session.session_id)
     token = (await offered(asking.two.start()))[RESTORE].choice_token
     await asking.one.start(mode=pb.START_MODE_CONTINUE)
     failure = await failing(asking.two.start(choice_token=token))
     assert failure.reason == "CHOICE_STALE"
-    assert "came back" in failure.message
+    assert "started meanwhile" in failure.message
 
 
-# --- remembering -------------------------------------------------------------------------------
+# --- preferences -------------------------------------------------------------------------------
 
 
 async def preferred(roost: World) -> policy_pb.UserPreference:
-    """What wren prefers."""
+    """GetUserPreference of wren."""
     request = policy_pb.GetUserPreferenceRequest(project_id="nest", user_id="wren")
     answer = await policies(roost).GetUserPreference(request, timeout=TIMEOUT)
     return answer.user_preference
 
 
 async def prefer(roost: World, preference: policy_pb.Preference.ValueType) -> None:
-    """Set what wren prefers."""
+    """SetUserPreference of wren."""
     request = policy_pb.SetUserPreferenceRequest(
         project_id="nest", user_id="wren", preference=preference
     )
@@ -461,10 +464,10 @@ async def prefer(roost: World, preference: policy_pb.Preference.ValueType) -> No
         (FRESH, policy_pb.PREFERENCE_ALWAYS_FRESH, pb.START_OUTCOME_CREATED),
     ],
 )
-async def test_an_answer_that_is_remembered_decides_the_next_time(
+async def test_a_remembered_answer_decides_the_next_start(
     asking: World, choice: int, kept: int, outcome: int
 ) -> None:
-    """Once asked and then never again, by project and user; each start leaves its choice."""
+    """That user of that project is not asked again; each start records its choice."""
     await asking.one.start()
     assert (await preferred(asking)).preference == policy_pb.PREFERENCE_UNSPECIFIED
     token = (await offered(asking.one.start()))[choice].choice_token
@@ -479,8 +482,8 @@ async def test_an_answer_that_is_remembered_decides_the_next_time(
     assert await offered(asking.one.start("crane")), "another user is still asked"
 
 
-async def test_a_preference_can_be_set_and_taken_back(asking: World) -> None:
-    """SetUserPreference, and PREFERENCE_ASK to be asked again; nothing else is accepted."""
+async def test_a_preference_can_be_set_and_reset(asking: World) -> None:
+    """PREFERENCE_ASK makes the user asked again; unknown values are rejected."""
     await asking.one.start()
     await prefer(asking, policy_pb.PREFERENCE_ALWAYS_FRESH)
     assert (await asking.one.start()).outcome == pb.START_OUTCOME_CREATED
@@ -496,15 +499,15 @@ async def test_a_preference_can_be_set_and_taken_back(asking: World) -> None:
         assert failure.fields == ("preference",)
 
 
-async def test_a_preference_means_nothing_where_nobody_would_be_asked(roost: World) -> None:
-    """HIBERNATE resumes, whatever is kept of another time."""
+async def test_a_preference_has_no_effect_without_policy_ask(roost: World) -> None:
+    """HIBERNATE resumes, whatever the user's preference is."""
     session = (await roost.one.start()).session
     await prefer(roost, policy_pb.PREFERENCE_ALWAYS_FRESH)
     assert (await roost.one.start()).session.session_id == session.session_id
 
 
-async def test_choices_are_counted_asked_apart_from_remembered(asking: World) -> None:
-    """The figure new vs. continue: of those who were asked."""
+async def test_asked_and_remembered_choices_are_counted_apart(asking: World) -> None:
+    """The ratio of new to continued sessions counts only the users that were asked."""
     await asking.one.start()
     for choice in (CONTINUE, CONTINUE, FRESH):
         token = (await offered(asking.one.start()))[choice].choice_token
@@ -514,16 +517,20 @@ async def test_choices_are_counted_asked_apart_from_remembered(asking: World) ->
     now = datetime.now(UTC)
     span = (now - timedelta(hours=1), now + timedelta(hours=1))
     database = asking.one.running.database
-    assert await choices.tally(database, "default", "nest", *span) == choices.Tally(2, 1, 1, 0)
-    assert await choices.tally(database, "default", None, *span) == choices.Tally(2, 1, 1, 0)
-    assert await choices.tally(database, "default", "other", *span) == choices.Tally(0, 0, 0, 0)
+    for project, expected in (
+        ("nest", Preferred(2, 1, 1, 0)),
+        (None, Preferred(2, 1, 1, 0)),
+        ("other", Preferred()),
+    ):
+        counted = await stats.count(database, Span("default", project, *span))
+        assert counted.preferred == expected, project
 
 
 # --- preview -----------------------------------------------------------------------------------
 
 
 async def everything(roost: World) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table that has to do with sessions, with its version."""
+    """Every row of the tables of sessions and policies, with its row version. Any: text."""
     tables = (
         *("sessions", "containers", "decisions", "session_events", "choice_tokens", "choices"),
         *("policies", "tiers", "user_preferences"),
@@ -535,7 +542,7 @@ async def everything(roost: World) -> dict[str, list[tuple[Any, ...]]]:
 
 
 async def test_a_preview_shows_the_choice_and_writes_nothing(asking: World) -> None:
-    """Candidates with age, continuity and wait; no tokens; not a row of any table is another."""
+    """Candidates with age, continuity and wait, but no tokens; no row of any table changes."""
     session = (await asking.one.start()).session
     await asking.one.stop(session.session_id)
     token = (await offered(asking.one.start()))[CONTINUE].choice_token
@@ -564,20 +571,23 @@ async def test_a_preview_shows_the_choice_and_writes_nothing(asking: World) -> N
     assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_RESUMED
 
 
-async def test_who_came_back_at_the_last_moment_is_not_put_away(asking: World) -> None:
-    """The other tab went on with it between this start's look and its commit. That moves no epoch,
-    since a session that runs is answered with as it is; the answer is stale all the same.
+async def test_a_fresh_answer_is_stale_if_the_session_is_reused_before_the_commit(
+    asking: World,
+) -> None:
+    """Another tab reuses the session after this start read it and before this start commits. A
+    reuse leaves the epoch unchanged, since the session needs no transition: comparing epochs alone
+    would not see it, and the other tab's session would be ended under its user.
     """
     await asking.one.start()
-    anew = (await offered(asking.two.start()))[FRESH]
+    fresh = (await offered(asking.two.start()))[FRESH]
     async with asking.two.running.database.transaction() as other:
         await other.execute("UPDATE sessions SET start_count = start_count + 1")
-        late = asyncio.create_task(failing(asking.one.start(choice_token=anew.choice_token)))
+        late = asyncio.create_task(failing(asking.one.start(choice_token=fresh.choice_token)))
 
-        async def waits() -> bool:
+        async def is_blocked() -> bool:
             query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             return bool(await rows(asking, query))
 
-        assert await eventually(waits)
+        assert await eventually(is_blocked)
     assert (await late).reason == "CHOICE_STALE"
     assert await asking.committed("create") == 1

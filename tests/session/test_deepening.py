@@ -1,4 +1,4 @@
-"""A rest that is deepened down to saved and gone: nothing is lost by it, and who comes wins."""
+"""Deeper pauses: suspended, stopped, then checkpoint only. Nothing is lost; a user's start wins."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
-from session_service.domain import keeping
-from session_service.domain.keeping import Action, Habits
-from session_service.lifecycle import own_steps
-from session_service.storage import commits
-from session_service.storage import sessions as rows
+from session_service.domain import next_action
+from session_service.domain.next_action import Action, Timings
+from session_service.reconcile import due as reconcile_due
+from session_service.storage.session import reads
+from session_service.storage.session.commit import Committed, commit
 from tests.eventually import eventually
-from tests.session.ageing import IDLE, due, id_of, kept, quiet, sql, touch
+from tests.session.ageing import IDLE, id_of, make_due, make_idle, run_due_pass, sql, touch
 from tests.session.harness import World, world
 from tests.session.saving import Checkpoint, client, counting, flip, hooked, large
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from roost.container.v1 import container_service_pb2 as container_pb
 
+pytestmark = pytest.mark.replicas(1)
+
 ACTIVE = pb.Session.STATE_ACTIVE
 PAUSED = pb.Session.STATE_PAUSED
 STOPPED = timedelta(hours=1)
@@ -35,16 +37,16 @@ GONE = timedelta(hours=2)
 
 
 @pytest.fixture
-async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Sessions are stopped after an hour of rest, and saved and gone after two more."""
+async def roost(emulator: Emulator, database_url: str, replicas: int) -> AsyncIterator[World]:
+    """Paused sessions are stopped after an hour, and saved and destroyed after two more."""
     async with world(
-        emulator, database_url, deepen_after=STOPPED, checkpoint_after=GONE
+        emulator, database_url, replicas, deepen_after=STOPPED, checkpoint_after=GONE
     ) as running:
         yield running
 
 
-async def rested(roost: World, session: pb.Session, span: timedelta) -> None:
-    """Let the session have rested for so long; the keeper looks at it in its next pass."""
+async def pause_began(roost: World, session: pb.Session, span: timedelta) -> None:
+    """Date the session's pause back by `span` and make it due, for the next due pass."""
     await sql(
         roost.one,
         "UPDATE sessions SET pause_time = now() - make_interval(secs => %s), due_at = now()"
@@ -54,8 +56,10 @@ async def rested(roost: World, session: pb.Session, span: timedelta) -> None:
     )
 
 
-async def at_rest(roost: World, spec: container_pb.ContainerSpec | None = None) -> pb.Session:
-    """A session that rests suspended; without a spec it is a counter that has 2 in memory."""
+async def paused_session(
+    roost: World, spec: container_pb.ContainerSpec | None = None
+) -> pb.Session:
+    """A suspended session; without a spec it is a counter that has 2 in memory."""
     if spec is None:
         session = await counting(roost, 2)
     else:
@@ -63,76 +67,77 @@ async def at_rest(roost: World, spec: container_pb.ContainerSpec | None = None) 
     return await roost.one.pause(session.session_id)
 
 
-async def wakes(roost: World) -> int:
-    """How often the provider brought a machine up that was there."""
+async def provider_starts(roost: World) -> int:
+    """The number of starts and resumes of existing machines that the provider has done."""
     return await roost.committed("start") + await roost.committed("resume")
 
 
 async def deepened(roost: World, session: pb.Session, span: timedelta = STOPPED) -> pb.Session:
-    """The session once the keeper has put it deeper."""
-    await rested(roost, session, span)
-    assert (await kept(roost.one))[Action.DEEPEN] == 1
+    """The session after a due pass that deepened its pause."""
+    await pause_began(roost, session, span)
+    assert (await run_due_pass(roost.one))[Action.DEEPEN] == 1
     return await roost.one.get(session.session_id)
 
 
-def kinds(session: pb.Session) -> list[int]:
-    """The types of its conditions."""
+def condition_types(session: pb.Session) -> list[int]:
+    """The types of the session's conditions."""
     return [each.type for each in session.conditions]
 
 
-async def reasons(roost: World) -> list[tuple[int, int]]:
-    """Why the key's checkpoints were taken, newest first, and how they stand."""
+async def reasons_and_states(roost: World) -> list[tuple[int, int]]:
+    """Reason and state of each of the key's checkpoints, newest first."""
     return [(each.reason, each.state) for each in await client(roost.one).of()]
 
 
 IDLE_READY = (Checkpoint.REASON_IDLE, Checkpoint.STATE_READY)
 
 
-# --- down to the last ----------------------------------------------------------------------------
+# --- from suspended to checkpoint only -----------------------------------------------------------
 
 
-async def test_memory_is_saved_before_the_stop_and_the_container_goes_unwoken(
+@pytest.mark.replicas(2)
+async def test_memory_is_saved_before_the_stop_and_the_destroy_needs_no_start(
     roost: World,
 ) -> None:
-    """Stopped with its count in a checkpoint; gone without being woken for it; back with it."""
-    session = await at_rest(roost)
+    """The checkpoint of the stop holds the count; the destroy uses it; a start restores it."""
+    session = await paused_session(roost)
     stopped = await deepened(roost, session)
     assert (stopped.state, stopped.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
     assert not stopped.conditions
     assert stopped.next_action.action == pb.NextAction.ACTION_DEEPEN
-    assert await reasons(roost) == [IDLE_READY]
+    assert await reasons_and_states(roost) == [IDLE_READY]
     assert await roost.provider_state(session) == "stopped"
-    before = await wakes(roost)
+    before = await provider_starts(roost)
     gone = await deepened(roost, stopped, GONE)
     assert (gone.state, gone.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
     assert not gone.conditions
     assert gone.expected_continuity == pb.CONTINUITY_CHECKPOINT
     assert gone.next_action.action == pb.NextAction.ACTION_END
-    assert await wakes(roost) == before
+    assert await provider_starts(roost) == before
     assert await roost.committed("destroy", session.session_id) == 1
-    assert await reasons(roost) == [IDLE_READY]
+    assert await reasons_and_states(roost) == [IDLE_READY]
     answer = await roost.two.start()
     assert answer.outcome == pb.START_OUTCOME_RESTORED
     assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_CHECKPOINT, True)
     assert await roost.counter(answer.session) == "2"
 
 
-async def test_what_is_saved_before_it_would_be_stopped_goes_at_once(
+async def test_a_session_due_to_be_saved_before_it_is_due_to_stop_is_destroyed_at_once(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Woken with its memory, saved, destroyed."""
+    """It is resumed with its memory, saved and destroyed."""
     brief = {"deepen_after": GONE, "checkpoint_after": STOPPED}
     async with world(emulator, database_url, 1, **brief) as roost:
-        gone = await deepened(roost, await at_rest(roost))
+        gone = await deepened(roost, await paused_session(roost))
         assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
         assert not gone.conditions
         assert await roost.counter((await roost.one.start()).session) == "2"
 
 
-async def test_what_a_stop_saved_is_stopped_without_being_woken(
+async def test_a_session_that_an_idle_pause_saved_is_stopped_without_a_start(
     emulator: Emulator, database_url: str
 ) -> None:
-    """A pause of idleness that saved has all of it, until somebody comes."""
+    """The checkpoint of an idle pause is complete until the container runs again."""
     spans = {"deepen_after": STOPPED, "checkpoint_after": GONE, "idle_timeout": IDLE}
     async with world(emulator, database_url, 1, **spans) as roost:
         request = policy_pb.UpdateProjectPolicyRequest(
@@ -143,112 +148,114 @@ async def test_what_a_stop_saved_is_stopped_without_being_woken(
         await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
         session = (await roost.one.start(spec=hooked())).session
         await roost.click_twice(session)
-        await quiet(roost, session)
-        assert (await kept(roost.one))[Action.PAUSE] == 1
-        assert await reasons(roost) == [IDLE_READY]
-        before = await wakes(roost)
+        await make_idle(roost, session)
+        assert (await run_due_pass(roost.one))[Action.PAUSE] == 1
+        assert await reasons_and_states(roost) == [IDLE_READY]
+        before = await provider_starts(roost)
         stopped = await deepened(roost, session)
         assert stopped.pause_depth == pb.PAUSE_DEPTH_STOPPED
-        assert await wakes(roost) == before
+        assert await provider_starts(roost) == before
         await roost.one.start()
         await roost.one.pause(session.session_id)
         newer = (Checkpoint.REASON_STOP, Checkpoint.STATE_READY)
-        assert await reasons(roost) == [newer, IDLE_READY]
-        before = await wakes(roost)
+        assert await reasons_and_states(roost) == [newer, IDLE_READY]
+        before = await provider_starts(roost)
         await deepened(roost, session)
-        assert await reasons(roost) == [newer, IDLE_READY]
-        assert await wakes(roost) == before
+        assert await reasons_and_states(roost) == [newer, IDLE_READY]
+        assert await provider_starts(roost) == before
 
 
-async def test_what_ran_since_it_was_saved_is_saved_once_more(roost: World) -> None:
-    """Somebody was there by the preview, and it was put to rest again before anybody looked."""
-    stopped = await deepened(roost, await at_rest(roost))
+async def test_a_session_that_ran_after_its_checkpoint_is_saved_again(roost: World) -> None:
+    """A request to the preview woke it, and it was suspended again before the next probe."""
+    stopped = await deepened(roost, await paused_session(roost))
     await roost._fly("POST", stopped, "/start", None)
     await roost._fly("GET", stopped, "/wait?state=started&timeout=5", None)
     assert await roost.counter(stopped, "/click") == "1"
     await roost.suspend_behind_our_back(stopped)
     gone = await deepened(roost, stopped, GONE)
     assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
-    assert await reasons(roost) == [IDLE_READY, IDLE_READY]
-    assert kinds(gone) == [pb.CONDITION_TYPE_MEMORY_LOST], "what the stop lost before is not hidden"
+    assert await reasons_and_states(roost) == [IDLE_READY, IDLE_READY]
+    assert condition_types(gone) == [pb.CONDITION_TYPE_MEMORY_LOST], (
+        "the earlier stop's loss is still shown"
+    )
     assert await roost.counter((await roost.one.start()).session) == "1"
 
 
-async def test_what_was_saved_and_is_damaged_is_saved_once_more(
+async def test_a_session_whose_checkpoint_is_damaged_is_saved_again(
     roost: World, database_url: str
 ) -> None:
-    """It is read before the container goes; the files that are there are what is left."""
-    stopped = await deepened(roost, await at_rest(roost))
+    """The checkpoint is verified before the destroy, when only the container's files are left."""
+    stopped = await deepened(roost, await paused_session(roost))
     (head,) = await client(roost.one).of()
     flip(database_url, head.checkpoint_id)
     gone = await deepened(roost, stopped, GONE)
     assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
     failed = (Checkpoint.REASON_IDLE, Checkpoint.STATE_FAILED)
-    assert await reasons(roost) == [IDLE_READY, failed]
-    assert kinds(gone) == [pb.CONDITION_TYPE_MEMORY_LOST]
+    assert await reasons_and_states(roost) == [IDLE_READY, failed]
+    assert condition_types(gone) == [pb.CONDITION_TYPE_MEMORY_LOST]
 
 
-async def test_memory_that_is_lost_by_then_is_told(roost: World) -> None:
-    """The provider dropped it: what is saved is what is left, and it says so all the way down."""
-    session = await at_rest(roost)
+async def test_memory_that_the_provider_dropped_is_reported_as_lost(roost: World) -> None:
+    """The files are saved, and MEMORY_LOST is shown at every later depth."""
+    session = await paused_session(roost)
     await roost.admin.set_fault("snapshot_dropped", machine=session.container.container_id)
     stopped = await deepened(roost, session)
     assert stopped.pause_depth == pb.PAUSE_DEPTH_STOPPED
-    assert kinds(stopped) == [pb.CONDITION_TYPE_MEMORY_LOST]
+    assert condition_types(stopped) == [pb.CONDITION_TYPE_MEMORY_LOST]
     gone = await deepened(roost, stopped, GONE)
     assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
-    assert kinds(gone) == [pb.CONDITION_TYPE_MEMORY_LOST]
+    assert condition_types(gone) == [pb.CONDITION_TYPE_MEMORY_LOST]
 
 
-# --- where it cannot be saved --------------------------------------------------------------------
+# --- a checkpoint that fails ---------------------------------------------------------------------
 
 
-async def test_what_cannot_be_saved_rests_as_before_and_is_tried_again_rarely(
+async def test_a_session_that_cannot_be_saved_stays_paused_and_is_retried_rarely(
     roost: World,
 ) -> None:
-    """Its memory is kept, and it is told why; nothing is tried until a time that is shown."""
-    session = await at_rest(roost, broken())
-    await rested(roost, session, STOPPED)
+    """Its memory is kept and a condition shows why; the time of the next attempt is shown."""
+    session = await paused_session(roost, with_broken_hook())
+    await pause_began(roost, session, STOPPED)
     since = (await roost.one.get(session.session_id)).pause_time
-    assert (await kept(roost.one))[Action.DEEPEN] == 1
+    assert (await run_due_pass(roost.one))[Action.DEEPEN] == 1
     shown = await roost.one.get(session.session_id)
     assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
-    assert kinds(shown) == [pb.CONDITION_TYPE_CHECKPOINT_FAILED]
-    assert shown.pause_time == since, "it rests since when it did"
+    assert condition_types(shown) == [pb.CONDITION_TYPE_CHECKPOINT_FAILED]
+    assert shown.pause_time == since, "the failed attempt does not move the pause time"
     assert await roost.provider_state(session) == "suspended"
     assert await roost.committed("stop") == 0
     ((left,),) = await sql(
         roost.one, "SELECT extract(epoch FROM due_at - now())::int FROM sessions"
     )
     assert 50 <= left <= 61
-    assert (await kept(roost.one))[Action.DEEPEN] == 0
-    await due(roost, session)
-    assert (await kept(roost.one))[Action.DEEPEN] == 1
+    assert (await run_due_pass(roost.one))[Action.DEEPEN] == 0
+    await make_due(roost, session)
+    assert (await run_due_pass(roost.one))[Action.DEEPEN] == 1
     ((left,),) = await sql(
         roost.one, "SELECT extract(epoch FROM due_at - now())::int FROM sessions"
     )
-    assert 110 <= left <= 121, "it is tried ever more rarely"
+    assert 110 <= left <= 121, "the delay between attempts grows"
     answer = await roost.one.start()
     assert answer.outcome == pb.START_OUTCOME_RESUMED
     assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
 
 
-async def test_what_was_stopped_and_cannot_be_saved_stays_stopped(roost: World) -> None:
-    """Its files are kept."""
-    session = await at_rest(roost, broken())
+async def test_a_stopped_session_that_cannot_be_saved_stays_stopped(roost: World) -> None:
+    """Its container and files are kept."""
+    session = await paused_session(roost, with_broken_hook())
     stopped = await roost.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     kept_as = await deepened(roost, stopped, GONE)
     assert (kept_as.state, kept_as.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
-    assert pb.CONDITION_TYPE_CHECKPOINT_FAILED in kinds(kept_as)
+    assert pb.CONDITION_TYPE_CHECKPOINT_FAILED in condition_types(kept_as)
     assert await roost.provider_state(session) == "stopped"
     assert await roost.committed("destroy") == 0
 
 
-async def test_what_can_never_be_saved_ends_in_the_end(roost: World) -> None:
-    session = await at_rest(roost, broken())
+async def test_a_session_that_can_never_be_saved_expires(roost: World) -> None:
+    session = await paused_session(roost, with_broken_hook())
     await deepened(roost, session)
-    await rested(roost, session, timedelta(days=31))
-    assert (await kept(roost.one))[Action.EXPIRE] == 1
+    await pause_began(roost, session, timedelta(days=31))
+    assert (await run_due_pass(roost.one))[Action.EXPIRE] == 1
     over = await roost.one.get(session.session_id)
     assert (over.state, over.end_reason) == (pb.Session.STATE_ENDED, pb.END_REASON_EXPIRED)
 
@@ -256,7 +263,7 @@ async def test_what_can_never_be_saved_ends_in_the_end(roost: World) -> None:
 async def test_an_application_that_hangs_is_not_left_running(
     emulator: Emulator, database_url: str
 ) -> None:
-    """There is time left to put it to rest when saving has had its share."""
+    """The budget leaves time for the suspend after a checkpoint that timed out."""
     spans = {"deepen_after": STOPPED, "checkpoint_after": GONE}
     budget = timedelta(seconds=4)
     async with world(emulator, database_url, 1, start_budget=budget, **spans) as roost:
@@ -265,38 +272,41 @@ async def test_an_application_that_hangs_is_not_left_running(
         await roost.one.pause(session.session_id)
         shown = await deepened(roost, session)
         assert shown.pause_depth == pb.PAUSE_DEPTH_SUSPENDED
-        assert kinds(shown) == [pb.CONDITION_TYPE_CHECKPOINT_FAILED]
+        assert condition_types(shown) == [pb.CONDITION_TYPE_CHECKPOINT_FAILED]
         assert await roost.provider_state(session) == "suspended"
 
 
-def broken() -> container_pb.ContainerSpec:
-    """An application that says it hands its state out, and does not."""
+def with_broken_hook() -> container_pb.ContainerSpec:
+    """A spec whose state hook does not work."""
     spec = hooked()
     spec.state_hook.http_path = "/nowhere"
     return spec
 
 
-# --- somebody comes ------------------------------------------------------------------------------
+# --- activity in the middle ----------------------------------------------------------------------
 
 
 async def _saving(roost: World, *, activity: bool = False) -> pb.Session:
-    """A session whose rest is being deepened: its state is on its way out."""
+    """A session whose pause is being deepened: its checkpoint is being written."""
     wanted = large(2_000_000, SLOW_MS="60")
     if activity:
         wanted.activity.http_path = "/busy"
-    session = await at_rest(roost, wanted)
-    await rested(roost, session, STOPPED)
+    session = await paused_session(roost, wanted)
+    await pause_began(roost, session, STOPPED)
 
     async def writing() -> bool:
-        await roost.one.running.background.keeper.shot()
+        await roost.one.running.background.due_pass.shot()
         return bool(await client(roost.one).of())
 
     assert await eventually(writing)
     return session
 
 
-async def test_a_start_in_the_middle_has_the_container_with_its_memory(roost: World) -> None:
-    """It is neither stopped nor destroyed; the checkpoint that was taken stays."""
+@pytest.mark.replicas(2)
+async def test_a_start_during_the_checkpoint_gets_the_container_with_its_memory(
+    roost: World,
+) -> None:
+    """The container is neither stopped nor destroyed; the checkpoint is kept."""
     session = await _saving(roost)
     answer = await roost.two.start()
     assert answer.session.session_id == session.session_id
@@ -304,36 +314,36 @@ async def test_a_start_in_the_middle_has_the_container_with_its_memory(roost: Wo
     assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
     assert await roost.committed("stop") == 0
     assert await roost.committed("destroy") == 0
-    assert await reasons(roost) == [IDLE_READY]
+    assert await reasons_and_states(roost) == [IDLE_READY]
 
 
 @pytest.mark.parametrize("gone", [GONE, timedelta(0)], ids=["saved", "not saved"])
-async def test_who_comes_before_the_provider_is_asked_has_it_as_it_was(
+async def test_a_start_before_the_first_provider_call_finds_the_session_unchanged(
     emulator: Emulator, database_url: str, gone: timedelta
 ) -> None:
-    """Neither woken nor stopped: the start that waits for it resumes it."""
+    """The deepening neither starts nor stops it: the waiting start resumes it."""
     spans = {"deepen_after": STOPPED, "checkpoint_after": gone}
     async with world(emulator, database_url, 1, **spans) as roost:
-        session = await at_rest(roost)
-        await rested(roost, session, STOPPED)
+        session = await paused_session(roost)
+        await pause_began(roost, session, STOPPED)
         database, work = roost.one.running.database, roost.one.running.work
-        record = await rows.find(database, id_of(session))
+        record = await reads.find(database, id_of(session))
         assert record is not None
-        step = keeping.next_step(record, Habits())
+        step = next_action.next_step(record, Timings())
         assert step.action is Action.DEEPEN
-        deepening = await commits.begin(database, own_steps.intent(record, step, work.terms), None)
-        assert deepening is not None
+        done = await commit(database, reconcile_due.bring_down(record, step, work.terms))
+        assert isinstance(done, Committed)
         await touch(roost.one, session)
-        before = await wakes(roost)
-        await work.begin(deepening, monotonic())
+        before = await provider_starts(roost)
+        await work.begin(done.session(record.session.session_id), monotonic())
         shown = await roost.one.get(session.session_id)
         assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)
-        assert await wakes(roost) == before
+        assert await provider_starts(roost) == before
         assert await roost.committed("stop") == 0
 
 
-async def test_traffic_in_the_middle_has_the_container_too(roost: World) -> None:
-    """By what the application says of itself."""
+async def test_traffic_during_the_checkpoint_keeps_the_container(roost: World) -> None:
+    """The application's activity hook reports the traffic."""
     session = await _saving(roost, activity=True)
     await roost.counter(session, "/come")
     await roost.until_state(session.session_id, ACTIVE)
@@ -342,15 +352,15 @@ async def test_traffic_in_the_middle_has_the_container_too(roost: World) -> None
 
 
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "not saved"])
-async def test_what_traffic_woke_before_is_not_put_deeper(
+async def test_a_session_that_traffic_woke_is_not_deepened(
     emulator: Emulator, database_url: str, saved: bool
 ) -> None:
-    """It is followed, as by the sweeper: the next start proves its memory."""
+    """Its row follows the provider, as in an inventory pass; the next start proves its memory."""
     gone = GONE if saved else timedelta(0)
     async with world(
         emulator, database_url, 1, deepen_after=STOPPED, checkpoint_after=gone
     ) as roost:
-        session = await at_rest(roost)
+        session = await paused_session(roost)
         await roost._fly("POST", session, "/start", None)
         await roost._fly("GET", session, "/wait?state=started&timeout=5", None)
         shown = await deepened(roost, session)
@@ -364,13 +374,15 @@ async def test_what_traffic_woke_before_is_not_put_deeper(
         assert await roost.counter(answer.session) == "2"
 
 
-async def test_what_saves_nothing_is_stopped_as_ever(emulator: Emulator, database_url: str) -> None:
-    """Where nobody asked for it: no checkpoint, no wake."""
+async def test_without_a_checkpoint_policy_a_session_is_stopped_unsaved(
+    emulator: Emulator, database_url: str
+) -> None:
+    """No checkpoint is taken and the container is not started."""
     async with world(emulator, database_url, 1, deepen_after=STOPPED) as roost:
-        session = await at_rest(roost)
-        before = await wakes(roost)
+        session = await paused_session(roost)
+        before = await provider_starts(roost)
         stopped = await deepened(roost, session)
         assert stopped.pause_depth == pb.PAUSE_DEPTH_STOPPED
         assert stopped.next_action.action == pb.NextAction.ACTION_END
-        assert await wakes(roost) == before
-        assert not await reasons(roost)
+        assert await provider_starts(roost) == before
+        assert not await reasons_and_states(roost)

@@ -1,4 +1,4 @@
-"""What looks saved and is not, as a rest is deepened: none of it goes with its container."""
+"""Deeper pauses with a checkpoint that is not current: the container is not destroyed unsaved."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
-from session_service.domain import keeping
-from session_service.domain.keeping import Action, Habits
-from session_service.lifecycle import own_steps
-from session_service.storage import commits
-from session_service.storage import sessions as rows
+from session_service.domain import next_action
+from session_service.domain.next_action import Action, Timings
+from session_service.reconcile import due
+from session_service.storage.session import reads
+from session_service.storage.session.commit import Committed, commit
 from tests.container.harness import failing
 from tests.eventually import eventually
-from tests.session.ageing import id_of, kept, sql, touch
+from tests.session.ageing import id_of, run_due_pass, sql, touch
 from tests.session.harness import World, world
 from tests.session.saving import counting, hooked, large
 from tests.session.test_deepening import (
     GONE,
     IDLE_READY,
     STOPPED,
-    at_rest,
     deepened,
-    reasons,
-    rested,
+    pause_began,
+    paused_session,
+    reasons_and_states,
 )
 
 if TYPE_CHECKING:
@@ -40,20 +40,22 @@ if TYPE_CHECKING:
 
     from local.fly.emulator import Emulator
 
+pytestmark = pytest.mark.replicas(1)
+
 PAUSED = pb.Session.STATE_PAUSED
 
 
 @pytest.fixture
-async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Sessions are stopped after an hour of rest, and saved and gone after two more."""
+async def roost(emulator: Emulator, database_url: str, replicas: int) -> AsyncIterator[World]:
+    """Paused sessions are stopped after an hour, and saved and destroyed after two more."""
     async with world(
-        emulator, database_url, deepen_after=STOPPED, checkpoint_after=GONE
+        emulator, database_url, replicas, deepen_after=STOPPED, checkpoint_after=GONE
     ) as running:
         yield running
 
 
 async def saves_at_stops(roost: World, *, on: bool) -> None:
-    """Have stops save, or not."""
+    """Switch checkpoints at stops on or off in the project's policy."""
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest",
         policy=pb.Policy(checkpoint_on_stop=on),
@@ -62,8 +64,10 @@ async def saves_at_stops(roost: World, *, on: bool) -> None:
     await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
 
 
-async def test_what_a_stop_saved_that_then_failed_is_saved_once_more(roost: World) -> None:
-    """It ran on, on the same boot, and nobody told Roost what was done in it."""
+async def test_a_session_whose_stop_failed_after_its_checkpoint_is_saved_again(
+    roost: World,
+) -> None:
+    """It ran on under the same boot id, and its state changed without Roost knowing."""
     await saves_at_stops(roost, on=True)
     session = await counting(roost, 2)
     await roost.admin.set_fault("suspend_fails")
@@ -73,23 +77,24 @@ async def test_what_a_stop_saved_that_then_failed_is_saved_once_more(roost: Worl
     assert await roost.counter(session, "/click") == "3"
     await saves_at_stops(roost, on=False)
     await roost.one.stop(session.session_id)
-    assert len(await reasons(roost)) == 1
+    assert len(await reasons_and_states(roost)) == 1
     await deepened(roost, session)
     gone = await deepened(roost, session, GONE)
     assert gone.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
     assert await roost.counter((await roost.one.start()).session) == "3"
 
 
-async def test_what_is_woken_while_its_checkpoint_is_read_is_saved_once_more(
+@pytest.mark.replicas(2)
+async def test_a_session_that_wakes_while_its_checkpoint_is_verified_is_saved_again(
     roost: World, database_url: str
 ) -> None:
-    """Reading takes its time, and the preview does not wait for it."""
-    stopped = await deepened(roost, await at_rest(roost, hooked(COUNTER_FILE="count")))
-    assert await reasons(roost) == [IDLE_READY]
-    await rested(roost, stopped, GONE)
+    """Verifying takes a while, and a request to the preview can wake the container meanwhile."""
+    stopped = await deepened(roost, await paused_session(roost, hooked(COUNTER_FILE="count")))
+    assert await reasons_and_states(roost) == [IDLE_READY]
+    await pause_began(roost, stopped, GONE)
     async with await psycopg.AsyncConnection.connect(database_url) as busy:
         await busy.execute("LOCK TABLE checkpoint_chunks IN ACCESS EXCLUSIVE MODE")
-        deepening = asyncio.create_task(kept(roost.one))
+        deepening = asyncio.create_task(run_due_pass(roost.one))
 
         async def reading() -> bool:
             found = await sql(
@@ -108,20 +113,32 @@ async def test_what_is_woken_while_its_checkpoint_is_read_is_saved_once_more(
     assert await roost.counter((await roost.one.start()).session) == "1"
 
 
-async def test_what_was_undeleted_is_saved_too(roost: World) -> None:
-    """It rests out of routing until then."""
+async def test_an_undeleted_session_is_saved_too(roost: World) -> None:
+    """Its container is cordoned until then."""
     session = await counting(roost, 2)
     await roost.one.end(session.session_id)
     await roost.one.undelete(session.session_id)
     shown = await deepened(roost, session)
     assert not shown.conditions
     assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED
-    assert await reasons(roost) == [IDLE_READY]
+    assert await reasons_and_states(roost) == [IDLE_READY]
     assert await roost.counter((await roost.one.start()).session) == "0"
 
 
-async def test_what_runs_out_of_routing_is_put_deeper_all_the_same(roost: World) -> None:
-    """No traffic woke it: nobody could reach what is handed out."""
+async def test_a_container_that_was_woken_to_be_saved_and_cannot_be_stopped_is_not_shown_as_paused(
+    roost: World,
+) -> None:
+    """The provider rejects the stop: the container runs, and so the session is ACTIVE."""
+    session = await paused_session(roost)
+    await roost.admin.set_fault("server_error", action="stop", status=422, times=None)
+    shown = await deepened(roost, session)
+    assert await reasons_and_states(roost) == [IDLE_READY]
+    assert shown.state == pb.Session.STATE_ACTIVE
+    assert await roost.counter(shown) == "2"
+
+
+async def test_a_running_container_that_is_cordoned_is_deepened(roost: World) -> None:
+    """No traffic woke it: no caller could reach the address that the start returns."""
     session = await counting(roost, 2)
     await roost.one.end(session.session_id)
     await roost.one.undelete(session.session_id)
@@ -134,20 +151,21 @@ async def test_what_runs_out_of_routing_is_put_deeper_all_the_same(roost: World)
     assert await roost.counter((await roost.one.start()).session) == "2"
 
 
-async def test_what_somebody_came_to_and_left_goes_deeper_when_that_is_due_again(
+async def test_a_session_that_was_used_and_paused_again_is_deepened_when_due(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Not in the 30 days after which what rests without a container ends."""
+    """It is not delayed by the 30 days after which a session without a container expires."""
     spans = {"deepen_after": GONE, "checkpoint_after": STOPPED}
     async with world(emulator, database_url, 1, **spans) as roost:
-        session = await at_rest(roost)
-        await rested(roost, session, STOPPED)
+        session = await paused_session(roost)
+        await pause_began(roost, session, STOPPED)
         database, work = roost.one.running.database, roost.one.running.work
-        record = await rows.find(database, id_of(session))
+        record = await reads.find(database, id_of(session))
         assert record is not None
-        step = keeping.next_step(record, Habits())
-        deepening = await commits.begin(database, own_steps.intent(record, step, work.terms), None)
-        assert deepening is not None
+        step = next_action.next_step(record, Timings())
+        done = await commit(database, due.bring_down(record, step, work.terms))
+        assert isinstance(done, Committed)
+        deepening = done.session(record.session.session_id)
         assert deepening.pause_depth == "CHECKPOINT"
         await touch(roost.one, session)
         await work.begin(deepening, monotonic())
@@ -159,38 +177,38 @@ async def test_what_somebody_came_to_and_left_goes_deeper_when_that_is_due_again
         assert left <= STOPPED.total_seconds()
 
 
-async def test_one_change_of_the_policy_does_not_lose_what_it_says_is_to_be_kept(
+async def test_a_policy_change_does_not_lose_memory_that_it_says_to_keep(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Spans hold for what rests at once; what no start may lose holds no later."""
+    """New time spans apply to paused sessions at once, and so must the new minimum continuity."""
     async with world(emulator, database_url, 1) as roost:
-        session = await at_rest(roost)
+        session = await paused_session(roost)
         hour = Duration(seconds=3600)
         request = policy_pb.UpdateProjectPolicyRequest(
             project_id="nest",
             policy=pb.Policy(min_continuity=pb.CONTINUITY_FILESYSTEM, checkpoint_after=hour),
         )
         await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
-        await rested(roost, session, STOPPED)
-        await kept(roost.one)
+        await pause_began(roost, session, STOPPED)
+        await run_due_pass(roost.one)
         assert await roost.committed("destroy") == 0
         assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY
 
 
-async def test_applications_that_hang_leave_the_keeper_room(
+async def test_applications_that_hang_do_not_block_the_due_pass(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Half of its slots are for what is not to be saved."""
-    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED, "keeper_slots": 2}
+    """Half of its slots are reserved for work that takes no checkpoint."""
+    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED, "reconcile_slots": 2}
     async with world(emulator, database_url, 1, **spans) as roost:
         for user in ("wren", "robin"):
             session = (await roost.one.start(user, spec=large(1000))).session
             await roost.counter(session, "/hang")
             await roost.one.pause(session.session_id)
-            await rested(roost, session, STOPPED)
+            await pause_began(roost, session, STOPPED)
         other = (await roost.one.start("finch", spec=hooked())).session
-        keeper = roost.one.running.background.keeper
-        await keeper.shot()
+        due_pass = roost.one.running.background.due_pass
+        await due_pass.shot()
         await roost.one.end(other.session_id)
         await sql(
             roost.one,
@@ -199,27 +217,28 @@ async def test_applications_that_hang_leave_the_keeper_room(
         )
 
         async def purged() -> bool:
-            await keeper.shot()
+            await due_pass.shot()
             return await roost.committed("destroy", other.session_id) == 1
 
         assert await eventually(purged, timeout=6)
-        await keeper.settle()
+        await due_pass.settle()
 
 
 @pytest.mark.parametrize("gone", [GONE, timedelta(0)], ids=["saved", "not saved"])
-async def test_who_comes_after_its_owner_died_has_the_container(
+async def test_a_start_after_the_owner_died_gets_the_container(
     emulator: Emulator, database_url: str, gone: timedelta
 ) -> None:
-    """The start takes the transition over, and is itself the one who came."""
+    """The start takes the transition over, and counts as the activity that cancels it."""
     spans = {"deepen_after": STOPPED, "checkpoint_after": gone}
     async with world(emulator, database_url, 1, **spans) as roost:
-        session = await at_rest(roost)
-        await rested(roost, session, STOPPED)
+        session = await paused_session(roost)
+        await pause_began(roost, session, STOPPED)
         database, work = roost.one.running.database, roost.one.running.work
-        record = await rows.find(database, id_of(session))
+        record = await reads.find(database, id_of(session))
         assert record is not None
-        step = keeping.next_step(record, Habits())
-        assert await commits.begin(database, own_steps.intent(record, step, work.terms), None)
+        step = next_action.next_step(record, Timings())
+        done = await commit(database, due.bring_down(record, step, work.terms))
+        assert isinstance(done, Committed)
         await sql(roost.one, "UPDATE sessions SET lease_until = now()")
         answer = await roost.one.start(min_continuity=pb.CONTINUITY_MEMORY)
         assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
@@ -227,17 +246,17 @@ async def test_who_comes_after_its_owner_died_has_the_container(
         assert await roost.committed("stop") == 0
 
 
-async def test_who_comes_while_the_machines_lease_is_waited_for_has_the_container(
+async def test_a_start_while_the_machine_lease_is_awaited_gets_the_container(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Another has it, an owner who died say: that can take a while."""
+    """Another owner, for example one that died, still has the lease; the wait can be long."""
     spans = {"deepen_after": STOPPED, "checkpoint_after": timedelta(0)}
     async with world(emulator, database_url, 1, **spans) as roost:
-        session = await at_rest(roost)
+        session = await paused_session(roost)
         await roost._fly("POST", session, "/lease", {"ttl": 3})
-        await rested(roost, session, STOPPED)
+        await pause_began(roost, session, STOPPED)
         await roost.calls()
-        deepening = asyncio.create_task(kept(roost.one))
+        deepening = asyncio.create_task(run_due_pass(roost.one))
 
         async def waiting() -> bool:
             return any("lease" in call for call in await roost.calls())

@@ -1,10 +1,11 @@
-"""What survived, and what is only thought to: rules 7 and 9."""
+"""Evidence of losses and of continuity: rules 7 and 9."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import grpc
+import pytest
 
 from roost.session.v1 import session_pb2 as pb
 from tests.container.harness import failing
@@ -13,11 +14,13 @@ from tests.session.harness import request_id, spec
 if TYPE_CHECKING:
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 FILES = {"COUNTER_FILE": "count"}
 
 
-async def test_a_dropped_snapshot_is_told_as_files_only(roost: World) -> None:
-    """The provider boots it cold without a word: the boot id gives it away."""
+async def test_a_dropped_snapshot_is_reported_as_files_only(roost: World) -> None:
+    """The provider reports no error and boots the machine cold; only the boot id shows it."""
     session = (await roost.one.start(spec=spec(env=FILES))).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -33,7 +36,7 @@ async def test_a_dropped_snapshot_is_told_as_files_only(roost: World) -> None:
 
 
 async def test_a_guest_that_does_not_answer_leaves_memory_unproved(roost: World) -> None:
-    """It may well be there; nobody claims it."""
+    """The memory may have survived, but the answer claims files only, unverified."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("exec_fails", times=None)
@@ -42,26 +45,28 @@ async def test_a_guest_that_does_not_answer_leaves_memory_unproved(roost: World)
     assert (again.continuity, again.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, False)
 
 
-async def test_a_boot_id_that_is_first_read_later_proves_no_loss(forgetful: World) -> None:
-    """The guest did not answer as it was created: what it says now has nothing to differ from."""
-    await forgetful.admin.set_fault("exec_fails")
-    session = (await forgetful.one.start()).session
-    await forgetful.click_twice(session)
-    for replica in forgetful.replicas:
+@pytest.mark.replicas(2)
+async def test_a_boot_id_that_is_first_read_later_proves_no_loss(always_probing: World) -> None:
+    """The guest did not answer at its creation, so there is no earlier boot id to compare with."""
+    await always_probing.admin.set_fault("exec_fails")
+    session = (await always_probing.one.start()).session
+    await always_probing.click_twice(session)
+    for replica in always_probing.replicas:
         strict = await failing(replica.start(min_continuity=pb.CONTINUITY_MEMORY))
-        assert strict.reason == "CONTINUITY_UNAVAILABLE", "a look alone proves nothing"
-    first = await forgetful.two.start()
+        assert strict.reason == "CONTINUITY_UNAVAILABLE", "a first boot id proves no memory"
+    first = await always_probing.two.start()
     assert first.outcome == pb.START_OUTCOME_REUSED
     assert (first.continuity, first.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, False)
-    then = await forgetful.one.start()
+    then = await always_probing.one.start()
     assert (then.continuity, then.continuity_verified) == (pb.CONTINUITY_MEMORY, True)
-    assert await forgetful.counter(session) == "2"
+    assert await always_probing.counter(session) == "2"
 
 
-async def test_memory_lost_where_it_was_asked_for_is_refused_and_told_next_time(
+@pytest.mark.replicas(2)
+async def test_a_start_that_requires_lost_memory_fails_and_the_next_reports_the_loss(
     roost: World,
 ) -> None:
-    """CONTINUITY_UNAVAILABLE: files kept, nothing created, the next answer tells the loss."""
+    """CONTINUITY_UNAVAILABLE: files are kept and no container is created."""
     session = (await roost.one.start(spec=spec(env=FILES))).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -75,20 +80,21 @@ async def test_memory_lost_where_it_was_asked_for_is_refused_and_told_next_time(
             "CONTINUITY_UNAVAILABLE",
         )
     strict = await failing(roost.two.start(min_continuity=pb.CONTINUITY_MEMORY))
-    assert strict.reason == "CONTINUITY_UNAVAILABLE", "still nothing that could be memory"
-    told = await roost.one.start()
-    assert (told.outcome, told.continuity) == (
+    assert strict.reason == "CONTINUITY_UNAVAILABLE", "the memory is still lost"
+    answer = await roost.one.start()
+    assert (answer.outcome, answer.continuity) == (
         pb.START_OUTCOME_REUSED,
         pb.CONTINUITY_FILESYSTEM,
     )
     assert await roost.counter(session) == "2"
     after = await roost.one.start(min_continuity=pb.CONTINUITY_MEMORY)
-    assert after.continuity == pb.CONTINUITY_MEMORY, "told once, it is the new normal"
+    assert after.continuity == pb.CONTINUITY_MEMORY, "a loss is reported once"
     assert await roost.committed("create") == 1
 
 
-async def test_unproved_memory_where_it_was_asked_for_can_be_retried(roost: World) -> None:
-    """The proof failed, not the memory: the same call goes through once the guest answers."""
+@pytest.mark.replicas(2)
+async def test_a_start_that_requires_unproved_memory_can_be_retried(roost: World) -> None:
+    """The boot id could not be read: the same call succeeds once the guest answers."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -101,48 +107,49 @@ async def test_unproved_memory_where_it_was_asked_for_can_be_retried(roost: Worl
     assert await roost.counter(session) == "2"
 
 
-async def test_a_machine_that_restarted_by_itself_is_proved_again(forgetful: World) -> None:
-    """A newer start event: the next start says that memory is gone, once."""
-    session = (await forgetful.one.start(spec=spec(env=FILES))).session
-    await forgetful.click_twice(session)
-    assert (await forgetful.one.start()).continuity == pb.CONTINUITY_MEMORY
-    await forgetful.crash(session)
-    told = await forgetful.one.start()
-    assert told.outcome == pb.START_OUTCOME_REUSED
-    assert (told.continuity, told.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, True)
-    assert (await forgetful.two.start()).continuity == pb.CONTINUITY_MEMORY
-    assert await forgetful.counter(session) == "2"
+@pytest.mark.replicas(2)
+async def test_a_machine_that_restarted_by_itself_is_proved_again(always_probing: World) -> None:
+    """The provider has a newer start event: one start reports that memory is lost."""
+    session = (await always_probing.one.start(spec=spec(env=FILES))).session
+    await always_probing.click_twice(session)
+    assert (await always_probing.one.start()).continuity == pb.CONTINUITY_MEMORY
+    await always_probing.crash(session)
+    answer = await always_probing.one.start()
+    assert answer.outcome == pb.START_OUTCOME_REUSED
+    assert (answer.continuity, answer.continuity_verified) == (pb.CONTINUITY_FILESYSTEM, True)
+    assert (await always_probing.two.start()).continuity == pb.CONTINUITY_MEMORY
+    assert await always_probing.counter(session) == "2"
 
 
-async def test_a_look_costs_one_get_and_an_exec_only_after_a_new_start_event(
-    forgetful: World,
+async def test_a_probe_costs_one_get_and_an_exec_only_after_a_new_start_event(
+    always_probing: World,
 ) -> None:
-    """Provider calls of a start that has to look."""
-    await forgetful.one.start()
-    await forgetful.one.start()
-    await forgetful.calls()
-    await forgetful.one.start()
-    assert await forgetful.calls() == ["get"]
+    """The provider calls of a start of an ACTIVE session outside the freshness window."""
+    await always_probing.one.start()
+    await always_probing.one.start()
+    await always_probing.calls()
+    await always_probing.one.start()
+    assert await always_probing.calls() == ["get"]
 
 
 async def test_a_vanished_container_is_lost_only_after_two_reads_and_a_listing(
-    forgetful: World,
+    always_probing: World,
 ) -> None:
-    """Rule 7; the user is told that nothing survived, and the session stays the same."""
-    session = (await forgetful.one.start()).session
+    """Rule 7. The answer reports that nothing survived; the session stays the same."""
+    session = (await always_probing.one.start()).session
     machine = session.container.container_id
-    await forgetful.admin.set_fault("machine_vanished", machine=machine)
-    await forgetful.calls()
-    again = await forgetful.one.start()
-    assert (await forgetful.calls())[:4] == ["get", "get", "list", "create"]
+    await always_probing.admin.set_fault("machine_vanished", machine=machine)
+    await always_probing.calls()
+    again = await always_probing.one.start()
+    assert (await always_probing.calls())[:4] == ["get", "get", "list", "create"]
     assert (again.outcome, again.continuity) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE)
     assert again.session.session_id == session.session_id
     assert again.session.generation == 2
     assert again.session.container.container_id != machine
 
 
-async def test_a_container_lost_while_it_rested_is_created_anew_and_named(roost: World) -> None:
-    """The ladder goes down a rung, and the attempts say why."""
+async def test_a_container_lost_while_paused_is_recreated_and_reported(roost: World) -> None:
+    """The ladder goes down one rung, and the attempts show the reason."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     machine = session.container.container_id
@@ -157,8 +164,8 @@ async def test_a_container_lost_while_it_rested_is_created_anew_and_named(roost:
     assert again.session.generation == 2
 
 
-async def test_a_new_container_that_vanishes_is_made_once_more(roost: World) -> None:
-    """Nothing of the user's was lost: the next generation is created in the same call."""
+async def test_a_new_container_that_vanishes_is_created_again(roost: World) -> None:
+    """No state was lost, so the same call creates the next generation."""
     await roost.admin.set_fault("machine_vanished", action="wait")
     answer = await roost.one.start()
     assert (answer.outcome, answer.session.generation) == (pb.START_OUTCOME_CREATED, 2)
@@ -167,10 +174,11 @@ async def test_a_new_container_that_vanishes_is_made_once_more(roost: World) -> 
     assert await roost.counter(answer.session) == "0"
 
 
-async def test_a_lost_container_is_not_replaced_where_something_had_to_survive(
+@pytest.mark.replicas(2)
+async def test_a_lost_container_is_not_replaced_if_the_start_requires_continuity(
     roost: World,
 ) -> None:
-    """CONTINUITY_UNAVAILABLE, and nothing is created until somebody asks for less."""
+    """CONTINUITY_UNAVAILABLE; a container is created only for a start that requires less."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("machine_vanished", machine=session.container.container_id)
@@ -185,14 +193,17 @@ async def test_a_lost_container_is_not_replaced_where_something_had_to_survive(
     assert (again.outcome, again.session.generation) == (pb.START_OUTCOME_CREATED, 2)
 
 
-async def test_an_outage_locks_nobody_out_and_nothing_is_duplicated(forgetful: World) -> None:
-    """Fly's API down beyond the freshness window: running sessions go on, new ones can retry."""
-    session = (await forgetful.one.start()).session
-    await forgetful.click_twice(session)
-    resting = (await forgetful.one.start("robin")).session
-    await forgetful.one.stop(resting.session_id)
-    await forgetful.admin.set_fault("unavailable", times=None)
-    for replica in forgetful.replicas:
+@pytest.mark.replicas(2)
+async def test_an_outage_blocks_no_running_session_and_duplicates_none(
+    always_probing: World,
+) -> None:
+    """Fly's API is down past the freshness window: running sessions are reused, others retry."""
+    session = (await always_probing.one.start()).session
+    await always_probing.click_twice(session)
+    paused_session = (await always_probing.one.start("robin")).session
+    await always_probing.one.stop(paused_session.session_id)
+    await always_probing.admin.set_fault("unavailable", times=None)
+    for replica in always_probing.replicas:
         answer = await replica.start()
         assert answer.outcome == pb.START_OUTCOME_REUSED
         assert not answer.continuity_verified
@@ -200,47 +211,47 @@ async def test_an_outage_locks_nobody_out_and_nothing_is_duplicated(forgetful: W
         kinds = [condition.type for condition in answer.session.conditions]
         assert kinds == [pb.CONDITION_TYPE_PROVIDER_UNREACHABLE]
     once = request_id()
-    fresh = await failing(forgetful.one.start("finch", request_id=once))
-    paused = await failing(forgetful.one.start("robin"))
+    fresh = await failing(always_probing.one.start("finch", request_id=once))
+    paused = await failing(always_probing.one.start("robin"))
     for failure in (fresh, paused):
         assert (failure.code, failure.reason) == (
             grpc.StatusCode.UNAVAILABLE,
             "PROVIDER_UNAVAILABLE",
         )
         assert failure.retry_seconds
-    await forgetful.admin.clear_faults()
-    assert (await forgetful.one.start()).continuity == pb.CONTINUITY_MEMORY
-    assert (await forgetful.two.start("finch", request_id=once)).outcome == (
+    await always_probing.admin.clear_faults()
+    assert (await always_probing.one.start()).continuity == pb.CONTINUITY_MEMORY
+    assert (await always_probing.two.start("finch", request_id=once)).outcome == (
         pb.START_OUTCOME_CREATED
     )
-    back = await forgetful.two.start("robin")
+    back = await always_probing.two.start("robin")
     assert (back.outcome, back.continuity) == (
         pb.START_OUTCOME_RESUMED,
         pb.CONTINUITY_MEMORY,
     )
-    assert await forgetful.committed("create") == 3
-    assert await forgetful.counter(session) == "2"
+    assert await always_probing.committed("create") == 3
+    assert await always_probing.counter(session) == "2"
 
 
-async def test_what_the_proxy_suspended_is_followed(forgetful: World) -> None:
-    """The session was thought to run; it is found suspended and resumed, with its memory."""
-    session = (await forgetful.one.start()).session
-    await forgetful.click_twice(session)
-    await forgetful.suspend_behind_our_back(session)
-    again = await forgetful.one.start()
+async def test_a_session_that_the_proxy_suspended_is_resumed(always_probing: World) -> None:
+    """Its row says ACTIVE; the probe finds it suspended, and the start resumes its memory."""
+    session = (await always_probing.one.start()).session
+    await always_probing.click_twice(session)
+    await always_probing.suspend_behind_our_back(session)
+    again = await always_probing.one.start()
     assert (again.outcome, again.continuity) == (
         pb.START_OUTCOME_RESUMED,
         pb.CONTINUITY_MEMORY,
     )
-    assert await forgetful.counter(session) == "2"
+    assert await always_probing.counter(session) == "2"
 
 
-async def test_a_destroyed_container_is_lost_at_once(forgetful: World) -> None:
-    """PRESENT(destroyed) needs no second read."""
-    session = (await forgetful.one.start()).session
-    await forgetful.destroy_behind_our_back(session)
-    await forgetful.calls()
-    again = await forgetful.one.start()
+async def test_a_destroyed_container_is_lost_at_once(always_probing: World) -> None:
+    """A read that shows the machine as destroyed needs no second read."""
+    session = (await always_probing.one.start()).session
+    await always_probing.destroy_behind_our_back(session)
+    await always_probing.calls()
+    again = await always_probing.one.start()
     assert again.outcome == pb.START_OUTCOME_CREATED
-    assert "list" not in await forgetful.calls()
+    assert "list" not in await always_probing.calls()
     assert again.session.generation == 2

@@ -1,4 +1,4 @@
-"""Cases that were wrong once: wedges, spins, claims too many, evidence about something else."""
+"""Regression tests: blocked keys, retry loops, false claims of continuity, wrong evidence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import grpc.aio
 import psycopg
+import pytest
 
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
@@ -29,39 +30,41 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 FILES = {"COUNTER_FILE": "count"}
-#: An image that runs and listens nowhere: its preview never answers.
+#: An image that runs but listens on no port: its preview never answers.
 SILENT = container_pb.ContainerSpec(image="roost/base")
 QUICK = timedelta(seconds=2)
 
 
 async def rows(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
-    """What the statement gives, past all code. Any: columns of every type."""
+    """Run a statement on a connection of its own; return its rows. Any: every type."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         cursor = await connection.execute(statement, values)
         return await cursor.fetchall() if cursor.description else []
 
 
 async def alive(roost: World) -> list[str]:
-    """Names of the machines that the provider still has."""
+    """The names of the provider's machines that are not destroyed."""
     url = f"{roost.emulator.api_url}/v1/apps/birds/machines"
     answer = await roost.http.get(url, headers={"authorization": f"Bearer {TOKEN}"})
     return [made["name"] for made in answer.json() if made["state"] != "destroyed"]
 
 
-async def wedged(roost: World) -> pb.Session:
-    """A key whose first start cannot be finished: its preview never answers."""
+async def stuck_session(roost: World) -> pb.Session:
+    """Start a session that cannot come up: its preview never answers."""
     failure = await failing(roost.one.start(spec=SILENT))
     assert failure.reason == "PROVIDER_UNAVAILABLE"
     return await roost.until_live("wren")
 
 
-async def test_a_bad_first_start_does_not_wedge_its_key(
+async def test_a_failed_first_start_does_not_block_its_key(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Another spec takes its place at once, and what it made is destroyed."""
+    """A start with another spec replaces it at once, and its machine is destroyed."""
     async with world(emulator, database_url, start_budget=QUICK) as roost:
-        stuck = await wedged(roost)
+        stuck = await stuck_session(roost)
         answer = await roost.two.start(spec=spec())
         assert answer.outcome == pb.START_OUTCOME_CREATED
         assert answer.session.session_id != stuck.session_id
@@ -73,8 +76,9 @@ async def test_a_bad_first_start_does_not_wedge_its_key(
         assert (await roost.one.get(stuck.session_id)).state == pb.Session.STATE_ENDED
 
 
-async def test_an_image_that_cannot_start_is_refused_at_once(roost: World) -> None:
-    """Not after the whole budget, and not as something to try again; nothing of it is left."""
+@pytest.mark.replicas(2)
+async def test_an_image_that_cannot_start_fails_at_once(roost: World) -> None:
+    """It does not use the whole budget and the error is final; no machine is left."""
     once = request_id()
     bad = container_pb.ContainerSpec(image="no-such-image")
     for replica_ in roost.replicas:
@@ -92,19 +96,19 @@ async def test_an_image_that_cannot_start_is_refused_at_once(roost: World) -> No
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
 
 
-async def test_a_bad_first_start_can_be_ended(emulator: Emulator, database_url: str) -> None:
-    """EndSession is legal from every state, and nothing of it is left."""
+async def test_a_failed_first_start_can_be_ended(emulator: Emulator, database_url: str) -> None:
+    """EndSession is legal from every state; no machine is left."""
     async with world(emulator, database_url, start_budget=QUICK) as roost:
-        stuck = await wedged(roost)
+        stuck = await stuck_session(roost)
         ended = await roost.two.end(stuck.session_id)
         assert ended.state == pb.Session.STATE_ENDED
         assert await alive(roost) == []
 
 
-async def test_a_pause_that_cannot_be_finished_is_told_and_not_spun_on(
+async def test_a_pause_that_cannot_be_finished_fails_once_without_a_retry_loop(
     emulator: Emulator, database_url: str
 ) -> None:
-    """UNAVAILABLE after one try, not a thousand takeovers while a caller waits."""
+    """UNAVAILABLE after one attempt, not repeated takeovers while the caller waits."""
     async with world(emulator, database_url) as roost:
         session = (await roost.one.start()).session
         nowhere = session_config(database_url, "127.0.0.1:1", emulator.proxy_url)
@@ -117,11 +121,13 @@ async def test_a_pause_that_cannot_be_finished_is_told_and_not_spun_on(
         assert (await roost.one.start()).session.session_id == session.session_id
 
 
-async def test_a_fault_in_the_work_is_answered_once(roost: World, database_url: str) -> None:
-    """A row that breaks the work: the caller hears UNAVAILABLE, and nobody repeats it in a loop."""
+async def test_an_unexpected_exception_in_a_transition_is_answered_once(
+    roost: World, database_url: str
+) -> None:
+    """A malformed row makes the worker raise: the caller gets UNAVAILABLE, without a retry loop."""
     session = (await roost.one.start(spec=spec())).session
     await roost.one.stop(session.session_id)
-    # What was asked for by a start of its own is not compared with: deciding does not read it.
+    # A start without a spec does not compare specs, so the decision does not read this one.
     await rows(database_url, "UPDATE sessions SET spec = '[]'")
     failure = await failing(roost.one.start())
     assert failure.reason == "PROVIDER_UNAVAILABLE"
@@ -132,7 +138,7 @@ async def test_a_fault_in_the_work_is_answered_once(roost: World, database_url: 
 async def test_evidence_about_one_container_is_not_used_against_another(
     emulator: Emulator, database_url: str
 ) -> None:
-    """A slow look finds generation 1 lost, while generation 2 was created and is in use."""
+    """A slow probe finds generation 1 lost after generation 2 was created and is in use."""
     async with world(emulator, database_url, freshness_window=timedelta(seconds=0.3)) as roost:
         session = (await roost.one.start()).session
         await roost.destroy_behind_our_back(session)
@@ -140,10 +146,10 @@ async def test_evidence_about_one_container_is_not_used_against_another(
         await roost.admin.set_fault("slow_after", action="get", delay_ms=1500)
         slow = asyncio.create_task(roost.two.start())
 
-        async def looking() -> bool:
+        async def probing() -> bool:
             return any(fault.fired for fault in await roost.admin.faults())
 
-        await eventually(looking)
+        await eventually(probing)
         quick = await roost.one.start()
         assert quick.session.generation == 2
         await roost.click_twice(quick.session)
@@ -152,10 +158,10 @@ async def test_evidence_about_one_container_is_not_used_against_another(
         assert await roost.committed("create") == 2
 
 
-async def test_an_end_looks_for_what_an_unknown_create_made(
+async def test_an_end_destroys_the_machine_of_a_create_without_an_answer(
     emulator: Emulator, database_url: str
 ) -> None:
-    """The create's answer never came: its machine is found by its labels and destroyed."""
+    """The create's answer was lost: its machine is found by its labels and destroyed."""
     async with world(emulator, database_url, start_budget=QUICK) as roost:
         session = (await roost.one.start()).session
         await roost.one.stop(session.session_id)
@@ -170,8 +176,8 @@ async def test_an_end_looks_for_what_an_unknown_create_made(
         assert await alive(roost) == []
 
 
-async def test_a_loss_stays_untold_over_a_pause(roost: World) -> None:
-    """Refused for lost memory, paused, resumed: the resume kept what was left, and says so."""
+async def test_a_loss_that_was_not_reported_is_reported_after_a_pause(roost: World) -> None:
+    """A start that required the lost memory failed. After a pause the next start reports files."""
     session = (await roost.one.start(spec=spec(env=FILES))).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -179,25 +185,25 @@ async def test_a_loss_stays_untold_over_a_pause(roost: World) -> None:
     refused = await failing(roost.one.start(min_continuity=pb.CONTINUITY_MEMORY))
     assert refused.reason == "CONTINUITY_UNAVAILABLE"
     await roost.one.stop(session.session_id)
-    told = await roost.one.start()
-    assert (told.outcome, told.continuity) == (
+    answer = await roost.one.start()
+    assert (answer.outcome, answer.continuity) == (
         pb.START_OUTCOME_RESUMED,
         pb.CONTINUITY_FILESYSTEM,
     )
     assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY
 
 
-async def test_an_empty_boot_id_proves_nothing(forgetful: World) -> None:
-    """A guest whose `cat` prints nothing: never MEMORY, also after a crash."""
-    await forgetful.admin.set_fault("exec_fails", times=None, exit_code=0)
-    session = (await forgetful.one.start()).session
-    assert (await forgetful.one.start()).continuity < pb.CONTINUITY_MEMORY
-    await forgetful.crash(session)
-    assert (await forgetful.one.start()).continuity < pb.CONTINUITY_MEMORY
+async def test_an_empty_boot_id_proves_nothing(always_probing: World) -> None:
+    """A guest whose `cat` prints nothing: no answer claims MEMORY, also after a crash."""
+    await always_probing.admin.set_fault("exec_fails", times=None, exit_code=0)
+    session = (await always_probing.one.start()).session
+    assert (await always_probing.one.start()).continuity < pb.CONTINUITY_MEMORY
+    await always_probing.crash(session)
+    assert (await always_probing.one.start()).continuity < pb.CONTINUITY_MEMORY
 
 
 async def test_a_reuse_without_a_boot_id_claims_no_memory(roost: World) -> None:
-    """Also within the freshness window, on the hot path."""
+    """Also within the freshness window, where the start does not probe."""
     await roost.admin.set_fault("exec_fails", times=None)
     await roost.one.start()
     answer = await roost.one.start()
@@ -209,7 +215,7 @@ async def test_a_reuse_without_a_boot_id_claims_no_memory(roost: World) -> None:
 async def test_only_the_generation_that_was_lost_is_written_off(
     emulator: Emulator, database_url: str
 ) -> None:
-    """The next one was created and could not be seen up: it is gone on with, not forgotten."""
+    """Generation 2 was created but its wait failed: the next start continues with it."""
     async with world(emulator, database_url, start_budget=timedelta(seconds=3)) as roost:
         session = (await roost.one.start()).session
         await roost.one.stop(session.session_id)
@@ -226,8 +232,8 @@ async def test_only_the_generation_that_was_lost_is_written_off(
         assert await roost.committed("create") == 2
 
 
-async def test_an_end_finds_awake_what_traffic_woke(roost: World) -> None:
-    """The row says suspended, the proxy woke it: it is put to rest again."""
+async def test_an_end_suspends_a_machine_that_traffic_woke(roost: World) -> None:
+    """The row says SUSPENDED, but the proxy started the machine."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.counter(session)
@@ -236,8 +242,10 @@ async def test_an_end_finds_awake_what_traffic_woke(roost: World) -> None:
     assert await roost.provider_state(session) == "suspended"
 
 
-async def test_what_came_up_in_vain_goes_back_to_rest(roost: World) -> None:
-    """Memory could not be proved where it was asked for: nothing is left running as PAUSED."""
+async def test_a_machine_that_came_up_without_proof_of_memory_is_suspended_again(
+    roost: World,
+) -> None:
+    """The start required memory that could not be proved. A PAUSED session must not run on."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("exec_fails", times=1)
@@ -247,8 +255,8 @@ async def test_what_came_up_in_vain_goes_back_to_rest(roost: World) -> None:
     assert await roost.provider_state(session) == "suspended"
 
 
-async def test_an_undeleted_session_whose_machine_ran_on_can_be_put_to_rest(roost: World) -> None:
-    """No depth is claimed that was not seen, and a stop does its work."""
+async def test_an_undeleted_session_whose_machine_runs_can_be_stopped(roost: World) -> None:
+    """Its pause depth is unspecified, since no suspend was observed; a stop suspends it."""
     session = (await roost.one.start()).session
     await roost.admin.set_fault("suspend_fails")
     ended = await roost.one.end(session.session_id)
@@ -261,8 +269,9 @@ async def test_an_undeleted_session_whose_machine_ran_on_can_be_put_to_rest(roos
     assert await roost.provider_state(session) == "suspended"
 
 
-async def test_a_joiner_is_not_refused_for_what_its_leader_asked(roost: World) -> None:
-    """The leader asked for memory and is refused; the joiner asked for nothing."""
+@pytest.mark.replicas(2)
+async def test_a_joiner_does_not_fail_for_its_leaders_min_continuity(roost: World) -> None:
+    """The leader required memory and fails; the joiner required nothing."""
     session = (await roost.one.start(spec=spec(env=FILES))).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("snapshot_dropped")
@@ -275,8 +284,9 @@ async def test_a_joiner_is_not_refused_for_what_its_leader_asked(roost: World) -
     assert (await leader).reason == "CONTINUITY_UNAVAILABLE"
 
 
-async def test_fresh_does_not_join_a_fresh_of_another_port(roost: World) -> None:
-    """The whole spec counts, not only what a running container cannot follow."""
+@pytest.mark.replicas(2)
+async def test_fresh_does_not_join_a_fresh_with_another_port(roost: World) -> None:
+    """The whole spec is compared, not only the fields that a running container cannot adopt."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=300)
     one = spec(services=[container_pb.ServicePort(internal_port=8080)])
     two = spec(services=[container_pb.ServicePort(internal_port=9999)])
@@ -287,10 +297,11 @@ async def test_fresh_does_not_join_a_fresh_of_another_port(roost: World) -> None
     assert (await first).session.session_id != second.session.session_id
 
 
+@pytest.mark.replicas(2)
 async def test_an_end_whose_owner_died_without_a_decision_is_taken_over(
     roost: World, database_url: str
 ) -> None:
-    """What the commit of a FRESH start leaves of its predecessor, its owner killed a second on."""
+    """A FRESH start's commit leaves its predecessor so; then the owner was killed."""
     session = (await roost.one.start()).session
     await rows(
         database_url,
@@ -304,10 +315,10 @@ async def test_an_end_whose_owner_died_without_a_decision_is_taken_over(
     assert await roost.provider_state(session) == "suspended"
 
 
-async def test_a_deeper_pause_that_is_taken_over_goes_as_deep_as_was_asked(
+async def test_a_deeper_pause_that_is_taken_over_reaches_the_requested_depth(
     roost: World, database_url: str
 ) -> None:
-    """From suspended to stopped: that it is suspended is not yet what was asked for."""
+    """From suspended to stopped: finding it suspended must not finish the transition."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await rows(
@@ -326,30 +337,32 @@ async def test_a_deeper_pause_that_is_taken_over_goes_as_deep_as_was_asked(
     assert not await roost.one.running.work.take_over_session(UUID(session.session_id))
 
 
-async def test_the_delay_to_retry_is_the_providers(roost: World) -> None:
-    """Also for joiners, who read it from the leader's decision."""
+@pytest.mark.replicas(2)
+async def test_the_retry_delay_is_the_providers(roost: World) -> None:
+    """Joiners have it too: they read it from the leader's decision."""
     await roost.admin.set_fault("capacity", action="create", times=None)
     calls = [failing(roost.replicas[n % 2].start(request_id=request_id())) for n in range(4)]
     failures = await asyncio.gather(*calls)
     assert {failure.retry_seconds for failure in failures} == {5.0}
 
 
-async def test_a_preview_that_looks_keeps_nothing_of_it(forgetful: World) -> None:
-    """It changes nothing, also where a machine restarted by itself."""
-    session = (await forgetful.one.start()).session
-    await forgetful.one.start()
-    await forgetful.crash(session)
-    before = await forgetful.one.get(session.session_id)
+async def test_a_preview_that_probes_records_nothing(always_probing: World) -> None:
+    """No row changes, also if the machine restarted by itself."""
+    session = (await always_probing.one.start()).session
+    await always_probing.one.start()
+    await always_probing.crash(session)
+    before = await always_probing.one.get(session.session_id)
     start = rpc_pb.StartSessionRequest(key=key())
     request = rpc_pb.PreviewStartRequest(start=start)
-    preview = await forgetful.one.stub.PreviewStart(request, timeout=9)
+    preview = await always_probing.one.stub.PreviewStart(request, timeout=9)
     assert preview.expected_continuity == pb.CONTINUITY_FILESYSTEM
-    assert (await forgetful.one.get(session.session_id)) == before
-    assert (await forgetful.one.start()).continuity == pb.CONTINUITY_FILESYSTEM
+    assert (await always_probing.one.get(session.session_id)) == before
+    assert (await always_probing.one.start()).continuity == pb.CONTINUITY_FILESYSTEM
 
 
-async def test_a_refused_resume_is_recorded(roost: World) -> None:
-    """A final refusal is the answer to its request id, whatever comes after."""
+@pytest.mark.replicas(2)
+async def test_a_failed_resume_is_recorded(roost: World) -> None:
+    """A final error is replayed for its request id, even if the session has changed since."""
     session = (await roost.one.start()).session
     await roost.one.end(session.session_id)
     once = request_id()
@@ -359,10 +372,10 @@ async def test_a_refused_resume_is_recorded(roost: World) -> None:
     assert first.reason == again.reason == "SESSION_STATE_CONFLICT"
 
 
-async def test_a_pause_that_is_unsupported_gives_the_lease_back(
+async def test_an_unsupported_suspend_releases_the_machine_lease(
     emulator: Emulator, database_url: str
 ) -> None:
-    """The next call under a lease need not wait for the last one to run out."""
+    """The next call that needs the lease does not wait for it to expire."""
     async with world(emulator, database_url, lease=timedelta(seconds=60)) as roost:
         session = (await roost.one.start()).session
         await roost.admin.set_fault(
@@ -379,7 +392,7 @@ async def test_a_pause_that_is_unsupported_gives_the_lease_back(
 
 
 async def test_a_standby_that_cannot_write_is_unavailable(roost: World, database_url: str) -> None:
-    """A failover in between: not INTERNAL, and it heals."""
+    """During a failover calls are UNAVAILABLE, not INTERNAL, and succeed after it."""
     await roost.one.start()
     name = database_url.rsplit("/", 1)[1]
     setting = f"ALTER DATABASE {name} SET default_transaction_read_only ="
@@ -412,10 +425,10 @@ async def _code(roost: World) -> grpc.StatusCode | None:
     return None
 
 
-async def test_a_name_with_another_spec_is_refused_in_plain_words(
+async def test_a_machine_name_taken_with_another_spec_is_provider_refused(
     roost: World, database_url: str
 ) -> None:
-    """Somebody made a machine of our name: PROVIDER_REFUSED, logged without a fault."""
+    """Another client of the provider created a machine of that name; no traceback is logged."""
     await roost.admin.set_fault("capacity", action="create")
     assert (await failing(roost.one.start())).retry_seconds
     ((name,),) = await rows(database_url, "SELECT name FROM containers")

@@ -1,4 +1,4 @@
-"""Idle, and whoever comes in the middle of it: activity wins, and nothing is lost or done twice."""
+"""Idle pauses and activity during them: activity wins, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 from roost.session.v1 import session_pb2 as pb
-from session_service.domain import keeping
-from session_service.domain.keeping import Action, Habits
+from session_service.domain import next_action
+from session_service.domain.next_action import Action, Timings
 from session_service.domain.session import Session
-from session_service.lifecycle import own_steps
-from session_service.storage import commits
-from session_service.storage import due as queue
-from session_service.storage import sessions as rows
+from session_service.reconcile import due as reconcile_due
+from session_service.storage.session import due as session_due
+from session_service.storage.session import reads
+from session_service.storage.session.commit import Conflict, commit
+from tests.cases import each
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.ageing import (
     IDLE,
     WARNING,
-    due,
-    explained,
+    events_of,
+    explain_idle,
     hold,
     id_of,
-    kept,
-    quiet,
+    make_due,
+    make_idle,
     release,
+    run_due_pass,
     sql,
-    told,
     touch,
 )
 from tests.session.harness import World, world
@@ -47,64 +48,64 @@ ACTIVE, PAUSED = pb.Session.STATE_ACTIVE, pb.Session.STATE_PAUSED
 
 @pytest.fixture
 async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas whose sessions have ten minutes, and a minute from the warning on."""
+    """Two replicas. Sessions pause after ten idle minutes, one minute after the warning."""
     async with world(emulator, database_url, idle_timeout=IDLE, idle_warning=WARNING) as running:
         yield running
 
 
-async def types(roost: World, session: pb.Session) -> list[str]:
-    """What happened to the session, in words."""
-    return [event.type for event in await told(roost, session)]
+async def event_types(roost: World, session: pb.Session) -> list[str]:
+    """The types of the session's events, oldest first."""
+    return [event.type for event in await events_of(roost, session)]
 
 
 # --- the warning ---------------------------------------------------------------------------------
 
 
-async def test_a_warning_comes_first_and_tells_when(roost: World) -> None:
+async def test_a_warning_comes_first_and_names_the_time_of_the_pause(roost: World) -> None:
     session = (await roost.one.start()).session
-    await quiet(roost, session, warned=False)
-    assert await kept(roost.one) == {Action.WARN: 1}
-    (warning,) = [e for e in await told(roost, session) if e.type == "IDLE_WARNING"]
-    shown = (await explained(roost.one, session)).next_action
+    await make_idle(roost, session, warned=False)
+    assert await run_due_pass(roost.one) == {Action.WARN: 1}
+    (warning,) = [e for e in await events_of(roost, session) if e.type == "IDLE_WARNING"]
+    shown = (await explain_idle(roost.one, session)).next_action
     assert shown.action == pb.NextAction.ACTION_PAUSE
     promised = datetime.fromisoformat(warning.details.split('"')[3])
-    # The promise was made just before the row was written from which the pause follows.
+    # The event's time is computed just before the row is written from which the pause follows.
     assert timedelta(0) <= shown.time.ToDatetime(UTC) - promised < timedelta(seconds=2)
-    # The time that was told has not come, so that nothing is done about it.
-    await due(roost, session)
-    assert not await kept(roost.two)
+    # The announced time has not come, so the due pass does nothing.
+    await make_due(roost, session)
+    assert not await run_due_pass(roost.two)
     await sql(roost.one, "UPDATE sessions SET warn_time = warn_time - interval '61 s'")
-    await due(roost, session)
-    assert await kept(roost.two) == {Action.PAUSE: 1}
-    assert (await types(roost, session))[-3:] == ["IDLE_WARNING", "PAUSING", "PAUSED"]
+    await make_due(roost, session)
+    assert await run_due_pass(roost.two) == {Action.PAUSE: 1}
+    assert (await event_types(roost, session))[-3:] == ["IDLE_WARNING", "PAUSING", "PAUSED"]
 
 
 async def test_activity_after_a_warning_is_no_pause_and_a_new_warning_later(roost: World) -> None:
     session = (await roost.one.start()).session
-    await quiet(roost, session, warned=False)
-    await kept(roost.one)
+    await make_idle(roost, session, warned=False)
+    await run_due_pass(roost.one)
     await touch(roost.two, session, "typing")
-    # The minute is over, with somebody there.
+    # The minute is over, and the user was active.
     await sql(roost.one, "UPDATE sessions SET warn_time = warn_time - interval '2 minutes'")
-    await due(roost, session)
-    assert not await kept(roost.one)
+    await make_due(roost, session)
+    assert not await run_due_pass(roost.one)
     assert (await roost.one.get(session.session_id)).state == ACTIVE
-    assert any("typing" in reason for reason in (await explained(roost.one, session)).reasons)
-    # All quiet again: the old warning was of another pause.
+    assert any("typing" in reason for reason in (await explain_idle(roost.one, session)).reasons)
+    # Idle again. The old warning was for another pause, so a new one is due.
     await sql(
         roost.one,
         "UPDATE sessions SET last_active_time = now() - interval '11 minutes',"
         " warn_time = now() - interval '12 minutes', due_at = now()",
     )
-    assert await kept(roost.one) == {Action.WARN: 1}
-    assert (await types(roost, session)).count("IDLE_WARNING") == 2
+    assert await run_due_pass(roost.one) == {Action.WARN: 1}
+    assert (await event_types(roost, session)).count("IDLE_WARNING") == 2
 
 
-# --- coming in the middle ------------------------------------------------------------------------
+# --- activity during an idle pause ---------------------------------------------------------------
 
 
-async def test_whoever_comes_while_it_is_put_to_rest_never_finds_it_lost(roost: World) -> None:
-    """A touch at any moment of an idle pause: it goes back, or rests with all it had."""
+async def test_a_touch_during_an_idle_pause_never_loses_the_session(roost: World) -> None:
+    """A touch at a random moment: the session ends ACTIVE, or PAUSED with its memory."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     seed = random.randrange(2**32)
@@ -112,11 +113,11 @@ async def test_whoever_comes_while_it_is_put_to_rest_never_finds_it_lost(roost: 
     dice = random.Random(seed)
     ends: set[int] = set()
     for _ in range(25):
-        await quiet(roost, session)
-        keeping_on = asyncio.create_task(kept(roost.one))
+        await make_idle(roost, session)
+        due_pass = asyncio.create_task(run_due_pass(roost.one))
         await asyncio.sleep(dice.uniform(0, 0.06))
         await touch(roost.two, session)
-        await keeping_on
+        await due_pass
         found = await roost.two.get(session.session_id)
         assert found.state in (ACTIVE, PAUSED)
         ends.add(found.state)
@@ -129,9 +130,9 @@ async def test_whoever_comes_while_it_is_put_to_rest_never_finds_it_lost(roost: 
     print(f"ended as {sorted(ends)}")
 
 
-async def test_a_touch_before_the_provider_is_asked_lets_go_of_the_pause(roost: World) -> None:
+async def test_a_touch_before_the_first_provider_call_cancels_the_pause(roost: World) -> None:
     session = (await roost.one.start()).session
-    await quiet(roost, session)
+    await make_idle(roost, session)
     pausing = await _begin_idle_pause(roost, session)
     assert pausing is not None
     await touch(roost.two, session)
@@ -152,12 +153,12 @@ async def test_a_start_in_the_middle_of_an_idle_pause_is_resumed_with_its_memory
 ) -> None:
     session = (await roost.one.start()).session
     await roost.click_twice(session)
-    await quiet(roost, session)
+    await make_idle(roost, session)
     await roost.admin.set_fault("slow_after", action="suspend", delay_ms=400)
-    keeping_on = asyncio.create_task(kept(roost.one))
+    due_pass = asyncio.create_task(run_due_pass(roost.one))
     await roost.until_state(session.session_id, pb.Session.STATE_PAUSING)
     again = await roost.two.start()
-    await keeping_on
+    await due_pass
     assert again.outcome == pb.START_OUTCOME_RESUMED
     assert again.continuity == pb.CONTINUITY_MEMORY
     assert again.continuity_verified
@@ -165,23 +166,27 @@ async def test_a_start_in_the_middle_of_an_idle_pause_is_resumed_with_its_memory
 
 
 async def _record(roost: World, session: pb.Session) -> Record:
-    record = await rows.find(roost.one.running.database, id_of(session))
+    record = await reads.find(roost.one.running.database, id_of(session))
     assert record is not None
     return record
 
 
 async def _begin_idle_pause(roost: World, session: pb.Session) -> Session | None:
-    """Commit what the keeper would, and leave the work; None where it was not idle after all."""
+    """Commit the intent of an idle pause as the due pass does, without running it.
+
+    Returns None where the commit finds that the session is not idle any more.
+    """
     record = await _record(roost, session)
-    step = keeping.next_step(record, Habits())
+    step = next_action.next_step(record, Timings())
     assert step.action is Action.PAUSE
     assert step.due(record.now)
-    change = own_steps.intent(record, step, roost.one.running.work.terms)
-    return await commits.begin(roost.one.running.database, change, None)
+    pause = reconcile_due.bring_down(record, step, roost.one.running.work.terms)
+    done = await commit(roost.one.running.database, pause)
+    return None if isinstance(done, Conflict) else done.session(record.session.session_id)
 
 
 async def _waiters(roost: World) -> int:
-    """How many statements wait for a lock in this database."""
+    """The number of statements in this database that wait for a lock."""
     (row,) = await sql(
         roost.two,
         "SELECT count(*) FROM pg_stat_activity"
@@ -191,12 +196,12 @@ async def _waiters(roost: World) -> int:
 
 
 @pytest.mark.parametrize("first", ["hold", "pause"])
-async def test_a_hold_in_the_very_moment_of_the_idle_commit(roost: World, first: str) -> None:
-    """Both wait for the row, in this order: a hold that is there first keeps it awake; one that
-    comes after the commit lets go of the pause, whose work has not asked the provider yet.
+async def test_a_hold_that_races_the_commit_of_an_idle_pause_wins(roost: World, first: str) -> None:
+    """Both wait for the row's lock, in this order. A hold that is first keeps the session active.
+    A hold after the commit cancels the pause, which has not called the provider yet.
     """
     session = (await roost.one.start()).session
-    await quiet(roost, session)
+    await make_idle(roost, session)
 
     async def holding() -> object:
         return await hold(roost.two, session.session_id)
@@ -228,10 +233,10 @@ async def test_a_hold_in_the_very_moment_of_the_idle_commit(roost: World, first:
         assert isinstance(begun, Session)
         await roost.one.running.work.begin(begun, monotonic())
     assert (await roost.one.get(session.session_id)).state == ACTIVE
-    assert [each.name for each in (await explained(roost.one, session)).holds] == ["build"]
+    assert [each.name for each in (await explain_idle(roost.one, session)).holds] == ["build"]
     assert await roost.committed("suspend", session.session_id) == 0
-    await due(roost, session)
-    assert Action.PAUSE not in await kept(roost.one)
+    await make_due(roost, session)
+    assert Action.PAUSE not in await run_due_pass(roost.one)
 
 
 # --- holds ---------------------------------------------------------------------------------------
@@ -249,7 +254,7 @@ async def test_a_session_has_32_holds_and_a_name_can_be_put_again(roost: World) 
     await hold(roost.one, session_id, "one-more")
 
 
-async def test_a_hold_that_ran_out_takes_no_place(roost: World) -> None:
+async def test_an_expired_hold_does_not_count_to_the_limit(roost: World) -> None:
     session_id = (await roost.one.start()).session.session_id
     for number in range(32):
         await hold(roost.one, session_id, f"hold-{number}")
@@ -257,7 +262,7 @@ async def test_a_hold_that_ran_out_takes_no_place(roost: World) -> None:
     assert (await hold(roost.two, session_id, "one-more")).name == "one-more"
 
 
-@pytest.mark.parametrize(
+@each(
     ("ttl", "good"),
     [
         (timedelta(hours=24), True),
@@ -276,7 +281,7 @@ async def test_a_hold_lasts_a_day_at_most(roost: World, ttl: timedelta, good: bo
     assert (refusal.reason, refusal.fields) == ("INVALID_FIELD", ("ttl",))
 
 
-async def test_what_rests_or_is_over_cannot_be_held(roost: World) -> None:
+async def test_a_paused_or_ended_session_cannot_be_held(roost: World) -> None:
     session_id = (await roost.one.start()).session.session_id
     await roost.one.pause(session_id)
     refusal = await failing(hold(roost.one, session_id))
@@ -286,19 +291,19 @@ async def test_what_rests_or_is_over_cannot_be_held(roost: World) -> None:
     assert (await failing(hold(roost.two, session_id))).reason == "SESSION_STATE_CONFLICT"
 
 
-async def test_giving_a_hold_back_twice_is_as_good_as_once(roost: World) -> None:
+async def test_releasing_a_hold_twice_is_idempotent(roost: World) -> None:
     session = (await roost.one.start()).session
     await release(roost.one, session.session_id, "never-put")
     await hold(roost.one, session.session_id)
     for replica in (roost.one, roost.two, roost.one):
         await release(replica, session.session_id)
-    assert not (await explained(roost.one, session)).holds
-    assert (await types(roost, session)).count("HOLD_RELEASED") == 1
+    assert not (await explain_idle(roost.one, session)).holds
+    assert (await event_types(roost, session)).count("HOLD_RELEASED") == 1
     await roost.one.end(session.session_id)
     await release(roost.two, session.session_id)
 
 
-async def test_a_session_of_nobody_or_of_somebody_else_has_no_holds_to_tell(roost: World) -> None:
+async def test_holds_of_an_unknown_or_foreign_session_are_not_found(roost: World) -> None:
     session = (await roost.one.start()).session
     unknown = "00000000-0000-4000-8000-000000000000"
     for session_id in (session.session_id, unknown):
@@ -306,30 +311,30 @@ async def test_a_session_of_nobody_or_of_somebody_else_has_no_holds_to_tell(roos
             await sql(roost.one, "UPDATE sessions SET tenant = 'another'")
         assert (await failing(hold(roost.one, session_id))).reason == "SESSION_NOT_FOUND"
         assert (await failing(release(roost.one, session_id))).reason == "SESSION_NOT_FOUND"
-    assert (await failing(explained(roost.one, session))).reason == "SESSION_NOT_FOUND"
+    assert (await failing(explain_idle(roost.one, session))).reason == "SESSION_NOT_FOUND"
     assert (await failing(touch(roost.one, session))).reason == "SESSION_NOT_FOUND"
 
 
-async def test_the_last_hold_and_no_other_says_until_when(roost: World) -> None:
+async def test_the_latest_expiry_of_all_holds_decides(roost: World) -> None:
     session = (await roost.one.start()).session
     for name, minutes in (("long", 60), ("short", 1), ("longer", 90)):
         await hold(roost.one, session.session_id, name, timedelta(minutes=minutes))
     await release(roost.one, session.session_id, "longer")
     (row,) = await sql(roost.one, "SELECT hold_until - now() FROM sessions")
     assert timedelta(minutes=59) < row[0] <= timedelta(minutes=60)
-    await quiet(roost, session)
-    assert Action.PAUSE not in await kept(roost.one)
+    await make_idle(roost, session)
+    assert Action.PAUSE not in await run_due_pass(roost.one)
 
 
 # --- the provider --------------------------------------------------------------------------------
 
 
-async def test_a_machine_that_cannot_be_suspended_goes_idle_as_stopped(roost: World) -> None:
-    """Nobody is there to be asked: its files are kept, and the loss of its memory is told."""
+async def test_an_idle_machine_that_cannot_be_suspended_is_stopped(roost: World) -> None:
+    """No caller can choose another depth: its files are kept, and MEMORY_LOST is reported."""
     session = (await roost.one.start()).session
     await roost.admin.set_fault("server_error", action="suspend", status=412, times=9)
-    await quiet(roost, session)
-    await kept(roost.one)
+    await make_idle(roost, session)
+    await run_due_pass(roost.one)
     found = await roost.one.get(session.session_id)
     assert (found.state, found.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
     assert [each.type for each in found.conditions] == [pb.CONDITION_TYPE_MEMORY_LOST]
@@ -339,7 +344,9 @@ async def test_a_machine_that_cannot_be_suspended_goes_idle_as_stopped(roost: Wo
     assert again.continuity == pb.CONTINUITY_FILESYSTEM
 
 
-async def test_a_caller_who_asks_for_the_same_is_refused_and_loses_nothing(roost: World) -> None:
+async def test_a_caller_that_suspends_such_a_machine_gets_an_error_and_loses_nothing(
+    roost: World,
+) -> None:
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.admin.set_fault("server_error", action="suspend", status=412, times=9)
@@ -348,33 +355,33 @@ async def test_a_caller_who_asks_for_the_same_is_refused_and_loses_nothing(roost
     assert await roost.counter(session) == "2"
 
 
-async def test_while_the_provider_is_down_the_keeper_asks_ever_more_seldom(roost: World) -> None:
+async def test_while_the_provider_is_down_due_passes_back_off(roost: World) -> None:
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.admin.set_fault("unavailable")
-    await quiet(roost, session)
+    await make_idle(roost, session)
     pauses = []
     for number in range(1, 5):
-        await kept(roost.replicas[number % 2])
+        await run_due_pass(roost.replicas[number % 2])
         ((failures, pause),) = await sql(
             roost.one, "SELECT failure_count, due_at - now() FROM sessions"
         )
         assert failures == number
         pauses.append(pause)
-        # What is not due is left alone.
-        assert not await kept(roost.replicas[number % 2])
-        await due(roost, session)
+        # A session that is not due is left alone.
+        assert not await run_due_pass(roost.replicas[number % 2])
+        await make_due(roost, session)
     assert pauses == sorted(pauses)
     assert pauses[3] > 4 * pauses[0]
     assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSING
     await roost.admin.clear_faults()
 
-    async def at_rest() -> bool:
-        await due(roost, session)
-        await kept(roost.two)
+    async def paused_again() -> bool:
+        await make_due(roost, session)
+        await run_due_pass(roost.two)
         return (await roost.one.get(session.session_id)).state in (PAUSED, ACTIVE)
 
-    assert await eventually(at_rest, timeout=30)
+    assert await eventually(paused_again, timeout=30)
     ((failures,),) = await sql(roost.one, "SELECT failure_count FROM sessions")
     assert failures == 0
     again = await roost.two.start()
@@ -382,90 +389,90 @@ async def test_while_the_provider_is_down_the_keeper_asks_ever_more_seldom(roost
     assert await roost.counter(again.session) == "2"
 
 
-# --- more than one keeper ------------------------------------------------------------------------
+# --- due passes of two replicas ------------------------------------------------------------------
 
 
-async def test_two_keepers_on_thirty_due_sessions_do_each_once(roost: World) -> None:
+async def test_two_due_passes_over_thirty_sessions_pause_each_once(roost: World) -> None:
     starts = [roost.replicas[n % 2].start(f"user-{n}") for n in range(30)]
     sessions = [reply.session for reply in await asyncio.gather(*starts)]
     await roost.calls()
-    await quiet(roost, *sessions)
-    one, two = await asyncio.gather(kept(roost.one), kept(roost.two))
+    await make_idle(roost, *sessions)
+    one, two = await asyncio.gather(run_due_pass(roost.one), run_due_pass(roost.two))
     assert one[Action.PAUSE] + two[Action.PAUSE] == 30
     assert (await roost.calls()).count("suspend") == 30
     assert await roost.committed("suspend") == 30
     for session in sessions:
-        assert (await types(roost, session)).count("PAUSED") == 1
+        assert (await event_types(roost, session)).count("PAUSED") == 1
 
 
-async def test_what_a_keeper_claimed_and_left_is_anothers_after_a_while(roost: World) -> None:
-    """It died between the claim and the intent: nothing is written but when to look again."""
+async def test_a_session_claimed_by_a_replica_that_died_comes_due_again(roost: World) -> None:
+    """It died between the claim and the intent: only the next due time was written."""
     session = (await roost.one.start()).session
-    await quiet(roost, session)
-    claimed = await queue.claim(roost.one.running.database, 16, timedelta(seconds=0.3))
+    await make_idle(roost, session)
+    claimed = await session_due.claim(roost.one.running.database, 16, timedelta(seconds=0.3))
     assert [record.session.session_id for record in claimed] == [id_of(session)]
-    assert not await kept(roost.two)
+    assert not await run_due_pass(roost.two)
 
     async def taken() -> bool:
-        return (await kept(roost.two))[Action.PAUSE] == 1
+        return (await run_due_pass(roost.two))[Action.PAUSE] == 1
 
     assert await eventually(taken)
     assert (await roost.one.get(session.session_id)).state == PAUSED
 
 
-async def test_what_a_keeper_began_and_left_is_taken_over(roost: World) -> None:
-    """It died between the intent and the provider: found running, it is paused in a later pass."""
+async def test_an_idle_pause_of_a_replica_that_died_is_taken_over(roost: World) -> None:
+    """It died between the intent and the provider call. A later pass pauses the running machine."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
-    await quiet(roost, session)
+    await make_idle(roost, session)
     assert await _begin_idle_pause(roost, session) is not None
     await sql(roost.one, "UPDATE sessions SET lease_until = now(), due_at = now()")
-    assert await kept(roost.two) == {Action.TAKE_OVER: 1}
+    assert await run_due_pass(roost.two) == {Action.TAKE_OVER: 1}
     assert (await roost.one.get(session.session_id)).state in (ACTIVE, PAUSED)
-    await due(roost, session)
-    await kept(roost.two)
+    await make_due(roost, session)
+    await run_due_pass(roost.two)
     again = await roost.one.start()
     assert again.continuity == pb.CONTINUITY_MEMORY
     assert await roost.counter(again.session) == "2"
-    assert "TAKEN_OVER" in await types(roost, session)
+    assert "TAKEN_OVER" in await event_types(roost, session)
 
 
-# --- what is lost, and what never stood ----------------------------------------------------------
+# --- lost machines, and first starts that failed -------------------------------------------------
 
 
 async def lose(roost: World, session: pb.Session, *, at_once: bool) -> None:
-    """Its machine is destroyed behind our back, and the sweeper finds out."""
+    """Destroy the session's machine past Roost; run inventory passes until it is found lost."""
     await sql(
         roost.one,
         "UPDATE sessions SET policy = policy || jsonb_build_object('recover_at_once', %s)",
         at_once,
     )
     await roost.destroy_behind_our_back(session)
-    sweeper = roost.one.running.background.sweeper
+    inventory_pass = roost.one.running.background.inventory_pass
 
     async def found() -> bool:
-        # The next pass is each time at once: its interval is over.
+        # Make the app due at once: its interval has not passed.
         await sql(roost.one, "UPDATE sweeps SET due_at = now()")
-        await sweeper.shot(session.container.app, timedelta(0), act=True)
-        return "CONTAINER_LOST" in await types(roost, session)
+        await inventory_pass.shot(session.container.app, timedelta(0), act=True)
+        return "CONTAINER_LOST" in await event_types(roost, session)
 
     assert await eventually(found, timeout=10)
 
 
-async def test_a_lost_machine_is_replaced_at_once_and_nobody_is_told_that_all_is_well(
+async def test_a_lost_machine_is_replaced_at_once_and_the_next_start_reports_the_loss(
     roost: World,
 ) -> None:
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await lose(roost, session, at_once=True)
-    assert await kept(roost.two) == {Action.RECOVER: 1}
+    assert await run_due_pass(roost.two) == {Action.RECOVER: 1}
     back = await roost.one.get(session.session_id)
     assert (back.state, back.generation) == (ACTIVE, 2)
     assert [each.type for each in back.conditions] == [pb.CONDITION_TYPE_CONTAINER_LOST]
-    assert (await types(roost, session))[-3:] == ["CONTAINER_LOST", "STARTING", "ACTIVE"]
+    assert (await event_types(roost, session))[-3:] == ["CONTAINER_LOST", "STARTING", "ACTIVE"]
     (decision, *_) = await roost.one.decisions(session.session_id)
     assert (decision.method, decision.outcome) == ("Keeper", pb.START_OUTCOME_CREATED)
-    # Nobody was there to hear it: the next start says what it costs the user, and only that one.
+    # No caller has got the loss reported yet: the next start reports it, and only that one.
     again = await roost.two.start()
     assert again.outcome == pb.START_OUTCOME_REUSED
     assert again.continuity == pb.CONTINUITY_NONE
@@ -473,27 +480,27 @@ async def test_a_lost_machine_is_replaced_at_once_and_nobody_is_told_that_all_is
     assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY
 
 
-async def test_the_loss_is_told_also_after_the_new_container_rested(roost: World) -> None:
+async def test_the_loss_is_reported_also_after_a_pause_of_the_new_container(roost: World) -> None:
     session = (await roost.one.start()).session
     await lose(roost, session, at_once=True)
-    await kept(roost.two)
-    await quiet(roost, session)
-    assert await kept(roost.one) == {Action.PAUSE: 1}
-    resting = await roost.one.get(session.session_id)
-    assert resting.expected_continuity == pb.CONTINUITY_NONE
+    await run_due_pass(roost.two)
+    await make_idle(roost, session)
+    assert await run_due_pass(roost.one) == {Action.PAUSE: 1}
+    paused_session = await roost.one.get(session.session_id)
+    assert paused_session.expected_continuity == pb.CONTINUITY_NONE
     again = await roost.two.start()
     assert again.outcome == pb.START_OUTCOME_RESUMED
     assert again.continuity == pb.CONTINUITY_NONE
     assert (await roost.one.start()).continuity == pb.CONTINUITY_MEMORY
 
 
-async def test_who_joins_the_keepers_start_hears_of_the_loss_and_the_next_does_not(
+async def test_a_start_that_joins_the_recovery_reports_the_loss_and_the_next_does_not(
     roost: World,
 ) -> None:
     session = (await roost.one.start()).session
     await lose(roost, session, at_once=True)
     await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
-    recovering = asyncio.create_task(kept(roost.one))
+    recovering = asyncio.create_task(run_due_pass(roost.one))
     await roost.until_state(session.session_id, pb.Session.STATE_STARTING)
     joiner = await roost.two.start()
     await recovering
@@ -505,35 +512,35 @@ async def test_who_joins_the_keepers_start_hears_of_the_loss_and_the_next_does_n
 async def test_without_the_policy_a_lost_machine_waits_for_its_user(roost: World) -> None:
     session = (await roost.one.start()).session
     await lose(roost, session, at_once=False)
-    assert not await kept(roost.one)
+    assert not await run_due_pass(roost.one)
     again = await roost.two.start()
     assert again.outcome == pb.START_OUTCOME_CREATED
     assert again.continuity == pb.CONTINUITY_NONE
     assert again.session.session_id == session.session_id
 
 
-async def test_a_recovery_that_fails_is_tried_again_after_a_pause_that_grows(roost: World) -> None:
+async def test_a_failed_recovery_is_retried_with_growing_delay(roost: World) -> None:
     session = (await roost.one.start()).session
     await lose(roost, session, at_once=True)
     await roost.admin.set_fault("capacity", action="create", times=3)
     pauses = []
     for _ in range(3):
-        await due(roost, session)
-        assert await kept(roost.one) == {Action.RECOVER: 1}
+        await make_due(roost, session)
+        assert await run_due_pass(roost.one) == {Action.RECOVER: 1}
         ((state, pause),) = await sql(roost.one, "SELECT state, due_at - now() FROM sessions")
         assert state == "PAUSED"
         pauses.append(pause)
-        assert not await kept(roost.two)
+        assert not await run_due_pass(roost.two)
     assert timedelta(0) < pauses[0] < pauses[1] < pauses[2] < timedelta(minutes=5)
-    await due(roost, session)
-    await kept(roost.one)
+    await make_due(roost, session)
+    await run_due_pass(roost.one)
     back = await roost.one.get(session.session_id)
     assert back.state == ACTIVE
     assert (await roost.two.start()).continuity == pb.CONTINUITY_NONE
 
 
-async def test_a_first_start_that_nobody_came_back_for_is_given_up(roost: World) -> None:
-    """Its machine was made, and the answer was lost: both go."""
+async def test_a_first_start_that_is_never_retried_is_abandoned(roost: World) -> None:
+    """Its machine was created and the answer was lost: session and machine are both removed."""
     await roost.admin.set_fault("unavailable", route="GET /v1/apps/{app}/machines/{machine}/wait")
     await roost.admin.set_fault("exec_fails", action="exec", times=9)
     await roost.admin.set_fault("server_error", action="wait", times=50)
@@ -547,15 +554,15 @@ async def test_a_first_start_that_nobody_came_back_for_is_given_up(roost: World)
         roost.one,
         "UPDATE sessions SET change_time = now() - interval '3 minutes', due_at = now()",
     )
-    assert (await kept(roost.two))[Action.DISCARD] == 1
+    assert (await run_due_pass(roost.two))[Action.DISCARD] == 1
 
     async def gone() -> bool:
         await sql(roost.one, "UPDATE sessions SET due_at = now() WHERE state <> 'ENDED'")
-        await kept(roost.two)
+        await run_due_pass(roost.two)
         return await roost.committed("destroy") == 1
 
     assert await eventually(gone, timeout=15)
     over = await roost.one.get(row[0])
     assert (over.state, over.end_reason) == (pb.Session.STATE_ENDED, pb.END_REASON_CREATE_FAILED)
-    # Its key is free.
+    # The key is free again.
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED

@@ -1,4 +1,4 @@
-"""Many starts of one key at once: one works, the rest join, the provider creates once."""
+"""Many starts of one key at once: one does the work, the rest join, one machine is created."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import pytest
 
 from roost.session.v1 import session_pb2 as pb
 from tests.container.harness import failing
+from tests.eventually import eventually
 from tests.session.harness import request_id, spec
+from tests.session.tracing import Trace
 
 if TYPE_CHECKING:
     from roost.session.v1.session_service_pb2 import StartSessionResponse
     from tests.session.harness import World
+    from tests.session.tracing import Tracer
 
 
 async def many(roost: World, count: int, **fields: Any) -> list[StartSessionResponse]:
-    """So many starts at once, spread over the replicas. Any: fields of every type."""
+    """`count` starts at once, spread over the replicas. Any: fields of every type."""
     calls = [
         roost.replicas[number % len(roost.replicas)].start(request_id=request_id(), **fields)
         for number in range(count)
@@ -28,7 +31,7 @@ async def many(roost: World, count: int, **fields: Any) -> list[StartSessionResp
 
 @pytest.mark.parametrize("fault", ["none", "answer_lost", "slow_after", "stale_read"])
 async def test_fifty_starts_at_two_replicas_make_one_create(roost: World, fault: str) -> None:
-    """Rules 1, 2 and 6, also with the create's answer lost, late, or not found at once."""
+    """Rules 1, 2 and 6; also if the create's answer is lost or late, or a read is stale."""
     if fault == "answer_lost":
         await roost.admin.set_fault("answer_lost", action="create", answer="close")
     elif fault != "none":
@@ -42,7 +45,7 @@ async def test_fifty_starts_at_two_replicas_make_one_create(roost: World, fault:
     assert set(outcomes) <= {pb.START_OUTCOME_CREATED, pb.START_OUTCOME_REUSED}
     leader = next(a for a in own if a.outcome == pb.START_OUTCOME_CREATED)
     joined = [answer for answer in answers if answer.joined]
-    assert joined, "with 50 at once nobody joined: the test shows nothing"
+    assert joined, "of 50 starts at once none joined: the test shows nothing"
     assert all(answer.outcome == pb.START_OUTCOME_CREATED for answer in joined)
     decisions = await roost.one.decisions(leader.session.session_id)
     assert len(decisions) == 50
@@ -51,7 +54,7 @@ async def test_fifty_starts_at_two_replicas_make_one_create(roost: World, fault:
 
 
 async def test_many_starts_of_a_paused_session_resume_it_once(roost: World) -> None:
-    """Whoever joins is told the leader's continuity."""
+    """Joiners get the leader's continuity."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -62,7 +65,7 @@ async def test_many_starts_of_a_paused_session_resume_it_once(roost: World) -> N
 
 
 async def test_fresh_joins_a_fresh_of_an_equal_spec(roost: World) -> None:
-    """Rule 2: all who ask for the same fresh session at once get the same."""
+    """Rule 2: concurrent callers with an equal spec get the same fresh session."""
     await roost.one.start()
     await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
     answers = await many(roost, 10, mode=pb.START_MODE_FRESH)
@@ -71,8 +74,8 @@ async def test_fresh_joins_a_fresh_of_an_equal_spec(roost: World) -> None:
     assert await roost.committed("create") == 2
 
 
-async def test_fresh_of_another_spec_takes_its_turn(roost: World) -> None:
-    """It does not join; it replaces what the first made."""
+async def test_fresh_of_another_spec_waits_and_replaces_the_first(roost: World) -> None:
+    """It does not join; it replaces the session that the first start created."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=300)
     first = asyncio.create_task(
         roost.one.start(mode=pb.START_MODE_FRESH, spec=spec(env={"A": "1"}))
@@ -85,7 +88,7 @@ async def test_fresh_of_another_spec_takes_its_turn(roost: World) -> None:
 
 
 async def test_fail_if_live_does_not_join_a_start_in_flight(roost: World) -> None:
-    """It is refused at once, not after the other start."""
+    """It fails at once and does not wait for the other start."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
     first = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
@@ -96,7 +99,7 @@ async def test_fail_if_live_does_not_join_a_start_in_flight(roost: World) -> Non
 
 
 async def test_a_joiner_is_held_to_its_own_min_continuity(roost: World) -> None:
-    """The leader is content with files; the joiner asked for memory and is told no."""
+    """The leader accepts files; the joiner requires memory and gets CONTINUITY_UNAVAILABLE."""
     session = (await roost.one.start()).session
     await roost.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     await roost.admin.set_fault("slow_before", action="start", delay_ms=400)
@@ -107,21 +110,23 @@ async def test_a_joiner_is_held_to_its_own_min_continuity(roost: World) -> None:
     assert (await leader).continuity == pb.CONTINUITY_FILESYSTEM
 
 
-async def test_a_joiner_is_held_to_it_where_a_lost_container_is_made_anew(forgetful: World) -> None:
-    """What is created for a session that was there keeps nothing of it."""
-    session = (await forgetful.one.start()).session
-    await forgetful.destroy_behind_our_back(session)
-    await forgetful.admin.set_fault("slow_before", action="create", delay_ms=800)
-    leader = asyncio.create_task(forgetful.one.start())
-    await forgetful.until_state(session.session_id, pb.Session.STATE_STARTING)
-    failure = await failing(forgetful.two.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
+async def test_a_joiner_is_held_to_its_min_continuity_if_a_lost_container_is_recreated(
+    always_probing: World,
+) -> None:
+    """The container that replaces a lost one has none of its state."""
+    session = (await always_probing.one.start()).session
+    await always_probing.destroy_behind_our_back(session)
+    await always_probing.admin.set_fault("slow_before", action="create", delay_ms=800)
+    leader = asyncio.create_task(always_probing.one.start())
+    await always_probing.until_state(session.session_id, pb.Session.STATE_STARTING)
+    failure = await failing(always_probing.two.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
     assert failure.reason == "CONTINUITY_UNAVAILABLE"
     answer = await leader
     assert (answer.outcome, answer.session.generation) == (pb.START_OUTCOME_CREATED, 2)
 
 
-async def test_a_joiner_of_a_new_session_is_held_to_nothing(roost: World) -> None:
-    """A key without a session has nothing that could survive."""
+async def test_a_joiner_of_a_new_session_is_not_held_to_its_min_continuity(roost: World) -> None:
+    """A key without a session has no state that could be lost."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=800)
     leader = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
@@ -130,8 +135,32 @@ async def test_a_joiner_of_a_new_session_is_held_to_nothing(roost: World) -> Non
     await leader
 
 
-async def test_joiners_share_a_failure_and_the_next_start_goes_on(roost: World) -> None:
-    """Nobody hammers a provider that is down; what was begun is gone on with under its name."""
+async def test_a_joiner_of_a_start_that_is_ended_starts_by_itself(
+    traced: World, tracer: Tracer
+) -> None:
+    """It did not ask for the end. The start that was ended gets SESSION_STATE_CONFLICT."""
+    await traced.admin.set_fault("slow_before", action="create", delay_ms=2000)
+    leader = asyncio.create_task(failing(traced.one.start()))
+    ended = await traced.until_live("wren")
+    once = request_id()
+    with tracer.tracing_next(Trace()) as trace:
+        joiner = asyncio.create_task(traced.two.start(request_id=once))
+        # It waits for a notice about the leader's session.
+        await eventually(lambda: any("asyncio.locks:wait" in place for place in trace.places))
+    await traced.one.end(ended.session_id, now=True)
+    assert (await leader).reason == "SESSION_STATE_CONFLICT"
+    answer = await joiner
+    assert (answer.outcome, answer.joined) == (pb.START_OUTCOME_CREATED, False)
+    assert answer.session.state == pb.Session.STATE_ACTIVE
+    assert answer.session.session_id != ended.session_id
+    again = await traced.one.start(request_id=once)
+    assert again.decision_id == answer.decision_id
+
+
+async def test_joiners_share_a_failure_and_the_next_start_continues_the_session(
+    roost: World,
+) -> None:
+    """Joiners do not retry by themselves; the next start continues generation 1."""
     await roost.admin.set_fault("capacity", action="create", times=None)
     calls = [failing(roost.replicas[n % 2].start(request_id=request_id())) for n in range(10)]
     failures = await asyncio.gather(*calls)
@@ -145,8 +174,8 @@ async def test_joiners_share_a_failure_and_the_next_start_goes_on(roost: World) 
     assert await roost.committed("create") == 1
 
 
-async def test_the_caller_going_away_does_not_undo_a_start(roost: World) -> None:
-    """Rule 13: the next caller joins what goes on."""
+async def test_a_cancelled_call_does_not_undo_its_start(roost: World) -> None:
+    """Rule 13: the next caller joins the transition, which continues."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
     gone = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
@@ -158,7 +187,7 @@ async def test_the_caller_going_away_does_not_undo_a_start(roost: World) -> None
 
 
 async def test_a_start_waits_for_the_stop_in_flight_and_resumes(roost: World) -> None:
-    """It finds the machine's lease given back: no error, no retry by the caller."""
+    """The stop has released the machine's lease by then: no error, no retry by the caller."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     for _ in range(3):
@@ -175,7 +204,7 @@ async def test_a_start_waits_for_the_stop_in_flight_and_resumes(roost: World) ->
 
 
 async def test_a_stop_waits_for_the_start_in_flight(roost: World) -> None:
-    """Transitions of one session take turns."""
+    """A session has one transition at a time."""
     await roost.admin.set_fault("slow_before", action="create", delay_ms=300)
     starting = asyncio.create_task(roost.one.start())
     session = await roost.until_live("wren")

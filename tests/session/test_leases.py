@@ -1,4 +1,4 @@
-"""The leases of all transitions of a replica are kept together, and each is lost by itself."""
+"""A replica renews the leases of all its transitions together; each can be lost on its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from session_service.lifecycle.renewing import BATCH, ROUNDS, Renewing
 from session_service.storage.database import Database
+from session_service.transition.ownership import BATCH, ROUNDS, LeaseRenewal
 from tests.eventually import eventually
-from tests.session.database_front import fronted, rows
+from tests.session.database_faults import fronted, rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LEASE = timedelta(seconds=3)
 EVERY = timedelta(seconds=0.4)
-#: How late the loop of a busy machine may come to it, in s.
+#: How late the event loop of a busy machine may stop a task, in s.
 LATE = 0.5
 OWNED = """
 INSERT INTO sessions (session_id, tenant, project_id, user_id, slot, state, generation, epoch,
@@ -32,66 +32,66 @@ FROM generate_series(1, %s) AS n RETURNING session_id
 """
 
 
-class Counting(Database):
-    """The real thing, which also counts what it is asked."""
+class CountingDatabase(Database):
+    """A database that also counts its statements."""
 
-    asked = 0
+    statements = 0
 
     async def fetch_all(self, *arguments: Any, **more: Any) -> Any:
-        """One more. Any: statements of all kinds."""
-        self.asked += 1
+        """Count, then run it. Any: statements of all kinds."""
+        self.statements += 1
         return await super().fetch_all(*arguments, **more)
 
 
 @asynccontextmanager
-async def holding(
+async def owning(
     database: Database, url: str, count: int
 ) -> AsyncGenerator[dict[UUID, asyncio.Task[None]]]:
-    """So many sessions that are owned here; each one's task ends when its lease is lost."""
+    """Insert `count` owned sessions and renew their leases; each task ends with its lease."""
     began = monotonic()
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         inserted = await connection.execute(OWNED, [LEASE, count])
         ids = [row[0] for row in await inserted.fetchall()]
-    renewing = Renewing(database, LEASE, EVERY)
-    held = {each: asyncio.create_task(renewing.until_lost(each, 1, began)) for each in ids}
+    renewal = LeaseRenewal(database, LEASE, EVERY)
+    held = {each: asyncio.create_task(renewal.until_lost(each, 1, began)) for each in ids}
     try:
         yield held
     finally:
         for task in held.values():
             task.cancel()
         await asyncio.wait(held.values())
-        await renewing.close()
+        await renewal.close()
 
 
-async def lasting(url: str, beyond: timedelta) -> set[UUID]:
-    """The sessions whose leases last for longer than this from their making on."""
+async def lasting_beyond(url: str, beyond: timedelta) -> set[UUID]:
+    """The sessions whose leases end later than `beyond` after their creation."""
     found = await rows(
         url, f"SELECT session_id FROM sessions WHERE lease_until > create_time + '{beyond}'"
     )
     return {row[0] for row in found}
 
 
-async def test_many_are_kept_by_few_statements(database_url: str) -> None:
-    """More than go into one statement, for longer than a lease lasts."""
-    many, database = BATCH + 100, Counting(database_url)
-    async with database, holding(database, database_url, many) as held:
+async def test_many_leases_are_renewed_by_few_statements(database_url: str) -> None:
+    """More leases than fit into one statement, for longer than a lease lasts."""
+    many, database = BATCH + 100, CountingDatabase(database_url)
+    async with database, owning(database, database_url, many) as held:
         began = monotonic()
         await eventually(lambda: _all(database_url, set(held), 2 * LEASE), timeout=40)
         assert not any(task.done() for task in held.values())
         rounds = (monotonic() - began) / EVERY.total_seconds() * ROUNDS
-        print(f"{many} leases kept for {monotonic() - began:.1f} s by {database.asked} statements")
-        assert database.asked <= 2 * rounds + 2
+        print(f"{many} leases kept for {2 * LEASE} and more by {database.statements} statements")
+        assert database.statements <= 2 * rounds + 2
 
 
 async def _all(url: str, ids: set[UUID], beyond: timedelta) -> bool:
-    return await lasting(url, beyond) == ids
+    return await lasting_beyond(url, beyond) == ids
 
 
-async def test_a_row_that_is_locked_costs_no_other_its_lease(database_url: str) -> None:
-    """Nor its own, where the lock is given back in time. Nobody is waited for, so that whoever
-    locks several rows, in whatever order, comes to no deadlock with us.
+async def test_a_locked_row_delays_no_other_lease(database_url: str) -> None:
+    """Its own lease survives too, if the lock is released in time. The renewal skips locked rows
+    and never waits for a lock, so it cannot deadlock with a transaction that locks several rows.
     """
-    async with Database(database_url) as database, holding(database, database_url, 5) as held:
+    async with Database(database_url) as database, owning(database, database_url, 5) as held:
         locked, *others = held
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             await connection.execute(
@@ -103,24 +103,28 @@ async def test_a_row_that_is_locked_costs_no_other_its_lease(database_url: str) 
         assert not any(task.done() for task in held.values())
 
 
-async def test_one_that_moved_on_is_lost_and_no_other(database_url: str) -> None:
-    async with Database(database_url) as database, holding(database, database_url, 5) as held:
+async def test_a_lease_whose_epoch_moved_on_is_lost_and_no_other(database_url: str) -> None:
+    async with Database(database_url) as database, owning(database, database_url, 5) as held:
         taken, *others = held
         async with await psycopg.AsyncConnection.connect(database_url) as connection:
             await connection.execute("UPDATE sessions SET epoch = 2 WHERE session_id = %s", [taken])
         began = monotonic()
         await asyncio.wait_for(held[taken], LEASE.total_seconds())
-        assert monotonic() - began < LEASE.total_seconds() / 2, "told so, not by its own clock"
+        assert monotonic() - began < LEASE.total_seconds() / 2, (
+            "the renewal found it lost, not the clock"
+        )
         await eventually(lambda: _all(database_url, set(others), 2 * LEASE), timeout=20)
         assert not any(held[each].done() for each in others)
 
 
-async def test_all_stop_in_time_where_the_database_hangs(database_url: str) -> None:
-    """By the database's clock: before anybody else may take them over, answered or not."""
+async def test_all_tasks_stop_before_their_leases_expire_if_the_database_hangs(
+    database_url: str,
+) -> None:
+    """By the database's clock: before another replica may take the sessions over."""
     async with (
         fronted(database_url) as (fault, through),
         Database(through) as database,
-        holding(database, database_url, 5) as held,
+        owning(database, database_url, 5) as held,
     ):
         await eventually(lambda: _all(database_url, set(held), LEASE + EVERY), timeout=20)
         fault.half_open()

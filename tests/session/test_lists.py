@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import failing
 
 if TYPE_CHECKING:
     from tests.session.harness import World
+
+pytestmark = pytest.mark.replicas(1)
 
 
 async def pages(roost: World, **fields: object) -> list[list[str]]:
@@ -26,7 +30,7 @@ async def pages(roost: World, **fields: object) -> list[list[str]]:
 
 
 async def test_pages_hold_every_session_once_in_order(roost: World) -> None:
-    """In both directions; the last page has no token."""
+    """In both orders; the last page has no token."""
     users = [f"u{number}" for number in range(5)]
     for user in users:
         await roost.one.start(user)
@@ -36,7 +40,7 @@ async def test_pages_hold_every_session_once_in_order(roost: World) -> None:
 
 
 async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) -> None:
-    """A token of another listing is refused, naming it."""
+    """A page token of another filter is rejected, naming `page_token`."""
     for user in ("wren", "robin", "finch"):
         session = (await roost.one.start(user)).session
         if user == "finch":
@@ -57,7 +61,7 @@ async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) 
 
 
 async def test_decisions_are_newest_first_in_pages(roost: World) -> None:
-    """Of one session or of all; a token of one is no token of the other."""
+    """Of one session, and of all sessions."""
     session = (await roost.one.start()).session
     for _ in range(3):
         await roost.one.start()

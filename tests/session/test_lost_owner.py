@@ -1,4 +1,4 @@
-"""An owner that cannot reach the database any more stops by itself before another one acts."""
+"""An owner that loses the database stops by itself before another owner acts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from container_service.main import serve as serve_containers
 from local.fly.admin import Admin
 from roost.session.v1 import session_pb2 as pb
-from session_service import points, wiring
+from session_service import failpoints
 from session_service.clients.containers import GrpcContainers
 from tests.container.harness import config_for
 from tests.eventually import eventually
-from tests.session.database_front import Calls, check_rows, fronted, rows
+from tests.session.database_faults import Calls, check_rows, fronted, rows
 from tests.session.harness import replica, request_id, session_config
 
 if TYPE_CHECKING:
@@ -31,29 +31,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class Act:
-    """A call to the provider, while it was under way."""
+    """A call to the provider, with its begin and end on the monotonic clock, in s."""
 
     name: str
     began: float
     ended: float = float("inf")
 
 
-class Watched(GrpcContainers):
-    """The real thing, which also notes when it was asked for what."""
-
-    made: list[Watched]
+class RecordingContainers(GrpcContainers):
+    """A client that also records every call with its times."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         super().__init__(channel)
         self.acts: list[Act] = []
-        self.made.append(self)
 
 
-def _noted(name: str) -> Callable[..., Any]:
-    """The method of this name, noted. Any: the arguments and answers of every method."""
+def _recorded(name: str) -> Callable[..., Any]:
+    """The method of this name, recorded. Any: the arguments and answers of every method."""
     method = getattr(GrpcContainers, name)
 
-    async def noted(self: Watched, *arguments: Any, **more: Any) -> Any:
+    async def recorded(self: RecordingContainers, *arguments: Any, **more: Any) -> Any:
         act = Act(name, monotonic())
         self.acts.append(act)
         try:
@@ -61,11 +58,11 @@ def _noted(name: str) -> Callable[..., Any]:
         finally:
             act.ended = monotonic()
 
-    return noted
+    return recorded
 
 
-for _name in points.CALLS:
-    setattr(Watched, _name, _noted(_name))
+for _name in failpoints.CALLS:
+    setattr(RecordingContainers, _name, _recorded(_name))
 
 
 def hang(fault: NetFault) -> None:
@@ -80,21 +77,26 @@ def cut(fault: NetFault) -> None:
 async def test_no_two_owners_act_at_once(
     emulator: Emulator,
     database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
     strike: Callable[[NetFault], None],
 ) -> None:
-    """The first owner loses the database in the middle of its create, the other one does not."""
-    monkeypatch.setattr(Watched, "made", [], raising=False)
-    monkeypatch.setattr(wiring, "GrpcContainers", Watched)
+    """The first owner loses the database during its create; the other one still reaches it."""
+    clients: list[RecordingContainers] = []
+
+    def connect(channel: grpc.aio.Channel) -> RecordingContainers:
+        clients.append(RecordingContainers(channel))
+        return clients[-1]
+
     async with AsyncExitStack() as stack:
         fault, through = await stack.enter_async_context(fronted(database_url))
         containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
         admin = await stack.enter_async_context(Admin(emulator.api_url))
         where = (containers.target, emulator.proxy_url)
-        one = await stack.enter_async_context(replica(session_config(through, *where)))
-        two = await stack.enter_async_context(replica(session_config(database_url, *where)))
+        one = await stack.enter_async_context(replica(session_config(through, *where), connect))
+        two = await stack.enter_async_context(
+            replica(session_config(database_url, *where), connect)
+        )
         stack.callback(fault.clear)
-        # Longer than the owner may be silent, and than the driver would take to call a renewal off.
+        # Longer than an owner may go without a renewal, and than the driver takes to give one up.
         await admin.set_fault("slow_before", action="create", delay_ms=5000)
         once = request_id()
         lost = Calls()
@@ -108,7 +110,7 @@ async def test_no_two_owners_act_at_once(
         answer = await two.start(request_id=once)
         assert answer.outcome == pb.START_OUTCOME_CREATED
         assert await first is None
-        former, later = (each.acts for each in Watched.made)
+        former, later = (client.acts for client in clients)
         begun = min(act.began for act in later)
         print(f"stopped {begun - max(act.ended for act in former):.2f} s before the other began")
         assert [act.name for act in former if act.ended > begun] == []

@@ -1,4 +1,4 @@
-"""Metrics: read by Prometheus's own parsers, right about what was done, and in nobody's way."""
+"""Metrics: Prometheus's own parsers read them, and their values are right."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
-from session_service import metrics as told
-from session_service import scrapes
-from session_service.domain.keeping import Action
-from session_service.domain.survey import Verdict
+from roost.session.v1 import session_service_pb2 as rpc_pb
+from session_service.domain.inventory import Verdict
+from session_service.domain.next_action import Action
+from session_service.domain.session import EndReason
 from session_service.errors import RECORDED
+from session_service.metrics.prometheus import Metrics
+from tests.cases import each
 from tests.container.harness import failing
 from tests.eventually import eventually
-from tests.session.ageing import IDLE, due, quiet
-from tests.session.harness import World, request_id, world
+from tests.session.ageing import IDLE, make_due, make_idle
+from tests.session.harness import TIMEOUT, World, request_id, world
+from tests.session.test_choices import offered, policies
 from tests.session.test_process import NOWHERE, launch, outcome
+from tests.session.test_stats import by_outcome, figures_of, rungs
+from tests.unit.test_exporter import ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -46,8 +52,20 @@ async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
         yield running
 
 
+@pytest.fixture
+async def fresh(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas that read the gauges from the database at every scrape."""
+    async with world(
+        emulator,
+        database_url,
+        metrics_listen="127.0.0.1:0",
+        gauges_interval=timedelta(0),
+    ) as running:
+        yield running
+
+
 async def scrape(replica: Replica, accept: str = "") -> list[Metric]:
-    """What the replica tells, parsed."""
+    """The replica's metrics, parsed."""
     async with httpx.AsyncClient(trust_env=False) as client:
         url = f"http://{replica.running.metrics_target}/metrics"
         answer = await client.get(url, headers={"accept": accept} if accept else {})
@@ -75,11 +93,11 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 
 async def test_both_parsers_of_prometheus_read_them(roost: World) -> None:
-    """The same families in either form; counters, histograms and gauges named as they are."""
+    """Both formats have the same families, with the right types."""
     await roost.one.start()
     text = {family.name: family.type for family in await scrape(roost.one)}
     openmetrics = {family.name: family.type for family in await scrape(roost.one, OPENMETRICS)}
-    # Times at which series began are OpenMetrics' alone to tell.
+    # In the text format `_created` series are families of their own; in OpenMetrics they are not.
     assert {name for name in text if not name.endswith("_created")} == set(openmetrics)
     assert openmetrics["roost_start_duration_seconds"] == "histogram"
     assert openmetrics["roost_start_attempts"] == "counter"
@@ -87,7 +105,7 @@ async def test_both_parsers_of_prometheus_read_them(roost: World) -> None:
     assert "process_cpu_seconds" in openmetrics
 
 
-async def test_starts_are_counted_by_how_they_were_answered(roost: World) -> None:
+async def test_starts_are_counted_by_outcome(roost: World) -> None:
     """Created, reused, resumed, joined and replayed; attempts by rung; refusals by reason."""
     one = roost.one
     session = (await one.start("wren")).session
@@ -122,12 +140,76 @@ async def test_starts_are_counted_by_how_they_were_answered(roost: World) -> Non
     assert value(other, "start_duration_seconds_count", outcome="CREATED", how="own") == 0
 
 
-async def test_how_things_stand(roost: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Live sessions by state, who waits for whom, what is due: looked at when somebody asks."""
-    monkeypatch.setattr(told, "LOOK_EVERY", 0.0)
+async def test_the_metrics_of_the_five_statistics_equal_get_session_stats(roost: World) -> None:
+    """Summed over replicas: starts by outcome, attempts (those of failed starts and of the service
+    itself included), lifetimes, and choices.
+    """
+    one, two = roost.one, roost.two
+    await roost.admin.set_fault("capacity", action="create", times=1)
+    await failing(one.start("robin", mode=pb.START_MODE_FRESH))
+    await one.start("robin")
+    again = request_id()
+    for replica in (one, two):
+        await replica.start("robin", request_id=again)
+    asks = pb.Policy(persistence=pb.Policy.PERSISTENCE_ASK)
+    request = policy_pb.UpdateProjectPolicyRequest(project_id="nest", policy=asks)
+    await policies(roost).UpdateProjectPolicy(request, timeout=TIMEOUT)
+    await one.stop((await two.start("wren")).session.session_id)
+    token = (await offered(one.start("wren")))[rpc_pb.CHOICE_CONTINUE].choice_token
+    await two.start("wren", choice_token=token)
+    # The session runs: this choice is an answer that begins no work.
+    token = (await offered(one.start("wren")))[rpc_pb.CHOICE_CONTINUE].choice_token
+    await two.start("wren", choice_token=token)
+    token = (await offered(one.start("wren")))[rpc_pb.CHOICE_FRESH].choice_token
+    first = (await two.start("wren", choice_token=token, remember=True)).session
+    second = (await one.start("wren")).session
+    await roost.until_state(first.session_id, pb.Session.STATE_ENDED)
+    await two.end(second.session_id)
+    # A second end, which purges the session, does not count.
+    await two.end(second.session_id, now=True)
+
+    async def equal() -> bool:
+        # The first session of wren ends after the answer that replaced it.
+        stats = await figures_of(one)
+        both = [await samples(replica) for replica in (one, two)]
+        found = {key: sum(each.get(key, 0) for each in both) for key in {*both[0], *both[1]}}
+
+        def total(name: str, **labels: str) -> float:
+            wanted = set(labels.items())
+            return sum(v for (n, has), v in found.items() if n == f"roost_{name}" and wanted <= has)
+
+        starts = "start_duration_seconds_count"
+        for outcome_, number in by_outcome(stats).items():
+            assert total(starts, how="own", outcome=outcome_) == number
+        assert total(starts, how="own") == stats.start_count
+        assert total(starts, how="replayed") == stats.replay_count == 1
+        for rung, (tried, succeeded, degraded) in rungs(stats).items():
+            assert total("start_attempts_total", rung=rung) == tried
+            attempts = (total("start_attempts_total", rung=rung, result=result)
+                        for result in ("SUCCEEDED", "DEGRADED"))  # fmt: skip
+            assert tuple(attempts) == (succeeded, degraded)
+        assert total("start_attempts_total", result="FAILED") == 1
+        assert total("choices_total", choice="CONTINUE", source="user") == 2
+        assert stats.chose_continue_count == 2
+        assert total("choices_total", choice="FRESH", source="user") == stats.chose_new_count == 1
+        by_preference = total("choices_total", choice="FRESH", source="preference")
+        assert by_preference == stats.auto_new_count == 1
+        ended = sum(stats.end_counts.values())
+        if (ended, total("session_lifetime_seconds_count")) != (3, 3):
+            return False
+        average = total("session_lifetime_seconds_sum") / ended
+        assert average == pytest.approx(stats.average_lifetime.ToTimedelta().total_seconds())
+        return True
+
+    assert await eventually(equal)
+
+
+async def test_gauges_show_the_installation(fresh: World) -> None:
+    """Live sessions by state, running and waiting transitions, due sessions, connections."""
+    roost = fresh
     first = (await roost.one.start("wren")).session
     await roost.one.pause((await roost.one.start("robin")).session.session_id)
-    await due(roost, first)
+    await make_due(roost, first)
     found = await samples(roost.two)
     states = {"ACTIVE": 1, "PAUSED": 1, "STARTING": 0, "PAUSING": 0}
     for state, count in states.items():
@@ -135,54 +217,54 @@ async def test_how_things_stand(roost: World, monkeypatch: pytest.MonkeyPatch) -
     assert value(found, "due_sessions") == 1
     assert value(found, "overaged_sessions") == value(found, "orphan_containers") == 0
     assert 0 < value(found, "oldest_live_session_age_seconds") < 60
-    assert value(found, "transitions_at_work", place="starts") == 0
-    assert value(found, "transitions_waiting", place="creates") == 0
+    assert value(found, "transitions_running", limit="starts") == 0
+    assert value(found, "transitions_waiting", limit="creates") == 0
     assert value(found, "database_up") == 1
     used = value(found, "database_connections", state="used")
     assert used + value(found, "database_connections", state="idle") >= 2
 
 
-async def test_rows_are_not_looked_at_for_each_scrape(roost: World) -> None:
-    """However often somebody asks."""
+async def test_rows_are_not_read_for_each_scrape(roost: World) -> None:
+    """Gauges from the database are read once in `gauges_interval`, however often it is scraped."""
     before = await samples(roost.one)
     assert ("roost_oldest_live_session_age_seconds", frozenset[tuple[str, str]]()) not in before
     await roost.one.start()
     after = await samples(roost.one)
     assert value(after, "live_sessions", state="ACTIVE") == 0
-    # What the replica counts by itself is as it is now.
+    # Counters of the replica itself are current.
     assert value(after, "start_duration_seconds_count", outcome="CREATED", how="own") == 1
 
 
-async def test_passes_of_keeper_and_sweeper_are_counted(
+async def test_passes_of_reconciler_and_sweep_are_counted(
     emulator: Emulator, database_url: str
 ) -> None:
-    """By what they did, in the loops that do it."""
+    """By action, in the background loops."""
     async with world(
         emulator,
         database_url,
         replicas=1,
         metrics_listen="127.0.0.1:0",
         idle_timeout=IDLE,
-        keeper_interval=timedelta(seconds=0.1),
+        reconcile_interval=timedelta(seconds=0.1),
         sweep_interval=timedelta(seconds=0.2),
     ) as running:
         session = (await running.one.start()).session
-        await quiet(running, session)
+        await make_idle(running, session)
 
         async def counted() -> bool:
             found = await samples(running.one)
             return (
-                value(found, "keeper_actions_total", action="PAUSE") == 1
-                and value(found, "keeper_pass_seconds_count") >= 1
-                and value(found, "sweeper_passes_total") >= 2
-                and value(found, "sweeper_listed_containers_total") >= 1
+                value(found, "reconcile_actions_total", action="PAUSE") == 1
+                and value(found, "reconcile_pass_seconds_count") >= 1
+                and value(found, "sweep_passes_total") >= 2
+                and value(found, "sweep_listed_containers_total") >= 1
             )
 
         assert await eventually(counted)
 
 
-async def test_no_label_names_anybody(roost: World) -> None:
-    """Words of small sets only: no session, no user, no project, no app."""
+async def test_no_label_names_a_user(roost: World) -> None:
+    """Label values are from small fixed sets: no session, user, project or app."""
     await roost.one.start("a-user-of-ours")
     await failing(roost.one.start("a-user-of-ours", mode=pb.START_MODE_FAIL_IF_LIVE))
     words = {
@@ -196,6 +278,8 @@ async def test_no_label_names_anybody(roost: World) -> None:
         *("REUSED", "RESUMED", "RESTARTED", "RESTORED", "CREATED", "own", "joined", "replayed"),
         *("LIVE", "RESUME", "RESTART", "RESTORE", "CREATE", "SUCCEEDED", "DEGRADED", "FAILED"),
         *("starts", "background", "creates", "used", "idle", "StartSession"),
+        *("CONTINUE", "FRESH", "RESTORE", "user", "preference"),
+        *(str(reason) for reason in EndReason),
         *("ACTIVE", "PAUSED", "STARTING", "PAUSING"),
         *(str(action) for action in Action),
         *(str(verdict) for verdict in Verdict),
@@ -203,21 +287,7 @@ async def test_no_label_names_anybody(roost: World) -> None:
     }
 
 
-async def ask(target: str, request: bytes) -> bytes:
-    """What is answered to these very bytes."""
-    host, _, port = target.partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        writer.write(request)
-        return await asyncio.wait_for(reader.read(), 10)
-    except ConnectionError:
-        # Hung up on while there was more to be read.
-        return b""
-    finally:
-        writer.close()
-
-
-@pytest.mark.parametrize(
+@each(
     ("request_", "status"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", b"404"),
@@ -229,41 +299,14 @@ async def ask(target: str, request: bytes) -> bytes:
         (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", b""),
     ],
 )
-async def test_whatever_is_asked_is_answered(roost: World, request_: bytes, status: bytes) -> None:
-    """Or hung up on; and the next one is answered again."""
+async def test_every_request_is_answered(roost: World, request_: bytes, status: bytes) -> None:
+    """Or its connection is closed; the next request is answered again."""
     target = roost.one.running.metrics_target
     answer = await ask(target, request_)
     assert answer[9:12] == status
     if request_.startswith(b"HEAD"):
         assert answer.endswith(b"\r\n\r\n")
     assert await scrape(roost.one)
-
-
-async def test_who_sends_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while; and so many at once get no more than a hang-up."""
-    monkeypatch.setattr(scrapes, "SECONDS", 0.2)
-
-    async def render(accept: str) -> tuple[bytes, str]:
-        return b"x 1\n", "text/plain"
-
-    async with scrapes.serving("127.0.0.1:0", render) as target:
-        answers = await asyncio.gather(*(ask(target, b"GET /met") for _ in range(40)))
-        assert answers == [b""] * 40
-        assert (await ask(target, b"GET /metrics HTTP/1.1\r\n\r\n")).endswith(b"x 1\n")
-
-
-async def test_a_fault_while_rendering_ends_that_scrape_only() -> None:
-    """It is logged, and the next one is answered."""
-    faults = iter([True, False])
-
-    async def render(accept: str) -> tuple[bytes, str]:
-        if next(faults):
-            raise ZeroDivisionError
-        return b"x 1\n", "text/plain"
-
-    async with scrapes.serving("127.0.0.1:0", render) as target:
-        assert await ask(target, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
-        assert (await ask(target, b"GET /metrics HTTP/1.1\r\n\r\n")).endswith(b"x 1\n")
 
 
 async def test_a_taken_address_is_one_clear_line(database_url: str) -> None:
@@ -301,11 +344,9 @@ async def test_without_an_address_nothing_is_counted_or_served(
         assert (await running.one.start()).outcome == pb.START_OUTCOME_CREATED
 
 
-async def test_metrics_are_told_without_a_database(
-    roost: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All but what only its rows say."""
-    monkeypatch.setattr(told, "LOOK_EVERY", 0.0)
+async def test_metrics_are_served_without_a_database(fresh: World) -> None:
+    """All metrics but the gauges that are read from the database."""
+    roost = fresh
     await roost.one.running.database.pool.close()
     found = await samples(roost.one)
     assert value(found, "database_up") == 0
@@ -315,3 +356,18 @@ async def test_metrics_are_told_without_a_database(
     found = await samples(roost.one)
     reason = {"method": "StartSession", "reason": "STORAGE_UNAVAILABLE"}
     assert value(found, "refusals_total", **reason) == 1
+
+
+async def test_a_metric_that_cannot_be_counted_fails_no_call(
+    roost: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The commit stands: its work is carried out, its call is answered, and the log says why."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such label")
+
+    monkeypatch.setattr(Metrics, "committed", broken)
+    session = (await roost.one.start()).session
+    assert session.state == pb.Session.STATE_ACTIVE
+    assert await roost.committed("create") == 1
+    assert "RuntimeError: no such label" in caplog.text

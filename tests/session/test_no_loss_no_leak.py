@@ -1,4 +1,4 @@
-"""No session is lost and no machine is leaked: each way in which that could come to be, by name."""
+"""No session is lost and no machine is leaked: one test for each known cause."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from local.fly.admin import Admin
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
-from session_service.domain import keeping
-from session_service.domain.keeping import Action, Habits
-from session_service.lifecycle import own_steps
-from session_service.storage import commits, sessions, transitions
-from session_service.storage.transitions import Change
+from session_service.domain import next_action
+from session_service.domain.next_action import Action, Timings
+from session_service.reconcile import due
+from session_service.storage.session import change as changes
+from session_service.storage.session import reads
+from session_service.storage.session.change import Change
+from session_service.storage.session.commit import Conflict, commit
 from tests.container.harness import config_for, failing
 from tests.eventually import eventually
 from tests.session.front import Front, fronted
@@ -44,35 +46,35 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
-    from tests.launching import Forked
+    from tests.service_processes import Forked
     from tests.session.front import Asked
 
 ACTIVE = pb.Session.STATE_ACTIVE
 PAUSING = pb.Session.STATE_PAUSING
 PAUSED = pb.Session.STATE_PAUSED
 ENDED = pb.Session.STATE_ENDED
-#: Holds a request for longer than the steps that happen meanwhile take, in ms, and leases so that
-#: nobody takes its transition over meanwhile.
-HELD = 3000
+#: The delay of a held request, in ms: longer than the steps of a test that run meanwhile. The
+#: lease is longer still, so that no other replica takes the transition over.
+DELAY_MS = 3000
 LEASE = timedelta(seconds=20)
 
 
 @pytest.fixture
 async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas, whose sweepers need no more than two passes."""
+    """Two replicas that destroy an orphan in its second pass."""
     async with world(emulator, database_url, **QUICK, lease=LEASE) as running:
         yield running
 
 
 @pytest.fixture
-async def brisk(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """The same with leases of 2 s, and of 3 s at the provider: a dead owner's are soon over."""
+async def short_leases(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """With leases of 2 s, and of 3 s at the provider: those of a dead owner expire soon."""
     async with world(emulator, database_url, **QUICK) as running:
         yield running
 
 
-async def fired(roost: World) -> None:
-    """Wait until a fault has struck."""
+async def until_fault(roost: World) -> None:
+    """Wait until a fault was applied."""
 
     async def struck() -> bool:
         return any(fault.fired for fault in await roost.admin.faults())
@@ -80,8 +82,8 @@ async def fired(roost: World) -> None:
     assert await eventually(struck, timeout=TIMEOUT)
 
 
-async def idle(roost: World) -> None:
-    """Nobody was at any session for a day, and who watches was warned."""
+async def make_all_idle(roost: World) -> None:
+    """Make every session idle for a day, with its warning sent, and due."""
     await sql(
         roost.one,
         "UPDATE sessions SET last_active_time = now() - interval '1 day', due_at = now(),"
@@ -90,7 +92,7 @@ async def idle(roost: World) -> None:
 
 
 async def touch(roost: World, session: pb.Session) -> None:
-    """Somebody is there."""
+    """Report activity of the session's user."""
     request = rpc_pb.TouchSessionRequest(session_id=session.session_id)
     await roost.two.stub.TouchSession(request, timeout=TIMEOUT)
 
@@ -102,7 +104,7 @@ async def touch(roost: World, session: pb.Session) -> None:
 async def process(
     database_url: str, container_target: str
 ) -> AsyncGenerator[tuple[Forked, SessionServiceStub]]:
-    """A replica that can be killed."""
+    """A replica in a process of its own, which the test can kill."""
     child = await launch(
         ROOST_DATABASE_URL=database_url,
         ROOST_SESSION_LISTEN="127.0.0.1:0",
@@ -125,7 +127,7 @@ async def process(
 async def test_create_succeeds_its_answer_is_lost_the_process_dies_and_a_retry_is_one_machine(
     emulator: Emulator, database_url: str
 ) -> None:
-    """The machine is there, and nobody who knows of it lives: the retry adopts it."""
+    """The machine exists and its id was never recorded: the retry adopts it."""
     async with (
         serve_containers(config_for(emulator)) as containers,
         Admin(emulator.api_url) as admin,
@@ -167,7 +169,7 @@ async def test_create_succeeds_its_answer_is_lost_the_process_dies_and_a_retry_i
 async def test_an_odd_state_while_resuming_keeps_the_mapping(
     emulator: Emulator, database_url: str, word: str
 ) -> None:
-    """UNAVAILABLE, and nothing is concluded from it; later it works, memory and all."""
+    """UNAVAILABLE, and no row changes its container. A later start resumes it with its memory."""
     budget = timedelta(seconds=3)
     async with (
         fronted(emulator) as front,
@@ -204,7 +206,7 @@ async def test_an_odd_state_while_resuming_keeps_the_mapping(
 async def _odd(
     roost: World, front: Front, session: pb.Session, word: str
 ) -> Callable[[Asked], tuple[int, object] | None]:
-    """The provider has the machine in hand: it is started by nobody, and shown in that state."""
+    """An answer that fails each start of the machine and shows it in the given state."""
     machine_id = session.container.container_id
     seen = await fly(roost, "GET", f"/{machine_id}", truth=front.truth)
 
@@ -219,7 +221,7 @@ async def _odd(
 
 
 async def test_a_resume_that_fails_under_min_continuity_creates_nothing(roost: World) -> None:
-    """No fresh container, whatever went wrong; the old state is kept, and comes back."""
+    """It creates no fresh container after any failure. The old state is kept and resumed later."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -237,7 +239,7 @@ async def test_a_resume_that_fails_under_min_continuity_creates_nothing(roost: W
 
 
 async def test_memory_lost_under_min_continuity_keeps_the_files(roost: World) -> None:
-    """The machine came back cold: refused, its files are there, nothing was created."""
+    """The machine booted cold: the start fails, its files are kept, and nothing was created."""
     session = (await roost.one.start(spec=spec(env={"COUNTER_FILE": "count"}))).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -251,7 +253,7 @@ async def test_memory_lost_under_min_continuity_keeps_the_files(roost: World) ->
 
 
 async def test_a_lost_machine_under_min_continuity_is_not_replaced(roost: World) -> None:
-    """Refused, time and again, until somebody asks for less."""
+    """Each start fails until one asks for less continuity."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("machine_vanished", machine=session.container.container_id)
@@ -271,19 +273,19 @@ async def test_a_lost_machine_under_min_continuity_is_not_replaced(roost: World)
 # --- suspend ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("who", ["keeper", "caller"])
-async def test_a_suspend_that_fails_after_the_freeze_is_told(roost: World, who: str) -> None:
-    """Accepted, frozen, and running again: ACTIVE, with its condition, and nothing lost."""
+@pytest.mark.parametrize("cause", ["idle", "caller"])
+async def test_a_suspend_that_fails_after_the_freeze_is_reported(roost: World, cause: str) -> None:
+    """Accepted, frozen, and running again: ACTIVE with its condition, and nothing is lost."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.admin.set_fault("suspend_fails")
-    if who == "caller":
+    if cause == "caller":
         failure = await failing(roost.one.stop(session.session_id))
         assert failure.reason == "SUSPEND_FAILED_STILL_RUNNING"
     else:
-        await idle(roost)
-        kept = await roost.one.running.background.keeper.settle()
-        assert kept.actions[Action.PAUSE] == 1
+        await make_all_idle(roost)
+        counts = await roost.one.running.background.due_pass.settle()
+        assert counts.actions[Action.PAUSE] == 1
     shown = await roost.two.get(session.session_id)
     kinds = [condition.type for condition in shown.conditions]
     assert (shown.state, kinds) == (
@@ -296,13 +298,13 @@ async def test_a_suspend_that_fails_after_the_freeze_is_told(roost: World, who: 
     assert await roost.counter(again.session) == "2"
 
 
-async def test_a_suspend_that_loses_memory_after_the_freeze_is_told(roost: World) -> None:
-    """It ended stopped: PAUSED that deep, MEMORY_LOST, and the next start claims files only."""
+async def test_a_suspend_that_loses_memory_after_the_freeze_is_reported(roost: World) -> None:
+    """The machine ends stopped: depth STOPPED, MEMORY_LOST; the next start claims files only."""
     session = (await roost.one.start(spec=spec(env={"COUNTER_FILE": "count"}))).session
     await roost.click_twice(session)
     await roost.admin.set_fault("suspend_stops")
-    await idle(roost)
-    await roost.one.running.background.keeper.settle()
+    await make_all_idle(roost)
+    await roost.one.running.background.due_pass.settle()
     shown = await roost.two.get(session.session_id)
     assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
     assert [condition.type for condition in shown.conditions] == [pb.CONDITION_TYPE_MEMORY_LOST]
@@ -312,18 +314,18 @@ async def test_a_suspend_that_loses_memory_after_the_freeze_is_told(roost: World
 
 
 async def test_activity_after_the_idle_decision_and_before_its_commit_wins(roost: World) -> None:
-    """The decision was right when it was made; by its commit somebody is there."""
+    """The session was idle when the pass read it, and has activity before the pass commits."""
     session = (await roost.one.start()).session
-    await idle(roost)
+    await make_all_idle(roost)
     database, work = roost.one.running.database, roost.one.running.work
-    record = await sessions.find(database, UUID(session.session_id))
+    record = await reads.find(database, UUID(session.session_id))
     assert record is not None
-    step = keeping.next_step(record, Habits())
+    step = next_action.next_step(record, Timings())
     assert step.action is Action.PAUSE
     assert step.due(record.now)
     await touch(roost, session)
-    change = own_steps.intent(record, step, work.terms)
-    assert await commits.begin(database, change, None) is None
+    done = await commit(database, due.bring_down(record, step, work.terms))
+    assert done is Conflict.CHANGED
     assert (await roost.one.get(session.session_id)).state == ACTIVE
     assert await roost.committed("suspend") == 0
 
@@ -331,21 +333,21 @@ async def test_activity_after_the_idle_decision_and_before_its_commit_wins(roost
 async def test_activity_between_the_idle_decision_and_the_suspend_is_not_lost(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Of two idle sessions one is being suspended while the other waits for its turn, and somebody
-    comes to both: the one is resumed with its memory, the other never suspended.
+    """One of two idle sessions is being suspended while the other waits for a slot, and both users
+    are active then: the first is resumed with its memory, the second is never suspended.
     """
     async with world(emulator, database_url, lease=LEASE, concurrent_background=1) as roost:
         both = [(await roost.one.start(user)).session for user in ("wren", "finch")]
         for session in both:
             await roost.click_twice(session)
-        await idle(roost)
-        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=HELD)
-        keeping_both = asyncio.create_task(roost.one.running.background.keeper.settle())
-        await fired(roost)
+        await make_all_idle(roost)
+        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=DELAY_MS)
+        pausing_both = asyncio.create_task(roost.one.running.background.due_pass.settle())
+        await until_fault(roost)
         for session in both:
             await roost.until_state(session.session_id, PAUSING)
             await touch(roost, session)
-        await keeping_both
+        await pausing_both
         states = [(await roost.one.get(session.session_id)).state for session in both]
         assert sorted(states) == sorted([ACTIVE, PAUSED])
         assert await roost.committed("suspend") == 1
@@ -357,39 +359,41 @@ async def test_activity_between_the_idle_decision_and_the_suspend_is_not_lost(
             assert await roost.counter(again.session) == "2"
 
 
-async def test_a_late_owner_changes_nothing_in_the_row_nor_at_the_provider(brisk: World) -> None:
-    """Its lease ran out, another took over: its request is refused by Fly, its writes by epoch."""
-    session = (await brisk.one.start()).session
-    await brisk.click_twice(session)
-    # For longer than its machine lease lasts, which whoever takes over waits out.
-    await brisk.admin.set_fault("slow_before", action="suspend", delay_ms=7000)
-    stop = asyncio.create_task(failing(brisk.one.stop(session.session_id)))
-    await fired(brisk)
-    late = await sessions.find(brisk.one.running.database, UUID(session.session_id))
+async def test_a_late_owner_changes_nothing_in_the_row_nor_at_the_provider(
+    short_leases: World,
+) -> None:
+    """Its lease expired and another replica took over: Fly and the row's epoch reject its calls."""
+    session = (await short_leases.one.start()).session
+    await short_leases.click_twice(session)
+    # Longer than the machine lease, which the replica that takes over waits for.
+    await short_leases.admin.set_fault("slow_before", action="suspend", delay_ms=7000)
+    stop = asyncio.create_task(failing(short_leases.one.stop(session.session_id)))
+    await until_fault(short_leases)
+    late = await reads.find(short_leases.one.running.database, UUID(session.session_id))
     assert late is not None
-    await sql(brisk.one, "UPDATE sessions SET lease_until = now() - interval '1 s'")
-    again = await brisk.two.start()
+    await sql(short_leases.one, "UPDATE sessions SET lease_until = now() - interval '1 s'")
+    again = await short_leases.two.start()
     assert (again.session.state, again.outcome) == (ACTIVE, pb.START_OUTCOME_REUSED)
-    after = await sql(brisk.one, "SELECT to_jsonb(s)::text FROM sessions s")
+    after = await sql(short_leases.one, "SELECT to_jsonb(s)::text FROM sessions s")
 
-    async def refused() -> bool:
-        seen = await brisk.admin.requests()
+    async def rejected() -> bool:
+        seen = await short_leases.admin.requests()
         return [asked.status for asked in seen if asked.action == "suspend"] == [409]
 
-    assert await eventually(refused, timeout=TIMEOUT)
+    assert await eventually(rejected, timeout=TIMEOUT)
     write = Change(late.session.session_id, late.session.epoch, session={"state": "PAUSED"})
-    assert await transitions.write(brisk.one.running.database, write) is None
+    assert await changes.write(short_leases.one.running.database, write) is None
     assert (await stop).code is not grpc.StatusCode.OK
-    assert await sql(brisk.one, "SELECT to_jsonb(s)::text FROM sessions s") == after
-    assert await brisk.committed("suspend") == 0
-    assert await brisk.counter(session) == "2"
+    assert await sql(short_leases.one, "SELECT to_jsonb(s)::text FROM sessions s") == after
+    assert await short_leases.committed("suspend") == 0
+    assert await short_leases.counter(session) == "2"
 
 
 # --- end --------------------------------------------------------------------------------------
 
 
 async def test_an_undelete_one_second_before_the_grace_ends_brings_it_back(roost: World) -> None:
-    """With its memory. Set to that second by the database's time; again where it was missed."""
+    """With its memory. `purge_time` is set by the database's clock, and again if it was missed."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.one.end(session.session_id)
@@ -399,7 +403,7 @@ async def test_an_undelete_one_second_before_the_grace_ends_brings_it_back(roost
         try:
             back = await roost.two.undelete(session.session_id)
         except grpc.aio.AioRpcError:
-            # Only a machine so busy that the second went by may refuse.
+            # Only if the machine is so busy that the second has passed may the call fail.
             ((late,),) = await sql(roost.one, "SELECT purge_time <= now() FROM sessions")
             assert late
             return False
@@ -413,16 +417,16 @@ async def test_an_undelete_one_second_before_the_grace_ends_brings_it_back(roost
     assert (await roost.one.get(session.session_id)).state == ACTIVE
 
 
-async def test_an_undelete_one_second_after_the_grace_ended_is_refused(roost: World) -> None:
-    """Also while the container is still there; the keeper then destroys it."""
+async def test_an_undelete_one_second_after_the_grace_ended_is_rejected(roost: World) -> None:
+    """Also while its container still exists; the next due pass destroys it."""
     session = (await roost.one.start()).session
     await roost.one.end(session.session_id)
     await sql(roost.one, "UPDATE sessions SET purge_time = now() - interval '1 s', due_at = now()")
-    refused = await failing(roost.two.undelete(session.session_id))
-    assert refused.reason == "SESSION_STATE_CONFLICT"
+    failure = await failing(roost.two.undelete(session.session_id))
+    assert failure.reason == "SESSION_STATE_CONFLICT"
     assert await roost.provider_state(session) == "suspended"
-    kept = await roost.one.running.background.keeper.settle()
-    assert kept.actions[Action.PURGE] == 1
+    counts = await roost.one.running.background.due_pass.settle()
+    assert counts.actions[Action.PURGE] == 1
     assert await machines(roost) == {}
     assert (await failing(roost.two.undelete(session.session_id))).reason == (
         "SESSION_STATE_CONFLICT"
@@ -433,18 +437,18 @@ Flight = tuple[pb.Session, "Awaitable[object] | None"]
 
 
 async def _create(roost: World) -> Flight:
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=DELAY_MS)
     start = asyncio.create_task(failing(roost.one.start()))
     session = await roost.until_live("wren")
-    await fired(roost)
+    await until_fault(roost)
     return session, start
 
 
 async def _resume(roost: World) -> Flight:
     session, _ = await _paused(roost)
-    await roost.admin.set_fault("slow_before", action="start", delay_ms=HELD)
+    await roost.admin.set_fault("slow_before", action="start", delay_ms=DELAY_MS)
     start = asyncio.create_task(failing(roost.one.start()))
-    await fired(roost)
+    await until_fault(roost)
     return session, start
 
 
@@ -454,9 +458,9 @@ async def _active(roost: World) -> Flight:
 
 async def _pausing(roost: World) -> Flight:
     session, _ = await _active(roost)
-    await roost.admin.set_fault("slow_before", action="suspend", delay_ms=HELD)
+    await roost.admin.set_fault("slow_before", action="suspend", delay_ms=DELAY_MS)
     stop = asyncio.create_task(roost.one.stop(session.session_id))
-    await fired(roost)
+    await until_fault(roost)
     return session, stop
 
 
@@ -467,9 +471,9 @@ async def _paused(roost: World) -> Flight:
 
 async def _ending(roost: World) -> Flight:
     session, _ = await _active(roost)
-    await roost.admin.set_fault("slow_before", action="suspend", delay_ms=HELD)
+    await roost.admin.set_fault("slow_before", action="suspend", delay_ms=DELAY_MS)
     end = asyncio.create_task(roost.one.end(session.session_id))
-    await fired(roost)
+    await until_fault(roost)
     return session, end
 
 
@@ -479,11 +483,11 @@ async def _ended(roost: World) -> Flight:
 
 
 async def _replaced(roost: World) -> Flight:
-    """The predecessor of a FRESH start, which waits for its successor to stand."""
+    """The predecessor of a FRESH start, which is kept until its successor is up."""
     session, _ = await _active(roost)
     await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
     fresh = asyncio.create_task(roost.one.start(mode=pb.START_MODE_FRESH))
-    await fired(roost)
+    await until_fault(roost)
     return session, fresh
 
 
@@ -498,32 +502,34 @@ CUT_OFF = (_create, _resume)
 async def test_end_now_is_legal_from_every_state_and_leaves_no_machine(
     roost: World, reach: Callable[[World], Awaitable[Flight]]
 ) -> None:
-    """Over, once; a start that it cuts off is told; what the provider makes later goes as well."""
+    """The session ends once. A start that it cuts off fails, and its late machine is destroyed."""
     session, call = await reach(roost)
     ended = await roost.two.end(session.session_id, now=True)
     assert ended.state == ENDED
-    told = None if call is None else await call
+    result = None if call is None else await call
     if reach in CUT_OFF:
-        assert getattr(told, "reason", "") == "SESSION_STATE_CONFLICT"
+        assert getattr(result, "reason", "") == "SESSION_STATE_CONFLICT"
     others: set[str] = set()
     if reach is _replaced:
         others = {(await roost.until_live("wren")).container.container_id}
     await _in_the_end_only(roost, others)
     shown = await roost.one.get(session.session_id)
     assert shown.state == ENDED
-    refused = await failing(roost.one.undelete(session.session_id))
-    assert refused.reason in ("SESSION_STATE_CONFLICT", "LIVE_SESSION_EXISTS")
+    failure = await failing(roost.one.undelete(session.session_id))
+    assert failure.reason in ("SESSION_STATE_CONFLICT", "LIVE_SESSION_EXISTS")
 
 
 async def test_end_now_of_a_fresh_start_in_flight_brings_its_predecessor_back(
     roost: World,
 ) -> None:
-    """As it was, memory and all; the new one's caller is told, and its machine goes."""
+    """The predecessor is as before, with its memory. The new session's start fails, and its machine
+    is destroyed.
+    """
     old = (await roost.one.start()).session
     await roost.click_twice(old)
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=DELAY_MS)
     fresh = asyncio.create_task(failing(roost.one.start(mode=pb.START_MODE_FRESH)))
-    await fired(roost)
+    await until_fault(roost)
     new = await roost.until_live("wren")
     assert new.session_id != old.session_id
     assert (await roost.two.end(new.session_id, now=True)).state == ENDED
@@ -537,7 +543,7 @@ async def test_end_now_of_a_fresh_start_in_flight_brings_its_predecessor_back(
 
 
 async def _in_the_end_only(roost: World, expected: set[str]) -> None:
-    """After passes of keeper, sweeper and discarder, when every held request has come through,
+    """After due, inventory and discard passes, and once every held request was served,
     the provider has these machines and no others.
     """
     asked = [one for one in await roost.admin.requests() if one.action == "create"]

@@ -1,4 +1,4 @@
-"""Policies: set by project, capped by tier, less by request; and what they mean at every place."""
+"""Policies: set by project, capped by tier, lowered by a request; and their effect everywhere."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from roost.session.v1 import policy_service_pb2 as rpc_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as session_rpc_pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
-from session_service import tier_command
-from session_service.domain.keeping import Action
-from session_service.storage import policies as stored
+from session_service.cli import tier as tier_command
+from session_service.domain.next_action import Action
+from session_service.storage import policy as stored
+from tests.cases import each
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import IMAGE, TIMEOUT, World, key, request_id, spec, world
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from local.fly.emulator import Emulator
+
+pytestmark = pytest.mark.replicas(1)
 
 Policy = pb.Policy
 EPHEMERAL = Policy.PERSISTENCE_EPHEMERAL
@@ -63,14 +66,14 @@ async def set_tier(roost: World, tier: str) -> None:
     """Give the tenant a tier, as the operator's command does."""
     database = roost.one.running.database
     await stored.set_tier(database, "default", tier, timedelta(minutes=1))
-    await roost.one.running.policies.spread()
+    await roost.one.running.policies.propagate()
 
 
 # --- the service -------------------------------------------------------------------------------
 
 
 async def test_a_project_that_has_set_nothing_has_the_operators_default(roost: World) -> None:
-    """HIBERNATE, uncapped, every value DEFAULT; and an etag to set it with."""
+    """HIBERNATE, uncapped, every source DEFAULT, and an etag for the first update."""
     found = await get(roost)
     assert (found.project_id, found.tier, found.etag) == ("nest", "paid", "0")
     assert found.effective_policy.persistence == HIBERNATE
@@ -79,8 +82,10 @@ async def test_a_project_that_has_set_nothing_has_the_operators_default(roost: W
     assert not found.HasField("update_time")
 
 
-async def test_an_update_sets_what_it_names_and_leaves_the_rest(roost: World) -> None:
-    """AIP-134: no mask is what has a value; a path without a value is unset again; * is all."""
+async def test_an_update_changes_only_the_named_fields(roost: World) -> None:
+    """AIP-134: without a mask the fields with a value are set; a masked path without a value is
+    unset; `*` stands for all fields.
+    """
     first = await put(roost, persistence=REUSE, idle_timeout=Duration(seconds=60))
     assert first.policy.persistence == REUSE
     second = await put(roost, keep_checkpoints=3)
@@ -100,8 +105,8 @@ async def test_an_update_sets_what_it_names_and_leaves_the_rest(roost: World) ->
     assert len({each.etag for each in (first, second, third, off, last)}) == 5
 
 
-async def test_an_etag_that_is_old_is_told_and_changes_nothing(roost: World) -> None:
-    """ABORTED, with the etag of now; also of two who set it at once for the first time."""
+async def test_an_old_etag_fails_and_changes_nothing(roost: World) -> None:
+    """ABORTED, with the current etag; also for the later of two concurrent first updates."""
     first = await put(roost, etag="0", persistence=REUSE)
     for etag in ("0", "ff"):
         failure = await failing(put(roost, etag=etag, persistence=EPHEMERAL))
@@ -112,7 +117,7 @@ async def test_an_etag_that_is_old_is_told_and_changes_nothing(roost: World) -> 
 
 
 async def test_a_repeated_update_counts_once(roost: World) -> None:
-    """The same request id is answered with the policy as it is now; another body is refused."""
+    """The same request id returns the current policy; another body with it is rejected."""
     stub, once = policies(roost), request_id()
     request = rpc_pb.UpdateProjectPolicyRequest(
         request_id=once, project_id="nest", policy=Policy(persistence=REUSE)
@@ -130,7 +135,7 @@ async def test_a_repeated_update_counts_once(roost: World) -> None:
 async def test_an_update_without_a_mask_takes_a_flag_that_is_false_for_a_value(
     roost: World,
 ) -> None:
-    """Where the message tells it from not set; and `*` unsets what is not there."""
+    """The message records presence for it. `*` unsets fields that the message lacks."""
     await put(roost, recover_at_once=True, checkpoint_on_stop=True)
     off = await put(roost, recover_at_once=False)
     assert off.policy.HasField("recover_at_once")
@@ -154,19 +159,19 @@ SPANS = {
 }
 
 
-async def test_no_span_is_longer_than_a_timestamp_can_bear(roost: World) -> None:
-    """Ten years at most, wherever a policy is taken: the field that is too long is named."""
+async def test_no_duration_is_longer_than_a_timestamp_can_represent(roost: World) -> None:
+    """The limit is ten years in every call that takes a policy; the error names the field."""
     spans = [each.name for each in Policy.DESCRIPTOR.fields if "Duration" in _type_of(each)]
     assert set(SPANS) == set(spans)
-    # Any: into fields of every type.
+    # Any: values for fields of every type.
     longest: dict[str, Any] = {name: Duration(seconds=seconds) for name, seconds in SPANS.items()}
     assert (await put(roost, **longest)).policy == Policy(**longest)
     for name, seconds in SPANS.items():
         over = Duration(seconds=seconds, nanos=1000)
         for span in (over, Duration(seconds=2**40), Duration(seconds=-1), Duration(nanos=-1)):
             wrong: dict[str, Any] = {name: span}
-            refused = await failing(put(roost, **wrong))
-            assert (refused.reason, refused.fields) == ("INVALID_FIELD", (f"policy.{name}",))
+            failure = await failing(put(roost, **wrong))
+            assert (failure.reason, failure.fields) == ("INVALID_FIELD", (f"policy.{name}",))
             asked = await failing(roost.one.start(policy=Policy(**wrong)))
             assert asked.fields == (f"policy.{name}",)
     assert (await get(roost)).policy == Policy(**longest)
@@ -177,7 +182,7 @@ def _type_of(field: Any) -> str:
     return "" if field.message_type is None else str(field.message_type.full_name)
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "request_"),
     [
         ("project_id", rpc_pb.UpdateProjectPolicyRequest(policy=Policy(persistence=REUSE))),
@@ -226,7 +231,7 @@ def _type_of(field: Any) -> str:
 async def test_a_wrong_update_names_its_field(
     roost: World, field: str, request_: rpc_pb.UpdateProjectPolicyRequest
 ) -> None:
-    """INVALID_FIELD; an unknown path is named itself."""
+    """INVALID_FIELD; the error names an unknown path."""
     failure = await failing(policies(roost).UpdateProjectPolicy(request_, timeout=TIMEOUT))
     assert failure.reason == "INVALID_FIELD"
     assert failure.fields == (field,)
@@ -234,8 +239,8 @@ async def test_a_wrong_update_names_its_field(
         assert "'colour'" in failure.message
 
 
-async def test_a_projects_spec_is_what_its_containers_are_made_of(roost: World) -> None:
-    """Where a start does not say; and of its environment the names alone are shown."""
+async def test_containers_are_created_from_the_projects_spec(roost: World) -> None:
+    """It is used where a start gives no spec. Only the names of its environment are shown."""
     made = await put(roost, spec=spec(env={"PASSWORD": "hunter2hunter2"}))
     assert "hunter2hunter2" not in str(made)
     assert dict(made.policy.spec.env) == {"PASSWORD": ""}
@@ -249,10 +254,11 @@ async def test_a_projects_spec_is_what_its_containers_are_made_of(roost: World) 
 # --- tiers and requests ------------------------------------------------------------------------
 
 
-async def test_a_free_tenant_has_no_more_than_its_tier_whatever_its_project_says(
+@pytest.mark.replicas(2)
+async def test_a_tier_caps_the_policy_of_the_project(
     roost: World,
 ) -> None:
-    """Every start fresh, the source says TIER, and a stop ends."""
+    """Every start is fresh, the source is TIER, and a stop ends the session."""
     await put(roost, persistence=HIBERNATE, idle_timeout=Duration(seconds=9))
     await set_tier(roost, "free")
     first = await roost.one.start()
@@ -268,7 +274,7 @@ async def test_a_free_tenant_has_no_more_than_its_tier_whatever_its_project_says
 
 
 async def test_a_request_can_only_ask_for_less(roost: World) -> None:
-    """Less is taken, and said to be the request's; more is held to the project's."""
+    """A lower value applies with source REQUEST; a higher one is capped by the project's."""
     await put(roost, idle_timeout=Duration(seconds=600), persistence=REUSE)
     asked = Policy(idle_timeout=Duration(seconds=60), persistence=HIBERNATE)
     session = (await roost.one.start(policy=asked)).session
@@ -278,8 +284,9 @@ async def test_a_request_can_only_ask_for_less(roost: World) -> None:
     assert session.policy.sources["persistence"] == pb.POLICY_SOURCE_PROJECT
 
 
+@pytest.mark.replicas(2)
 async def test_a_request_can_ask_for_a_flag_to_be_off(roost: World) -> None:
-    """False is less; what has no presence in the message is named in the mask."""
+    """False is less. A field without presence in the message is named in the mask."""
     await put(roost, recover_at_once=True, checkpoint_on_stop=True)
     kept = (await roost.one.start("crane", policy=Policy(idle_timeout=Duration(seconds=9)))).session
     assert (kept.policy.recover_at_once, kept.policy.checkpoint_on_stop) == (True, True)
@@ -289,7 +296,7 @@ async def test_a_request_can_ask_for_a_flag_to_be_off(roost: World) -> None:
     assert (policy.recover_at_once, policy.checkpoint_on_stop) == (False, False)
     for name in ("recover_at_once", "checkpoint_on_stop"):
         assert policy.sources[name] == pb.POLICY_SOURCE_REQUEST
-    # It stays, also for a start that asks for nothing, and on the hot path.
+    # It stays, also over a start without a policy, and on the hot path.
     assert (await roost.two.start()).session.policy == policy
     on = Policy(recover_at_once=True, checkpoint_on_stop=True)
     assert (await roost.two.start(policy=on)).session.policy.recover_at_once
@@ -297,8 +304,8 @@ async def test_a_request_can_ask_for_a_flag_to_be_off(roost: World) -> None:
     assert (wrong.reason, wrong.fields) == ("INVALID_FIELD", ("policy_mask",))
 
 
-async def test_what_was_asked_for_stays_until_a_start_asks_otherwise(roost: World) -> None:
-    """Also over a change of the project's policy, and without leaving the hot path for it."""
+async def test_a_requests_policy_stays_until_a_start_changes_it(roost: World) -> None:
+    """Also after a change of the project's policy, and the start stays on the hot path."""
     asked = Policy(idle_timeout=Duration(seconds=60))
     await roost.one.start(policy=asked)
     again = await roost.one.start()
@@ -315,7 +322,7 @@ async def test_what_was_asked_for_stays_until_a_start_asks_otherwise(roost: Worl
 async def test_the_command_shows_and_sets_a_tenants_tier(
     roost: World, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    """`python -m session_service tier`; live sessions are told at once. Any: pytest's own type."""
+    """`python -m session_service tier`; live sessions get it at once. Any: pytest's own type."""
     import asyncio
 
     session = (await roost.one.start()).session
@@ -323,11 +330,11 @@ async def test_the_command_shows_and_sets_a_tenants_tier(
     assert await asyncio.to_thread(tier_command.main, ["get", "default"]) == 0
     assert capsys.readouterr().out == "default: paid\n"
     assert await asyncio.to_thread(tier_command.main, ["set", "default", "free"]) == 0
-    assert capsys.readouterr().out.startswith("default: free, and 1 live session")
-    told = await roost.one.get(session.session_id)
-    assert told.policy.expire_after.seconds == 600
-    assert told.policy.sources["expire_after"] == pb.POLICY_SOURCE_TIER
-    assert told.policy.persistence == HIBERNATE, "nothing of what is there ends by it"
+    assert capsys.readouterr().out.startswith("default: free, 1 live session")
+    shown = await roost.one.get(session.session_id)
+    assert shown.policy.expire_after.seconds == 600
+    assert shown.policy.sources["expire_after"] == pb.POLICY_SOURCE_TIER
+    assert shown.policy.persistence == HIBERNATE, "a lower tier ends no live session"
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
 
 
@@ -335,7 +342,7 @@ async def test_the_command_shows_and_sets_a_tenants_tier(
 
 
 async def test_ephemeral_is_fresh_at_every_start_and_over_at_a_stop(roost: World) -> None:
-    """The behaviour before Roost, on purpose; a mode that is named still counts."""
+    """As before Roost, by configuration. A start mode in the request still applies."""
     await put(roost, persistence=EPHEMERAL)
     first = (await roost.one.start()).session
     await roost.click_twice(first)
@@ -355,8 +362,9 @@ async def test_ephemeral_is_fresh_at_every_start_and_over_at_a_stop(roost: World
     assert (await roost.one.stop(stopped.session_id)).state == pb.Session.STATE_ENDED
 
 
-async def test_reuse_keeps_a_session_while_it_runs_and_not_over_a_stop(roost: World) -> None:
-    """Started twice it is one; stopped it is over; and a pause is refused, saying why."""
+@pytest.mark.replicas(2)
+async def test_reuse_keeps_a_session_only_while_it_runs(roost: World) -> None:
+    """Two starts give one session; a stop ends it; a pause is rejected with the reason."""
     await put(roost, persistence=REUSE)
     first = (await roost.one.start()).session
     assert (await roost.two.start()).outcome == pb.START_OUTCOME_REUSED
@@ -372,8 +380,8 @@ async def test_reuse_keeps_a_session_while_it_runs_and_not_over_a_stop(roost: Wo
 
 
 @asynccontextmanager
-async def brief(emulator: Emulator, database_url: str) -> AsyncGenerator[World]:
-    """A Roost that is quick to find a session idle."""
+async def quickly_idle(emulator: Emulator, database_url: str) -> AsyncGenerator[World]:
+    """A replica with a short idle timeout."""
     async with world(
         emulator,
         database_url,
@@ -383,24 +391,24 @@ async def brief(emulator: Emulator, database_url: str) -> AsyncGenerator[World]:
         yield running
 
 
-async def kept_until(roost: World, action: Action) -> None:
-    """Let the keeper pass until it has done this."""
+async def until_done(roost: World, action: Action) -> None:
+    """Run due passes until one did this."""
 
     async def done() -> bool:
-        return (await roost.one.running.background.keeper.settle()).actions[action] > 0
+        return (await roost.one.running.background.due_pass.settle()).actions[action] > 0
 
-    assert await eventually(done), f"the keeper never did {action}"
+    assert await eventually(done), f"no due pass did {action}"
 
 
 @pytest.mark.parametrize("persistence", [EPHEMERAL, REUSE])
-async def test_idleness_ends_what_is_not_kept_over_a_stop(
+async def test_an_idle_session_that_a_stop_would_end_is_ended(
     emulator: Emulator, database_url: str, persistence: pb.Policy.Persistence.ValueType
 ) -> None:
-    """As a stop does, with its grace period."""
-    async with brief(emulator, database_url) as roost:
+    """As a stop ends it, with its grace period."""
+    async with quickly_idle(emulator, database_url) as roost:
         await put(roost, persistence=persistence)
         session = (await roost.one.start()).session
-        await kept_until(roost, Action.PAUSE)
+        await until_done(roost, Action.PAUSE)
         over = await roost.one.get(session.session_id)
         assert (over.state, over.end_reason) == (
             pb.Session.STATE_ENDED,
@@ -418,45 +426,46 @@ async def test_with_nothing_set_a_stop_pauses(roost: World) -> None:
 # --- changes of live sessions ------------------------------------------------------------------
 
 
-async def test_spans_follow_at_once_and_what_is_there_is_not_ended_by_a_change(
+async def test_durations_apply_at_once_and_a_lower_persistence_ends_no_live_session(
     emulator: Emulator, database_url: str
 ) -> None:
-    """A running session has the new idle time at once; lowered to EPHEMERAL it is still paused, and
-    only its next start replaces it.
+    """A running session gets the new idle timeout at once. Lowered to EPHEMERAL, it is still
+    paused, and only its next start replaces it.
     """
-    async with brief(emulator, database_url) as roost:
+    async with quickly_idle(emulator, database_url) as roost:
         await put(roost, idle_timeout=Duration(seconds=3600))
         session = (await roost.one.start()).session
         assert session.policy.idle_timeout.seconds == 3600
         await put(roost, persistence=EPHEMERAL, idle_timeout=Duration(nanos=500_000_000))
-        told = await roost.one.get(session.session_id)
-        assert told.policy.idle_timeout.nanos == 500_000_000
-        assert told.policy.persistence == HIBERNATE
-        assert told.etag != session.etag
-        await kept_until(roost, Action.PAUSE)
+        shown = await roost.one.get(session.session_id)
+        assert shown.policy.idle_timeout.nanos == 500_000_000
+        assert shown.policy.persistence == HIBERNATE
+        assert shown.etag != session.etag
+        await until_done(roost, Action.PAUSE)
         assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSED
         fresh = await roost.one.start()
         assert fresh.outcome == pb.START_OUTCOME_CREATED
         assert fresh.session.policy.persistence == EPHEMERAL
 
 
-async def test_a_session_that_is_now_to_be_kept_does_not_end_idle(
+async def test_a_session_raised_to_hibernate_is_not_ended_when_idle(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Raised from REUSE to HIBERNATE while it runs: it is paused, not ended."""
-    async with brief(emulator, database_url) as roost:
+    """Raised from REUSE to HIBERNATE while it runs, it is paused when idle and not ended."""
+    async with quickly_idle(emulator, database_url) as roost:
         await put(roost, persistence=REUSE)
         session = (await roost.one.start()).session
         await put(roost, persistence=HIBERNATE)
         assert (await roost.one.get(session.session_id)).policy.persistence == HIBERNATE
-        await kept_until(roost, Action.PAUSE)
+        await until_done(roost, Action.PAUSE)
         assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_PAUSED
 
 
-async def test_a_lowered_persistence_counts_from_the_next_start_also_on_the_hot_path(
+@pytest.mark.replicas(2)
+async def test_a_lowered_persistence_applies_from_the_next_start_also_on_the_hot_path(
     roost: World,
 ) -> None:
-    """A session that was seen a moment ago is not reused against the policy."""
+    """A session that was verified a moment ago is not reused against the policy."""
     first = await roost.one.start()
     assert (await roost.two.start()).outcome == pb.START_OUTCOME_REUSED
     await put(roost, persistence=EPHEMERAL)
@@ -465,8 +474,11 @@ async def test_a_lowered_persistence_counts_from_the_next_start_also_on_the_hot_
     assert fresh.session.predecessor_session_id == first.session.session_id
 
 
-async def test_what_a_dying_replica_left_untold_is_told_by_another(roost: World) -> None:
-    """The policy's row is written and nobody told: the single shot tells, and tells once."""
+@pytest.mark.replicas(2)
+async def test_a_policy_that_a_dead_replica_did_not_spread_is_spread_by_another(
+    roost: World,
+) -> None:
+    """The policy's row was written and no session updated: one pass updates each of them once."""
     session = (await roost.one.start()).session
     database = roost.one.running.database
     async with database.connection() as connection:
@@ -475,12 +487,12 @@ async def test_what_a_dying_replica_left_untold_is_told_by_another(roost: World)
             " VALUES ('default', 'nest', '{\"idle_timeout\": 77}', now() + interval '1 minute')"
         )
     assert (await roost.one.get(session.session_id)).policy.idle_timeout.seconds != 77
-    assert await roost.two.running.policies.spread() == 1
+    assert await roost.two.running.policies.propagate() == 1
     assert (await roost.one.get(session.session_id)).policy.idle_timeout.seconds == 77
-    assert await roost.two.running.policies.spread() == 0
+    assert await roost.two.running.policies.propagate() == 0
 
 
-async def test_many_live_sessions_are_told_in_batches(roost: World) -> None:
+async def test_a_policy_is_spread_to_live_sessions_in_batches(roost: World) -> None:
     """Three batches of copies of one session's row, and the session itself."""
     session = (await roost.one.start()).session
     async with roost.one.running.database.connection() as connection:
@@ -501,10 +513,10 @@ async def test_many_live_sessions_are_told_in_batches(roost: World) -> None:
         assert await rows.fetchone() == (1201, 1, True)
 
 
-async def test_an_operators_new_default_counts_from_the_next_start(
+async def test_an_operators_new_default_applies_from_the_next_start(
     emulator: Emulator, database_url: str
 ) -> None:
-    """A replica that was started anew with another default does not reuse against it."""
+    """A replica that restarted with another default does not reuse a session against it."""
     async with world(emulator, database_url, replicas=1) as roost:
         first = await roost.one.start()
     async with world(emulator, database_url, replicas=1, persistence="ephemeral") as roost:
@@ -516,8 +528,8 @@ async def test_an_operators_new_default_counts_from_the_next_start(
 # --- another spec ------------------------------------------------------------------------------
 
 
-async def test_a_changed_spec_is_allowed_and_told_by_its_parts(roost: World) -> None:
-    """ALLOW: the session goes on as it is; what differs is named, never how."""
+async def test_a_changed_spec_is_allowed_and_reported_by_its_parts(roost: World) -> None:
+    """ALLOW: the session continues as it is. The answer names the parts that differ, no values."""
     await roost.one.start(spec=spec(env={"PASSWORD": "hunter2hunter2"}))
     other = spec(env={"PASSWORD": "swordfish!swordfish"}, secret_generation="7")
     answer = await roost.one.start(spec=other)
@@ -529,8 +541,8 @@ async def test_a_changed_spec_is_allowed_and_told_by_its_parts(roost: World) -> 
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-async def test_a_changed_spec_is_refused_naming_the_parts(roost: World, stopped: bool) -> None:
-    """REFUSE: on the hot path, at rest, and in what a preview says; nothing is changed."""
+async def test_a_changed_spec_is_rejected_naming_the_parts(roost: World, stopped: bool) -> None:
+    """REFUSE: on the hot path, for a paused session, and in a preview; nothing is changed."""
     await put(roost, on_fingerprint_change=REFUSE)
     session = (await roost.one.start(spec=spec(env={"A": "hunter2hunter2"}))).session
     assert (await roost.one.start(spec=spec(env={"A": "hunter2hunter2"}))).outcome == (
@@ -558,9 +570,10 @@ async def test_a_changed_spec_is_refused_naming_the_parts(roost: World, stopped:
     assert fresh.outcome == pb.START_OUTCOME_CREATED
 
 
-async def test_a_projects_rotated_secrets_count_for_sessions_of_its_spec(roost: World) -> None:
-    """A start that says nothing of a spec is held to the project's, if the session was made of it;
-    also where it was seen a moment ago.
+@pytest.mark.replicas(2)
+async def test_a_projects_rotated_secrets_apply_to_sessions_of_its_spec(roost: World) -> None:
+    """A start without a spec is compared with the project's if the session was created from it,
+    also where the session was verified a moment ago.
     """
     await put(roost, on_fingerprint_change=REFUSE, spec=spec(secret_generation="1"))
     await roost.one.start()
@@ -573,13 +586,13 @@ async def test_a_projects_rotated_secrets_count_for_sessions_of_its_spec(roost: 
     assert again.session.session_id == own.session.session_id
 
 
-async def test_without_a_volume_a_container_is_not_made_anew(roost: World) -> None:
-    """RECREATE_KEEPING_FILES is honest: its files would go with it."""
+async def test_without_a_volume_a_container_is_not_recreated(roost: World) -> None:
+    """RECREATE_KEEPING_FILES does not claim to keep files that would be lost."""
     await put(roost, on_fingerprint_change=RECREATE)
     session = (await roost.one.start(spec=spec(env={"A": "1"}))).session
     failure = await failing(roost.one.start(spec=spec(env={"A": "2"})))
     assert failure.reason == "FINGERPRINT_CHANGED"
-    assert "on no volume" in failure.message
+    assert "mount no common volume" in failure.message
     assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
 
 
@@ -607,11 +620,11 @@ def mounted(volume_id: str, **fields: Any) -> container_pb.ContainerSpec:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-async def test_on_a_volume_a_container_is_made_anew_with_its_files(
+async def test_on_a_volume_a_container_is_recreated_with_its_files(
     roost: World, stopped: bool
 ) -> None:
-    """The same session, the next generation, the new spec, the old files; one container at the
-    end. Asking for memory is refused and changes nothing.
+    """The same session, next generation, new spec and old files, and one container at the end.
+    Asking for memory is rejected and changes nothing.
     """
     await put(roost, on_fingerprint_change=RECREATE)
     volume = await fly(roost, "/volumes", {"name": "data", "region": "iad", "size_gb": 1})

@@ -20,10 +20,11 @@ from container_service.main import serve as serve_containers
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
-from session_service.main import COMMANDS
+from session_service.cli.commands import COMMANDS
+from session_service.config.variables import RENAMED
 from tests.container.harness import APP, config_for
 from tests.eventually import eventually
-from tests.launching import anew, fork
+from tests.service_processes import fork, spawn
 from tests.session.harness import IMAGE, key
 
 if TYPE_CHECKING:
@@ -31,24 +32,24 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
-    from tests.launching import Forked
+    from tests.service_processes import Forked
 
 NOWHERE = "postgresql://roost@127.0.0.1:9/roost"
 BASE = {"PATH": os.environ["PATH"], "ROOST_DEFAULT_IMAGE": IMAGE, "ROOST_FLY_APP": APP}
 
 
 async def launch(*arguments: str, **environment: str) -> Forked:
-    """The service, or one of its commands, as a process."""
+    """The service or one of its commands as a process of the fork server."""
     return await fork("session_service", *arguments, environment=BASE | environment)
 
 
-async def launch_anew(*arguments: str, **environment: str) -> Process:
-    """The same as a user runs it."""
-    return await anew("session_service", *arguments, environment=BASE | environment)
+async def launch_fresh(*arguments: str, **environment: str) -> Process:
+    """The same in a new interpreter, as a user runs it."""
+    return await spawn("session_service", *arguments, environment=BASE | environment)
 
 
 async def outcome(process: Forked | Process) -> tuple[int | None, str, str]:
-    """Its exit status and what it wrote."""
+    """The exit status and output of the process."""
     out, err = await asyncio.wait_for(process.communicate(), 50)
     return process.returncode, out.decode(), err.decode()
 
@@ -59,7 +60,7 @@ async def running(
     container_target: str,
     launch: Callable[..., Awaitable[Forked | Process]] = launch,
 ) -> AsyncGenerator[tuple[Forked | Process, grpc.aio.Channel]]:
-    """A process that serves, and a channel to it."""
+    """A serving process and a channel to it."""
     process = await launch(
         ROOST_DATABASE_URL=database_url,
         ROOST_SESSION_LISTEN="127.0.0.1:0",
@@ -80,7 +81,7 @@ async def running(
 
 
 async def health(channel: grpc.aio.Channel, service: str = "") -> int:
-    """What the health service says."""
+    """The answer of the health service."""
     check = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -94,7 +95,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     ("variable", "value"),
     [
         ("ROOST_DATABASE_URL", ""),
-        ("ROOST_DATABASE_URL", "mysql://somebody:secret@db/roost"),
+        ("ROOST_DATABASE_URL", "mysql://a-user:secret@db/roost"),
         ("ROOST_SESSION_LISTEN", "50051"),
         ("ROOST_CONTAINER_TARGET", "nowhere"),
         ("ROOST_URL_TEMPLATE", "http://{host}/"),
@@ -104,7 +105,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
     ],
 )
 async def test_a_wrong_setting_is_one_line_and_status_2(variable: str, value: str) -> None:
-    """It names the variable, and shows no secret."""
+    """It names the variable and shows no secret."""
     environment = {"ROOST_DATABASE_URL": NOWHERE, variable: value}
     status, out, err = await outcome(await launch(**environment))
     assert (status, out, err.count("\n")) == (2, "", 1)
@@ -113,8 +114,8 @@ async def test_a_wrong_setting_is_one_line_and_status_2(variable: str, value: st
 
 
 async def test_help_lists_every_variable() -> None:
-    """With what it means and its default."""
-    status, out, _ = await outcome(await launch_anew("--help"))
+    """With its meaning and its default."""
+    status, out, _ = await outcome(await launch_fresh("--help"))
     assert status == 0
     assert "ROOST_DATABASE_URL" in out
     assert "(default 127.0.0.1:50051)" in out
@@ -122,34 +123,38 @@ async def test_help_lists_every_variable() -> None:
         assert re.match(r"  [A-Z_]+  +\S", line), line
 
 
-async def test_a_database_that_refuses_is_told_in_its_own_word(empty_database_url: str) -> None:
-    """Of a server that is there, `does not answer` would be wrong."""
-    nobodys = f"{empty_database_url.rpartition('/')[0]}/nobodys"
+async def test_an_error_of_the_database_is_shown_in_its_own_words(empty_database_url: str) -> None:
+    """`does not answer` would be wrong for a server that answers with an error."""
+    missing = f"{empty_database_url.rpartition('/')[0]}/missing"
     for arguments, status in ((("tier", "get", "default"), 2), (("migrate",), 1)):
-        process = await launch(*arguments, ROOST_DATABASE_URL=nobodys)
+        process = await launch(*arguments, ROOST_DATABASE_URL=missing)
         answer = await outcome(process)
-        told = 'ROOST_DATABASE_URL: the database refuses: database "nobodys" does not exist\n'
         assert answer[0] == status
-        assert answer[2].endswith(told)
+        reason = 'the database rejects the connection: database "missing" does not exist'
+        assert answer[2].endswith(f"ROOST_DATABASE_URL: {reason}\n")
     _, _, err = await outcome(await launch("tier", "get", "default", ROOST_DATABASE_URL=NOWHERE))
     assert err.endswith("ROOST_DATABASE_URL: the database does not answer; try again\n")
 
 
+@pytest.mark.timeout(240)
 async def test_every_command_is_reached_by_its_name() -> None:
-    """As a user types it; what each does is tested where it is at home."""
-    answers = await asyncio.gather(*(_help_of(command) for command in COMMANDS))
+    """As a user types it. The effect of each command has tests of its own."""
+    # Each interpreter loads its modules, which takes a second of a core.
+    at_once = asyncio.Semaphore(2)
+
+    async def help_of(command: str) -> tuple[int | None, str, str]:
+        async with at_once:
+            return await outcome(await launch_fresh(command, "--help"))
+
+    answers = await asyncio.gather(*(help_of(command) for command in COMMANDS))
     for command, (status, out, err) in zip(COMMANDS, answers, strict=True):
         assert (status, err) == (0, "")
         assert out.startswith(f"usage: python -m session_service {command}")
 
 
-async def _help_of(command: str) -> tuple[int | None, str, str]:
-    return await outcome(await launch_anew(command, "--help"))
-
-
 @pytest.mark.parametrize("service", ["session_service", "container_service"])
 async def test_ctrl_c_while_modules_are_read_is_no_traceback(service: str) -> None:
-    """They take a second: whoever sees a mistake in the command line is quicker."""
+    """Loading takes a second, and a user may interrupt it, for example after a typing error."""
     code = f"""
 import runpy, sys
 class Interrupted:
@@ -166,7 +171,7 @@ runpy.run_module({service!r}, run_name="__main__")
 
 
 async def test_a_taken_port_is_one_line_and_status_2(database_url: str) -> None:
-    """Not a second server that takes half of the calls."""
+    """A second server on the port would get half of the calls."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -178,16 +183,16 @@ async def test_a_taken_port_is_one_line_and_status_2(database_url: str) -> None:
 
 
 async def test_migrate_brings_the_database_up_to_date_and_ends(empty_database_url: str) -> None:
-    """By command, for those who do not want it at start."""
+    """For deployments with ROOST_MIGRATE=false."""
     process = await launch("migrate", ROOST_DATABASE_URL=empty_database_url)
     status, _, err = await outcome(process)
     assert (status, err) == (0, "")
 
 
-async def test_it_does_not_serve_until_container_service_does(
+async def test_session_service_does_not_serve_until_container_service_does(
     emulator: Emulator, database_url: str
 ) -> None:
-    """NOT_SERVING with the peer away, SERVING once it answers; by service name as well."""
+    """NOT_SERVING while the peer is down, SERVING once it answers, also by service name."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         target = f"127.0.0.1:{reserved.getsockname()[1]}"
@@ -205,13 +210,13 @@ async def test_it_does_not_serve_until_container_service_does(
 async def test_a_stop_signal_lets_calls_in_flight_finish(
     emulator: Emulator, database_url: str
 ) -> None:
-    """The start that is under way is answered; then the process ends with status 0."""
+    """The running start is answered; then the process ends with status 0."""
     from local.fly.admin import Admin
 
     async with (
         Admin(emulator.api_url) as admin,
         serve_containers(config_for(emulator)) as containers,
-        running(database_url, containers.target, launch_anew) as (process, channel),
+        running(database_url, containers.target, launch_fresh) as (process, channel),
     ):
         await admin.set_fault("slow_before", action="create", delay_ms=700)
         request = rpc_pb.StartSessionRequest(key=key())
@@ -227,7 +232,7 @@ async def test_a_stop_signal_lets_calls_in_flight_finish(
 
 
 async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> None:
-    """Whoever will not wait for the calls in flight need not."""
+    """It does not wait for the calls in flight."""
     from local.fly.admin import Admin
 
     async with (
@@ -250,3 +255,14 @@ async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> N
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGTERM
         await asyncio.gather(start, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("former", "name"), RENAMED.items())
+async def test_a_former_variable_name_is_one_line_with_the_new_name(former: str, name: str) -> None:
+    """Otherwise it would be ignored, and the default used."""
+    environment = {"ROOST_DATABASE_URL": NOWHERE, former: "1"}
+    status, out, err = await outcome(await launch(**environment))
+    assert (status, out) == (2, "")
+    assert err == f"session_service: {former} is called {name} now\n"
+    status, _, err = await outcome(await launch("tier", "get", "default", **environment))
+    assert (status, err) == (2, f"session_service tier: {former} is called {name} now\n")

@@ -1,4 +1,4 @@
-"""A tenant's quota of live sessions: never more, however many replicas; room after an end."""
+"""A tenant's quota of live sessions, enforced over all replicas; an end makes room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 
 from roost.session.v1 import session_pb2 as pb
-from session_service.storage.quotas import Quota, QuotaReached, held_to
+from session_service.storage.session.commit import Quota, QuotaReached, within_quota
 from tests.container.harness import failing
 from tests.session.ageing import sql
 from tests.session.harness import World, request_id, world
@@ -31,13 +31,13 @@ async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
 
 
 async def fill(roost: World) -> list[pb.Session]:
-    """Use the quota up."""
+    """Start as many sessions as the quota allows."""
     starts = [roost.replicas[n % 2].start(f"user-{n}") for n in range(QUOTA)]
     return [reply.session for reply in await asyncio.gather(*starts)]
 
 
 async def live(roost: World) -> int:
-    """How many rows are live."""
+    """The number of live sessions."""
     rows = await sql(
         roost.one,
         "SELECT count(*) FROM sessions WHERE state IN ('STARTING', 'ACTIVE', 'PAUSING', 'PAUSED')",
@@ -48,30 +48,30 @@ async def live(roost: World) -> int:
 async def test_fifty_starts_at_once_at_two_replicas_make_ten_sessions(roost: World) -> None:
     starts = [roost.replicas[n % 2].start(f"user-{n}") for n in range(50)]
     replies = await asyncio.gather(*starts, return_exceptions=True)
-    refused = [reply for reply in replies if isinstance(reply, BaseException)]
-    assert len(refused) == 40
+    failures = [reply for reply in replies if isinstance(reply, BaseException)]
+    assert len(failures) == 40
     assert await live(roost) == QUOTA
     assert await roost.committed("create") == QUOTA
-    for error in refused:
+    for error in failures:
         assert isinstance(error, grpc.aio.AioRpcError)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_the_refusal_says_how_many_and_what_to_do(roost: World) -> None:
+async def test_the_error_gives_the_limit_and_the_remedy(roost: World) -> None:
     sessions = await fill(roost)
-    refusal = await failing(roost.one.start("one-more"))
-    assert refusal.reason == "QUOTA_EXCEEDED"
-    assert (refusal.metadata["limit"], refusal.metadata["source"]) == (str(QUOTA), "OPERATOR")
-    assert "the operator allows" in refusal.message
-    assert "EndSession" in refusal.message
-    # As told: a paused one counts.
+    failure = await failing(roost.one.start("one-more"))
+    assert failure.reason == "QUOTA_EXCEEDED"
+    assert (failure.metadata["limit"], failure.metadata["source"]) == (str(QUOTA), "OPERATOR")
+    assert "the operator allows" in failure.message
+    assert "EndSession" in failure.message
+    # A paused session counts, as the message says.
     await roost.one.pause(sessions[0].session_id)
     assert (await failing(roost.two.start("one-more"))).reason == "QUOTA_EXCEEDED"
     rows = await sql(roost.one, "SELECT error FROM decisions WHERE error IS NOT NULL")
     assert len(rows) == 2
 
 
-async def test_an_end_makes_room_also_for_the_request_that_was_refused(roost: World) -> None:
+async def test_an_end_makes_room_also_for_the_request_that_failed(roost: World) -> None:
     sessions = await fill(roost)
     same = request_id()
     await failing(roost.one.start("one-more", request_id=same))
@@ -81,8 +81,8 @@ async def test_an_end_makes_room_also_for_the_request_that_was_refused(roost: Wo
     assert await live(roost) == QUOTA
 
 
-async def test_a_full_tenant_still_opens_what_it_has(roost: World) -> None:
-    """Reuse, resume, and a fresh one in place of a live one: none of them is one more."""
+async def test_a_tenant_at_its_quota_can_still_start_its_live_sessions(roost: World) -> None:
+    """Reuse, resume, and FRESH, which replaces a session: none of them adds one."""
     sessions = await fill(roost)
     await roost.one.pause(sessions[0].session_id)
     assert (await roost.two.start("user-0")).outcome == pb.START_OUTCOME_RESUMED
@@ -92,14 +92,14 @@ async def test_a_full_tenant_still_opens_what_it_has(roost: World) -> None:
     assert await live(roost) == QUOTA
 
 
-async def test_an_undelete_over_the_quota_is_refused_and_possible_later(roost: World) -> None:
+async def test_an_undelete_over_the_quota_fails_and_can_succeed_later(roost: World) -> None:
     sessions = await fill(roost)
     ended = sessions[0].session_id
     await roost.one.end(ended)
     another = (await roost.two.start("one-more")).session
     same = request_id()
-    refusal = await failing(roost.one.undelete(ended, request_id=same))
-    assert refusal.reason == "QUOTA_EXCEEDED"
+    failure = await failing(roost.one.undelete(ended, request_id=same))
+    assert failure.reason == "QUOTA_EXCEEDED"
     assert (await roost.one.get(ended)).state == pb.Session.STATE_ENDED
     assert await live(roost) == QUOTA
     await roost.one.end(another.session_id)
@@ -108,7 +108,7 @@ async def test_an_undelete_over_the_quota_is_refused_and_possible_later(roost: W
     assert await live(roost) == QUOTA
 
 
-async def test_undeletes_and_starts_at_once_fill_the_last_place_once(roost: World) -> None:
+async def test_concurrent_undeletes_and_starts_take_the_last_slot_once(roost: World) -> None:
     sessions = await fill(roost)
     for session in sessions[:4]:
         await roost.one.end(session.session_id)
@@ -121,8 +121,8 @@ async def test_undeletes_and_starts_at_once_fill_the_last_place_once(roost: Worl
     assert await live(roost) == QUOTA
 
 
-async def test_the_same_key_at_once_is_joined_and_no_matter_of_room(roost: World) -> None:
-    """The last place, wanted by ten calls of one key: they share it."""
+async def test_concurrent_starts_of_one_key_join_and_count_once(roost: World) -> None:
+    """Ten calls of one key want the last one: they share it."""
     for n in range(QUOTA - 1):
         await roost.one.start(f"user-{n}")
     replies = await asyncio.gather(*(roost.replicas[n % 2].start("last") for n in range(10)))
@@ -134,43 +134,44 @@ async def test_a_tenant_neither_counts_for_another_nor_waits_for_it(roost: World
     database = roost.one.running.database
     async with (
         database.transaction() as first,
-        held_to(first, Quota("somebody", 1)),
+        within_quota(first, Quota("a tenant", 1)),
         asyncio.timeout(5),
         database.transaction() as second,
-        held_to(second, Quota("else", 0)),
+        within_quota(second, Quota("another", 0)),
     ):
         pass
     with pytest.raises(QuotaReached):
-        async with database.transaction() as third, held_to(third, Quota("default", QUOTA - 1)):
+        async with (
+            database.transaction() as third,
+            within_quota(third, Quota("default", QUOTA - 1)),
+        ):
             pass
 
 
 @pytest.mark.parametrize(("cap", "most", "source"), [(0, 10, "TIER"), (3, 3, "OPERATOR")])
-async def test_a_tier_has_a_quota_of_its_own_and_the_smaller_of_both_holds(
+async def test_the_smaller_of_the_tiers_and_the_operators_quota_applies(
     emulator: Emulator, database_url: str, cap: int, most: int, source: str
 ) -> None:
-    """Starts and undeletes are held to it, and are told whose it is; another tier, and there is
-    room.
-    """
+    """Starts and undeletes over it fail and name its source. Another tier makes room."""
     async with world(emulator, database_url, tier="free", live_sessions_per_tenant=cap) as roost:
         await asyncio.gather(*(roost.replicas[n % 2].start(f"user-{n}") for n in range(most)))
 
-        async def refused(call: Awaitable[object]) -> None:
-            refusal = await failing(call)
-            assert (refusal.reason, refusal.metadata["limit"]) == ("QUOTA_EXCEEDED", str(most))
-            assert refusal.metadata["source"] == source
-            assert refusal.metadata.get("tier") == ("free" if source == "TIER" else None)
-            assert ("its tier 'free' allows" in refusal.message) is (source == "TIER")
+        async def rejects(call: Awaitable[object]) -> None:
+            failure = await failing(call)
+            assert (failure.reason, failure.metadata["limit"]) == ("QUOTA_EXCEEDED", str(most))
+            assert failure.metadata["source"] == source
+            assert failure.metadata.get("tier") == ("free" if source == "TIER" else None)
+            assert ("its tier 'free' allows" in failure.message) is (source == "TIER")
 
-        await refused(roost.one.start("one-more"))
-        # EPHEMERAL: in place of what is there, which makes no more.
+        await rejects(roost.one.start("one-more"))
+        # EPHEMERAL: the start replaces the session of its key, so the number stays.
         ended = (await roost.two.start("user-0")).session
         await roost.one.end(ended.session_id)
         await roost.one.start("another")
-        await refused(roost.two.undelete(ended.session_id))
+        await rejects(roost.two.undelete(ended.session_id))
         await set_tier(roost, "paid")
         if source == "TIER":
             await roost.two.undelete(ended.session_id)
             await roost.one.start("one-more")
         else:
-            await refused(roost.one.start("one-more"))
+            await rejects(roost.one.start("one-more"))

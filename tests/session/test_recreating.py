@@ -12,7 +12,6 @@ import pytest
 from roost.container.v1 import container_service_pb2 as container_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.lifecycle import removing
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, key, request_id, spec, world
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 ACTIVE = pb.Session.STATE_ACTIVE
 PAUSED = pb.Session.STATE_PAUSED
-#: What a replica is to be set to. Any: fields of every type.
+#: The settings of a replica. Any: settings of every type.
 RECREATE: dict[str, Any] = {"on_fingerprint_change": "recreate_keeping_files"}
 WANTED = hooked(A="2")
 RESTORED = (pb.START_OUTCOME_RESTORED, pb.CONTINUITY_CHECKPOINT, True)
@@ -35,38 +34,38 @@ RESTORED = (pb.START_OUTCOME_RESTORED, pb.CONTINUITY_CHECKPOINT, True)
 
 @pytest.fixture
 async def recreating(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas under a policy that follows another spec."""
+    """Two replicas whose policy recreates the container for a changed spec."""
     async with world(emulator, database_url, **RECREATE) as running:
         yield running
 
 
-def told(answer: Any) -> tuple[Any, ...]:
-    """What the answer claims. Any: of starts and resumes."""
+def claims(answer: Any) -> tuple[Any, ...]:
+    """Outcome, continuity, and whether it is verified. Any: answers of starts and of resumes."""
     return answer.outcome, answer.continuity, answer.continuity_verified
 
 
 def conditions(session: pb.Session) -> list[int]:
-    """The conditions' types."""
+    """The types of the session's conditions."""
     return [condition.type for condition in session.conditions]
 
 
 def tried(answer: Any) -> list[tuple[str, str, int]]:
-    """The rungs, why, and about which checkpoint. Any: of starts and decisions."""
+    """Each attempt's rung, reason and checkpoint number. Any: of starts and decisions."""
     return [
         (pb.Rung.Name(each.rung).removeprefix("RUNG_"), each.reason, each.checkpoint_number)
         for each in answer.attempts
     ]
 
 
-# --- what is there -------------------------------------------------------------------------------
+# --- the container exists ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before", ["running", "suspended", "stopped"])
-async def test_a_container_is_made_anew_with_its_applications_state(
+async def test_a_container_is_recreated_with_its_applications_state(
     recreating: World, before: str
 ) -> None:
-    """The same session, the next generation, the new spec, the old count, one machine. What was
-    suspended is woken, so that what it had in memory is in its state.
+    """The same session, next generation, new spec, old count, one machine. A suspended container is
+    resumed first, so that its memory is part of the saved state.
     """
     session = await counting(recreating, 2, A="1", COUNTER_FILE="" if before != "stopped" else "c")
     if before != "running":
@@ -79,15 +78,15 @@ async def test_a_container_is_made_anew_with_its_applications_state(
     assert await recreating.committed("destroy") == 0
 
     answer = await recreating.two.start(spec=WANTED)
-    assert told(answer) == RESTORED
+    assert claims(answer) == RESTORED
     assert tried(answer) == [("RESTORE", "CHECKPOINT_RESTORED", 1)]
     assert (answer.session.session_id, answer.session.generation) == (session.session_id, 2)
     assert answer.session.fingerprint != session.fingerprint
     assert await recreating.counter(answer.session) == "2"
     assert await recreating.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
-    (kept,) = await client(recreating.one).of()
-    assert (kept.reason, kept.state) == (Checkpoint.REASON_RECREATE, Checkpoint.STATE_READY)
-    assert kept.fingerprint == session.fingerprint
+    (taken,) = await client(recreating.one).of()
+    assert (taken.reason, taken.state) == (Checkpoint.REASON_RECREATE, Checkpoint.STATE_READY)
+    assert taken.fingerprint == session.fingerprint
     assert await recreating.committed("destroy", session.session_id) == 1
     assert await recreating.committed("create", session.session_id) == 2
     lost = [pb.CONDITION_TYPE_MEMORY_LOST] if before == "stopped" else []
@@ -96,10 +95,10 @@ async def test_a_container_is_made_anew_with_its_applications_state(
     assert (again.outcome, again.session.generation) == (pb.START_OUTCOME_REUSED, 2)
 
 
-async def test_what_was_saved_before_it_was_stopped_is_not_woken(
+async def test_a_container_saved_before_it_was_stopped_is_not_started_again(
     emulator: Emulator, database_url: str
 ) -> None:
-    """`checkpoint_after`: what it had in memory is in the checkpoint alone."""
+    """`checkpoint_after`: its memory is in the checkpoint alone, which is restored."""
     hour = timedelta(hours=1)
     policy = {**RECREATE, "deepen_after": hour, "checkpoint_after": 2 * hour}
     async with world(emulator, database_url, 1, **policy) as roost:
@@ -109,21 +108,21 @@ async def test_what_was_saved_before_it_was_stopped_is_not_woken(
             database_url,
             "UPDATE sessions SET pause_time = now() - interval '61 minutes', due_at = now()",
         )
-        await roost.one.running.background.keeper.settle()
+        await roost.one.running.background.due_pass.settle()
         shown = await roost.one.get(session.session_id)
         assert shown.pause_depth == pb.PAUSE_DEPTH_STOPPED
         answer = await roost.one.start(spec=WANTED)
-        assert told(answer) == RESTORED
+        assert claims(answer) == RESTORED
         assert not answer.session.conditions, "nothing was lost"
         assert await roost.counter(answer.session) == "2"
-        (kept,) = await client(roost.one).of()
-        assert kept.reason == Checkpoint.REASON_IDLE
+        (taken,) = await client(roost.one).of()
+        assert taken.reason == Checkpoint.REASON_IDLE
 
 
-async def test_what_rests_on_a_checkpoint_is_restored_into_the_new_spec(
+async def test_a_session_paused_to_a_checkpoint_is_restored_into_the_new_spec(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Nothing is there to be saved: the head goes into the new one."""
+    """No container is left to save: the session's checkpoint is restored into the new one."""
     policy: dict[str, Any] = {
         "on_fingerprint_change": "recreate_keeping_files",
         "persistence": "checkpoint",
@@ -132,20 +131,20 @@ async def test_what_rests_on_a_checkpoint_is_restored_into_the_new_spec(
         session = await counting(roost, 2, A="1")
         await roost.one.stop(session.session_id)
         answer = await roost.two.start(spec=WANTED, min_continuity=pb.CONTINUITY_CHECKPOINT)
-        assert told(answer) == RESTORED
+        assert claims(answer) == RESTORED
         assert not answer.session.conditions
         assert await roost.counter(answer.session) == "2"
         assert await roost.in_guest(answer.session, "sh", "-c", "echo $A") == "2\n"
-        (kept,) = await client(roost.one).of()
-        assert kept.reason == Checkpoint.REASON_STOP
+        (taken,) = await client(roost.one).of()
+        assert taken.reason == Checkpoint.REASON_STOP
         assert await roost.committed("destroy", session.session_id) == 1
 
 
 @pytest.mark.parametrize("known", [False, True])
-async def test_a_lost_container_is_told_and_the_newest_restored(
+async def test_a_lost_container_is_reported_and_the_newest_checkpoint_restored(
     recreating: World, known: bool
 ) -> None:
-    """Found lost by the start itself, or by one before it."""
+    """The start itself finds it lost, or an earlier one did."""
     session = await counting(recreating, 1, A="1")
     await client(recreating.one).create(session.session_id)
     await recreating.counter(session, "/click")
@@ -154,16 +153,16 @@ async def test_a_lost_container_is_told_and_the_newest_restored(
     if known:
         await failing(recreating.one.start(min_continuity=pb.CONTINUITY_MEMORY))
     answer = await recreating.two.start(spec=WANTED)
-    assert told(answer) == RESTORED
+    assert claims(answer) == RESTORED
     assert conditions(answer.session) == [pb.CONDITION_TYPE_CONTAINER_LOST]
     assert await recreating.counter(answer.session) == "1"
     assert tried(answer)[-1] == ("RESTORE", "CHECKPOINT_RESTORED", 1)
 
 
-async def test_a_lost_container_of_which_nothing_was_saved_is_made_anew_empty(
+async def test_a_lost_container_without_a_checkpoint_is_recreated_empty(
     recreating: World,
 ) -> None:
-    """CREATED and NONE, told as lost; with min_continuity it is refused."""
+    """CREATED and NONE, with the loss reported; with min_continuity the start fails."""
     session = await counting(recreating, 1, A="1")
     await recreating.destroy_behind_our_back(session)
     failure = await failing(
@@ -171,45 +170,45 @@ async def test_a_lost_container_of_which_nothing_was_saved_is_made_anew_empty(
     )
     assert failure.reason == "CONTINUITY_UNAVAILABLE"
     answer = await recreating.two.start(spec=WANTED)
-    assert told(answer) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE, True)
+    assert claims(answer) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE, True)
     assert conditions(answer.session) == [pb.CONDITION_TYPE_CONTAINER_LOST]
     assert answer.session.session_id == session.session_id
 
 
-async def test_memory_that_was_lost_before_the_save_is_told(recreating: World) -> None:
-    """The snapshot is dropped: what is saved is what a cold boot has, and the answer says so."""
+async def test_memory_lost_before_the_save_is_reported(recreating: World) -> None:
+    """The snapshot is dropped: the state of a cold boot is saved, and the answer reports it."""
     session = await counting(recreating, 2, A="1")
     await recreating.one.pause(session.session_id)
     await recreating.admin.set_fault("snapshot_dropped")
     answer = await recreating.one.start(spec=WANTED)
-    assert told(answer) == RESTORED
+    assert claims(answer) == RESTORED
     assert conditions(answer.session) == [pb.CONDITION_TYPE_MEMORY_LOST]
     again = await recreating.two.start(spec=WANTED)
     assert (again.outcome, again.continuity) == (pb.START_OUTCOME_REUSED, pb.CONTINUITY_MEMORY)
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- rejected starts -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("least", [pb.CONTINUITY_FILESYSTEM, pb.CONTINUITY_MEMORY])
-async def test_more_than_a_checkpoint_keeps_is_refused(
+async def test_more_continuity_than_a_checkpoint_keeps_is_rejected(
     recreating: World, least: pb.Continuity.ValueType
 ) -> None:
-    """CONTINUITY_UNAVAILABLE, before anything is done."""
+    """CONTINUITY_UNAVAILABLE, before any change."""
     session = await counting(recreating, 2, A="1")
     failure = await failing(recreating.one.start(spec=WANTED, min_continuity=least))
     assert failure.reason == "CONTINUITY_UNAVAILABLE"
     assert await client(recreating.one).of() == []
     assert (await recreating.one.get(session.session_id)).state == ACTIVE
     answer = await recreating.one.start(spec=WANTED, min_continuity=pb.CONTINUITY_CHECKPOINT)
-    assert told(answer) == RESTORED
+    assert claims(answer) == RESTORED
 
 
 @pytest.mark.parametrize("hook", [None, container_pb.StateHook(http_path="/other")])
-async def test_another_hook_or_none_is_no_way_over(
+async def test_another_hook_or_none_cannot_restore_the_state(
     recreating: World, hook: container_pb.StateHook | None
 ) -> None:
-    """Nobody says that the new one takes the old one's state: FINGERPRINT_CHANGED."""
+    """Only the same hook can restore the old container's state: FINGERPRINT_CHANGED."""
     session = await counting(recreating, 2, A="1")
     failure = await failing(recreating.one.start(spec=spec(env={"A": "2"}, state_hook=hook)))
     assert (failure.reason, failure.metadata["parts"]) == ("FINGERPRINT_CHANGED", "env")
@@ -219,7 +218,7 @@ async def test_another_hook_or_none_is_no_way_over(
 
 @pytest.mark.parametrize("paused", [False, True])
 async def test_where_saving_fails_nothing_is_destroyed(recreating: World, paused: bool) -> None:
-    """Refused with what failed; the session is as it was, memory and all."""
+    """The start fails with the hook's error. The session is as before, with its memory."""
     hook = container_pb.StateHook(http_path="/nowhere")
     session = (await recreating.one.start(spec=spec(env={"A": "1"}, state_hook=hook))).session
     await recreating.click_twice(session)
@@ -244,7 +243,7 @@ async def test_where_saving_fails_nothing_is_destroyed(recreating: World, paused
 
 
 async def test_a_provider_that_is_down_leaves_the_session_running(recreating: World) -> None:
-    """UNAVAILABLE; it goes through once the provider answers again."""
+    """UNAVAILABLE; a start succeeds once the provider answers again."""
     session = await counting(recreating, 2, A="1")
     await recreating.admin.set_fault("unavailable", times=None)
     failure = await failing(recreating.one.start(spec=WANTED))
@@ -252,22 +251,22 @@ async def test_a_provider_that_is_down_leaves_the_session_running(recreating: Wo
     assert (await recreating.one.get(session.session_id)).state == ACTIVE
     await recreating.admin.clear_faults()
     answer = await recreating.two.start(spec=WANTED)
-    assert told(answer) == RESTORED
+    assert claims(answer) == RESTORED
     assert await recreating.counter(answer.session) == "2"
 
 
-async def test_who_is_asked_is_offered_what_going_on_would_keep(
+async def test_a_choice_offers_the_continuity_that_continue_would_keep(
     emulator: Emulator, database_url: str
 ) -> None:
-    """ASK: CHECKPOINT where the wanted spec costs the memory; and who was offered memory does not
-    lose it by an answer that wants another spec.
+    """ASK: CONTINUE offers CHECKPOINT where the wanted spec would cost the memory. A choice of an
+    offer of memory fails, and loses no memory, if it asks for another spec.
     """
     policy = {**RECREATE, "persistence": "ask"}
     async with world(emulator, database_url, 1, **policy) as roost:
         session = await counting(roost, 2, A="1")
 
         async def going_on(**fields: Any) -> rpc_pb.Candidate:
-            """What CONTINUE is offered as, and shown as before. Any: fields of a start."""
+            """The offered CONTINUE, which a preview shows too. Any: fields of a start."""
             found = (await offered(roost.one.start(**fields)))[rpc_pb.CHOICE_CONTINUE]
             start = rpc_pb.StartSessionRequest(key=key(), **fields)
             preview = rpc_pb.PreviewStartRequest(start=start)
@@ -283,21 +282,20 @@ async def test_who_is_asked_is_offered_what_going_on_would_keep(
         found = await going_on(spec=WANTED)
         assert found.expected_continuity == pb.CONTINUITY_CHECKPOINT
         answer = await roost.one.start(spec=WANTED, choice_token=found.choice_token)
-        assert told(answer) == RESTORED
+        assert claims(answer) == RESTORED
         assert await roost.counter(answer.session) == "2"
 
 
-# --- what fails once the old one is gone ---------------------------------------------------------
+# --- failures after the old container was destroyed ----------------------------------------------
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("new_spec", [False, True])
 async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_another(
-    emulator: Emulator, database_url: str, monkeypatch: pytest.MonkeyPatch, anew: bool
+    emulator: Emulator, database_url: str, new_spec: bool
 ) -> None:
-    """Its state is saved, so that whoever comes next takes it away first: for the old spec or for
-    the wanted one.
+    """Its state is saved, so the next start destroys it first and then restores, with the old spec
+    or with the wanted one.
     """
-    monkeypatch.setattr(removing, "LEASE", 2.0)
     quick = {**RECREATE, "start_budget": timedelta(seconds=4)}
     async with world(emulator, database_url, **quick) as roost:
         session = await counting(roost, 2, A="1")
@@ -309,18 +307,18 @@ async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_anothe
         assert shown.fingerprint == session.fingerprint
         assert await roost.provider_state(session) == "started"
         await roost.admin.clear_faults()
-        answer = await roost.two.start(spec=WANTED if anew else None)
-        assert told(answer) == RESTORED
+        answer = await roost.two.start(spec=WANTED if new_spec else None)
+        assert claims(answer) == RESTORED
         assert not answer.session.conditions
         assert await roost.counter(answer.session) == "2"
-        assert await roost.in_guest(answer.session, "sh", "-c", "echo $A") == f"{1 + anew}\n"
+        assert await roost.in_guest(answer.session, "sh", "-c", "echo $A") == f"{1 + new_spec}\n"
         assert await roost.committed("destroy", session.session_id) == 1
         assert len(await client(roost.one).of()) == 1
 
 
-async def test_a_state_that_the_new_one_refuses_is_not_lost(recreating: World) -> None:
-    """The checkpoint stands, the next start goes on from there; a start with the old spec goes
-    back.
+async def test_a_state_that_the_new_container_rejects_is_not_lost(recreating: World) -> None:
+    """The checkpoint is kept and the next start restores from it. The old spec restores
+    the old state again.
     """
     old = large(1000)
     session = (await recreating.one.start(spec=old)).session
@@ -333,7 +331,7 @@ async def test_a_state_that_the_new_one_refuses_is_not_lost(recreating: World) -
         assert shown.expected_continuity == pb.CONTINUITY_CHECKPOINT
     assert (await failing(recreating.two.start())).reason == "STATE_HOOK_FAILED"
     back = await recreating.two.start(spec=old)
-    assert told(back) == RESTORED
+    assert claims(back) == RESTORED
     assert back.session.fingerprint == session.fingerprint
     assert await recreating.counter(back.session) == before
     assert len(await client(recreating.one).of()) == 1
@@ -341,8 +339,8 @@ async def test_a_state_that_the_new_one_refuses_is_not_lost(recreating: World) -
     assert await recreating.committed("destroy", session.session_id) == created - 1
 
 
-async def test_an_image_that_there_is_not_loses_nothing(recreating: World) -> None:
-    """Refused after the old one went; the old spec brings the state back."""
+async def test_a_missing_image_loses_nothing(recreating: World) -> None:
+    """The start fails after the old container was destroyed; the old spec restores the state."""
     session = await counting(recreating, 2, A="1")
     wanted = container_pb.ContainerSpec(image="roost/none", state_hook=hooked().state_hook)
     failure = await failing(recreating.one.start(spec=wanted))
@@ -350,14 +348,14 @@ async def test_an_image_that_there_is_not_loses_nothing(recreating: World) -> No
     shown = await recreating.one.get(session.session_id)
     assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_CHECKPOINT)
     back = await recreating.one.start(spec=hooked(A="1"))
-    assert told(back) == RESTORED
+    assert claims(back) == RESTORED
     assert await recreating.counter(back.session) == "2"
 
 
 async def test_a_checkpoint_damaged_in_between_gives_way_to_an_older_one(
     emulator: Emulator, database_url: str
 ) -> None:
-    """As at every start."""
+    """The same fallback as at every start."""
     policy: dict[str, Any] = {
         "on_fingerprint_change": "recreate_keeping_files",
         "persistence": "checkpoint",
@@ -381,7 +379,9 @@ async def test_a_checkpoint_damaged_in_between_gives_way_to_an_older_one(
 
 
 async def test_starts_of_the_same_new_spec_join(recreating: World) -> None:
-    """One is made anew, once; a start of the old spec meanwhile comes after it, and goes back."""
+    """One of them recreates the container and others join. Then two starts of two further specs
+    recreate it once each.
+    """
     session = await counting(recreating, 2, A="1")
     starts = [recreating.replicas[n % 2].start(spec=WANTED) for n in range(6)]
     answers = await asyncio.gather(*starts)
@@ -394,16 +394,16 @@ async def test_starts_of_the_same_new_spec_join(recreating: World) -> None:
     assert await recreating.committed("create", session.session_id) == 2
     both = (recreating.one.start(spec=hooked(A=value)) for value in ("3", "4"))
     for answer in await asyncio.gather(*both):
-        assert told(answer) == RESTORED
+        assert claims(answer) == RESTORED
     shown = await recreating.one.get(session.session_id)
     assert shown.generation == 4
     assert await recreating.counter(shown) == "2"
 
 
-async def test_a_refusal_is_shared_by_who_wants_the_same(
+async def test_a_failed_save_is_shared_by_starts_of_the_same_spec(
     emulator: Emulator, database_url: str
 ) -> None:
-    """What one could not save the others do not try to save again."""
+    """The waiting starts do not save again after one of them failed to."""
     small = {**RECREATE, "checkpoint_database_limit": 150_000}
     async with world(emulator, database_url, **small) as roost:
         slow = {"SLOW_MS": "700"}
@@ -424,8 +424,8 @@ async def test_a_refusal_is_shared_by_who_wants_the_same(
         assert await roost.counter(session) == before
 
 
-async def test_one_request_counts_once(recreating: World) -> None:
-    """The same request id, at once and later."""
+async def test_one_request_is_executed_once(recreating: World) -> None:
+    """The same request id, concurrently and later."""
     session = await counting(recreating, 1, A="1")
     once = request_id()
     calls = [r.start(spec=WANTED, request_id=once) for r in recreating.replicas * 2]
@@ -435,10 +435,10 @@ async def test_one_request_counts_once(recreating: World) -> None:
     assert await recreating.committed("create", session.session_id) == 2
 
 
-async def test_a_volume_that_both_mount_goes_before_the_hook(
+async def test_a_volume_that_both_mount_takes_precedence_over_the_hook(
     recreating: World, database_url: str
 ) -> None:
-    """More is kept of it: no checkpoint is taken."""
+    """A volume keeps more than a checkpoint does, so none is taken."""
     from tests.session.test_policies import fly, mounted
 
     volume = await fly(recreating, "/volumes", {"name": "data", "region": "iad", "size_gb": 1})

@@ -1,4 +1,4 @@
-"""State that was saved comes back: the ladder's rung, stops that save, rollbacks, forks."""
+"""Restored state: the RESTORE rung, stops that save, rollbacks, forks."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 ACTIVE = pb.Session.STATE_ACTIVE
 PAUSED = pb.Session.STATE_PAUSED
 
 
 @pytest.fixture
 async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas under a policy that saves and destroys at every stop."""
+    """Two replicas whose policy saves the state and destroys the container at every stop."""
     async with world(emulator, database_url, persistence="checkpoint") as running:
         yield running
 
 
 def numbers(answer: Any) -> list[tuple[str, str, int]]:
-    """What was tried: the rung, why, and the checkpoint's number. Any: answers of several calls."""
+    """Each attempt's rung, reason and checkpoint number. Any: answers of several calls."""
     return [
         (pb.Rung.Name(each.rung).removeprefix("RUNG_"), each.reason, each.checkpoint_number)
         for each in answer.attempts
@@ -46,7 +48,7 @@ def numbers(answer: Any) -> list[tuple[str, str, int]]:
 
 
 async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> None:
-    """CHECKPOINT: no machine is left over a stop, and the counter is what it was."""
+    """CHECKPOINT: no machine is left after a stop, and a start restores the counter."""
     session = await counting(saving, 2)
     await saving.calls()
     stopped = await saving.one.stop(session.session_id)
@@ -56,10 +58,10 @@ async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> 
     assert not stopped.conditions
     assert await saving.committed("destroy", session.session_id) == 1
     assert await saving.committed("suspend") == 0
-    (kept,) = await client(saving.one).of()
-    assert (kept.reason, kept.state) == (Checkpoint.REASON_STOP, Checkpoint.STATE_READY)
+    (taken,) = await client(saving.one).of()
+    assert (taken.reason, taken.state) == (Checkpoint.REASON_STOP, Checkpoint.STATE_READY)
     again = await saving.one.stop(session.session_id)
-    assert again.etag == stopped.etag, "it rests as deep as can be"
+    assert again.etag == stopped.etag, "a second stop changes nothing"
 
     await saving.calls()
     answer = await saving.two.start()
@@ -78,7 +80,7 @@ async def test_a_stop_saves_and_destroys_and_a_start_restores(saving: World) -> 
 
 
 async def test_a_stop_that_cannot_save_keeps_the_container(saving: World) -> None:
-    """It is suspended with all that is in it; a condition and the answer say why."""
+    """It is suspended with its memory and files. A condition and the answer give the reason."""
     session = (await saving.one.start(spec=spec())).session
     await saving.click_twice(session)
     stopped = await saving.one.stop(session.session_id)
@@ -94,8 +96,8 @@ async def test_a_stop_that_cannot_save_keeps_the_container(saving: World) -> Non
     assert await saving.counter(answer.session) == "2"
 
 
-async def test_what_rests_suspended_is_woken_to_be_saved(saving: World) -> None:
-    """A pause that froze it, then a stop: it is saved with its memory, and goes."""
+async def test_a_suspended_session_is_resumed_to_be_saved(saving: World) -> None:
+    """A pause suspended it, then a stop resumes it, saves it with its memory, and destroys it."""
     session = await counting(saving, 2)
     await saving.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_SUSPENDED)
     stopped = await saving.one.stop(session.session_id)
@@ -106,7 +108,7 @@ async def test_what_rests_suspended_is_woken_to_be_saved(saving: World) -> None:
 
 
 async def test_checkpoint_on_stop_saves_and_still_suspends(roost: World) -> None:
-    """HIBERNATE with checkpoint_on_stop: memory at the next start, state where that is lost."""
+    """HIBERNATE with checkpoint_on_stop: memory at the next start, or state if memory is lost."""
     from google.protobuf.field_mask_pb2 import FieldMask
 
     from roost.session.v1 import policy_service_pb2 as policy_pb
@@ -124,8 +126,8 @@ async def test_checkpoint_on_stop_saves_and_still_suspends(roost: World) -> None
     stopped = await roost.one.stop(session.session_id)
     assert stopped.pause_depth == pb.PAUSE_DEPTH_SUSPENDED
     assert stopped.expected_continuity == pb.CONTINUITY_MEMORY
-    (kept,) = await client(roost.one).of()
-    assert kept.reason == Checkpoint.REASON_STOP
+    (taken,) = await client(roost.one).of()
+    assert taken.reason == Checkpoint.REASON_STOP
     await roost.destroy_behind_our_back(session)
     answer = await roost.one.start()
     assert answer.outcome == pb.START_OUTCOME_RESTORED
@@ -133,8 +135,8 @@ async def test_checkpoint_on_stop_saves_and_still_suspends(roost: World) -> None
     assert await roost.counter(answer.session) == "2"
 
 
-async def test_an_ended_session_that_was_saved_comes_back(saving: World) -> None:
-    """Undelete within the grace, without a container to keep; not after a purge."""
+async def test_an_ended_session_that_was_saved_can_be_undeleted(saving: World) -> None:
+    """Undelete within the grace period without a container; not after a purge."""
     session = await counting(saving, 2)
     await saving.one.stop(session.session_id)
     ended = await saving.one.end(session.session_id)
@@ -148,14 +150,14 @@ async def test_an_ended_session_that_was_saved_comes_back(saving: World) -> None
     await saving.one.end(session.session_id, now=True)
     failure = await failing(saving.one.undelete(session.session_id))
     assert failure.reason == "SESSION_STATE_CONFLICT"
-    assert await client(saving.one).of(), "what was saved is still there, to be forked"
+    assert await client(saving.one).of(), "its checkpoints are kept, for forks"
 
 
 # --- the rung ------------------------------------------------------------------------------------
 
 
-async def test_a_container_that_was_lost_is_restored(roost: World) -> None:
-    """HIBERNATE: a machine destroyed behind our back, with a checkpoint from before."""
+async def test_a_lost_container_is_restored(roost: World) -> None:
+    """HIBERNATE: the machine is destroyed past Roost, and an earlier checkpoint exists."""
     session = await counting(roost, 2)
     await client(roost.one).create(session.session_id)
     await roost.counter(session, "/click")
@@ -170,16 +172,16 @@ async def test_a_container_that_was_lost_is_restored(roost: World) -> None:
 async def test_a_damaged_checkpoint_gives_way_to_the_next_older(
     saving: World, database_url: str
 ) -> None:
-    """It is named in the attempts and FAILED from then on; the one before is restored."""
+    """The attempts name it and it is FAILED from then on; the one before it is restored."""
     session = await counting(saving, 1)
     saved = client(saving.one)
     for clicks in (2, 3):
         await saved.create(session.session_id)
         assert await saving.counter(session, "/click") == str(clicks)
     await saving.one.stop(session.session_id)
-    kept = await saved.of()
-    assert [each.number for each in kept] == [3, 2, 1]
-    for each in kept[:2]:
+    taken = await saved.of()
+    assert [each.number for each in taken] == [3, 2, 1]
+    for each in taken[:2]:
         flip(database_url, each.checkpoint_id)
     answer = await saving.one.start()
     assert numbers(answer) == [
@@ -198,12 +200,14 @@ async def test_a_damaged_checkpoint_gives_way_to_the_next_older(
     assert numbers(decision) == numbers(answer)
 
 
-async def test_with_none_left_min_continuity_decides(saving: World, database_url: str) -> None:
-    """CONTINUITY_UNAVAILABLE, and nothing created; without it a new container, said as such."""
+async def test_without_a_sound_checkpoint_min_continuity_decides(
+    saving: World, database_url: str
+) -> None:
+    """CONTINUITY_UNAVAILABLE and nothing created; without it a new container, with NONE."""
     session = await counting(saving, 2)
     await saving.one.stop(session.session_id)
-    (kept,) = await client(saving.one).of()
-    flip(database_url, kept.checkpoint_id)
+    (taken,) = await client(saving.one).of()
+    flip(database_url, taken.checkpoint_id)
     failure = await failing(saving.one.start(min_continuity=pb.CONTINUITY_CHECKPOINT))
     assert failure.reason == "CONTINUITY_UNAVAILABLE"
     assert await saving.committed("create", session.session_id) == 1
@@ -215,8 +219,8 @@ async def test_with_none_left_min_continuity_decides(saving: World, database_url
     assert await saving.counter(answer.session) == "0"
 
 
-async def test_a_preview_says_what_a_start_would_restore(saving: World) -> None:
-    """RESTORED is expected, and nothing is done."""
+async def test_a_preview_shows_what_a_start_would_restore(saving: World) -> None:
+    """RESTORED is expected, and nothing changes."""
     from roost.session.v1 import session_service_pb2 as rpc_pb
     from tests.session.harness import key
 
@@ -231,8 +235,8 @@ async def test_a_preview_says_what_a_start_would_restore(saving: World) -> None:
     assert await saving.calls() == []
 
 
-async def test_memory_is_refused_of_what_was_only_saved(saving: World) -> None:
-    """min_continuity above CHECKPOINT: refused before anything is created."""
+async def test_memory_cannot_be_had_of_a_session_paused_to_a_checkpoint(saving: World) -> None:
+    """min_continuity above CHECKPOINT fails before anything is created."""
     session = await counting(saving, 2)
     await saving.one.stop(session.session_id)
     failure = await failing(saving.one.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
@@ -240,9 +244,9 @@ async def test_memory_is_refused_of_what_was_only_saved(saving: World) -> None:
     assert await saving.committed("create", session.session_id) == 1
 
 
-async def test_a_restore_that_fails_is_not_handed_out(saving: World) -> None:
-    """The new container is up, its application takes nothing yet: UNAVAILABLE, the session rests on
-    its checkpoint, and the next start puts the state into the same container.
+async def test_no_start_returns_a_container_whose_restore_failed(saving: World) -> None:
+    """The new container runs, and its application rejects the state: UNAVAILABLE. The session stays
+    paused to its checkpoint, and the next start restores the state into the same container.
     """
     session = (await saving.one.start(spec=large(1000, REFUSE="1"))).session
     before = await saving.counter(session)
@@ -258,22 +262,20 @@ async def test_a_restore_that_fails_is_not_handed_out(saving: World) -> None:
     assert await saving.committed("create", session.session_id) == 2
 
 
-async def test_a_container_that_took_no_state_is_not_followed_as_awake(
+async def test_a_container_that_took_no_state_is_not_recorded_as_active(
     emulator: Emulator, database_url: str
 ) -> None:
-    """It runs, with nothing of the user's in it: the sweeper has it destroyed, and hands it to
-    nobody.
-    """
+    """It runs without the user's state: an inventory pass has it destroyed; no start uses it."""
     quick = {"persistence": "checkpoint", "lag_window": timedelta(0)}
     async with world(emulator, database_url, 1, **quick) as roost:
         session = (await roost.one.start(spec=large(1000, REFUSE="1"))).session
         before = await roost.counter(session)
         await roost.one.stop(session.session_id)
         await failing(roost.one.start())
-        sweeper = roost.one.running.background.sweeper
+        inventory = roost.one.running.background.inventory_pass
 
         async def gone() -> bool:
-            await sweeper.shot(APP, timedelta(0), act=True)
+            await inventory.shot(APP, timedelta(0), act=True)
             states = [pb.Session.STATE_PAUSED, pb.Session.STATE_PAUSING]
             assert (await roost.one.get(session.session_id)).state in states
             return await roost.committed("destroy", session.session_id) == 2
@@ -287,8 +289,8 @@ async def test_a_container_that_took_no_state_is_not_followed_as_awake(
         assert await roost.counter(answer.session) == before
 
 
-async def test_what_was_never_restored_is_not_saved(saving: World) -> None:
-    """A stop after a restore that failed: the container had nothing of the user's in it."""
+async def test_a_container_that_was_never_restored_is_not_saved(saving: World) -> None:
+    """A stop after a failed restore: the container holds none of the user's state."""
     session = (await saving.one.start(spec=large(1000, REFUSE="1"))).session
     before = await saving.counter(session)
     await saving.one.stop(session.session_id)
@@ -304,8 +306,9 @@ async def test_what_was_never_restored_is_not_saved(saving: World) -> None:
 # --- rollbacks -----------------------------------------------------------------------------------
 
 
+@pytest.mark.replicas(2)
 async def test_a_rollback_can_be_undone_byte_for_byte(roost: World) -> None:
-    """Back to 2 of 5, and back again; the session is the same one, and its container."""
+    """Back to 2 of 5, and back again, in the same session and container."""
     session = await counting(roost, 0)
     saved = client(roost.one)
     for _ in range(5):
@@ -330,16 +333,17 @@ async def test_a_rollback_can_be_undone_byte_for_byte(roost: World) -> None:
     assert again.parent_checkpoint_id == before.checkpoint_id
 
 
-async def test_a_rollback_counts_once(roost: World) -> None:
-    """The same request id at two replicas, at once and later: one rollback, one checkpoint."""
+@pytest.mark.replicas(2)
+async def test_a_repeated_rollback_is_executed_once(roost: World) -> None:
+    """The same request id at two replicas, concurrently and later: one rollback, one checkpoint."""
     session = await counting(roost, 1)
     saved = client(roost.one)
     await saved.create(session.session_id)
     await roost.counter(session, "/click")
     once = request_id()
     calls = [
-        client(roost.replicas[turn % 2]).restore(session.session_id, number=1, request_id=once)
-        for turn in range(4)
+        client(roost.replicas[number % 2]).restore(session.session_id, number=1, request_id=once)
+        for number in range(4)
     ]
     answers = await asyncio.gather(*calls)
     assert len({answer.decision_id for answer in answers}) == 1
@@ -347,8 +351,8 @@ async def test_a_rollback_counts_once(roost: World) -> None:
     assert len(await saved.of()) == 2
 
 
-async def test_after_a_rollback_a_loss_brings_back_what_was_rolled_back_to(roost: World) -> None:
-    """Not the newest by number: that is what the user wanted to leave."""
+async def test_after_a_rollback_a_lost_container_is_restored_from_its_target(roost: World) -> None:
+    """Not the newest by number: the user rolled back from that one."""
     session = await counting(roost, 1)
     saved = client(roost.one)
     await saved.create(session.session_id)
@@ -362,8 +366,8 @@ async def test_after_a_rollback_a_loss_brings_back_what_was_rolled_back_to(roost
     assert await roost.counter(answer.session) == "1"
 
 
-async def test_a_session_at_rest_is_rolled_back_too(saving: World) -> None:
-    """Suspended: it is brought up, saved, and put back. Saved and gone: nothing is to be saved."""
+async def test_a_paused_session_can_be_rolled_back(saving: World) -> None:
+    """A suspended one is resumed, saved and rolled back; one without a container needs no save."""
     session = await counting(saving, 1)
     saved = client(saving.one)
     await saved.create(session.session_id)
@@ -382,12 +386,12 @@ async def test_a_session_at_rest_is_rolled_back_too(saving: World) -> None:
 async def test_a_rollback_that_cannot_save_restores_nothing(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Rule 11: a checkpoint first. The session runs on as it was."""
+    """Rule 11: the rollback saves first, and fails. The session runs on as before."""
     async with world(emulator, database_url, 1, checkpoint_database_limit=5000) as roost:
         small = (await roost.one.start(spec=large(1000))).session
         origin = await client(roost.one).create(small.session_id)
         grown = (await roost.one.start("robin", spec=large(9000))).session
-        # The small one's checkpoint, as if the large one had been small when it was taken.
+        # Make the small session's checkpoint one of the large session's.
         execute(database_url, "UPDATE checkpoints SET user_id = 'robin', number = 100")
         before = await roost.counter(grown)
         failure = await failing(
@@ -400,8 +404,9 @@ async def test_a_rollback_that_cannot_save_restores_nothing(
         assert (await roost.one.start("robin")).outcome == pb.START_OUTCOME_REUSED
 
 
-async def test_a_rollback_in_doubt_is_handed_to_nobody_until_it_is_done(roost: World) -> None:
-    """The application was not reached: UNAVAILABLE, and whoever starts next has it finished."""
+@pytest.mark.replicas(2)
+async def test_no_start_returns_a_session_whose_rollback_is_in_doubt(roost: World) -> None:
+    """The application was not reached: UNAVAILABLE, and the next start finishes the rollback."""
     session = (await roost.one.start(spec=large(1000, REFUSE="1"))).session
     saved = client(roost.one)
     origin = await saved.create(session.session_id)
@@ -412,12 +417,12 @@ async def test_a_rollback_in_doubt_is_handed_to_nobody_until_it_is_done(roost: W
     answer = await roost.two.start()
     assert answer.outcome == pb.START_OUTCOME_REUSED
     assert await roost.counter(answer.session) == origin.sha256.hex()
-    kept = [(each.number, each.reason) for each in await saved.of()]
-    assert kept == [(2, Checkpoint.REASON_ROLLBACK), (1, Checkpoint.REASON_REQUESTED)]
+    taken = [(each.number, each.reason) for each in await saved.of()]
+    assert taken == [(2, Checkpoint.REASON_ROLLBACK), (1, Checkpoint.REASON_REQUESTED)]
 
 
-async def test_a_rollback_to_nowhere_is_refused(roost: World) -> None:
-    """No such number; one of another key; an ended session."""
+async def test_a_rollback_without_a_valid_target_is_rejected(roost: World) -> None:
+    """An unknown number, a checkpoint of another key, an ended session."""
     session = await counting(roost, 1)
     other = await counting(roost, 1, "robin")
     saved = client(roost.one)
@@ -434,8 +439,9 @@ async def test_a_rollback_to_nowhere_is_refused(roost: World) -> None:
 # --- forks ---------------------------------------------------------------------------------------
 
 
-async def test_a_fork_goes_its_own_way(roost: World) -> None:
-    """The same state at another key; clicks of one are not the other's."""
+@pytest.mark.replicas(2)
+async def test_a_fork_is_independent_of_its_origin(roost: World) -> None:
+    """The same state at another key. Clicks in one do not show in the other."""
     session = await counting(roost, 2)
     saved = client(roost.one)
     origin = await saved.create(session.session_id)
@@ -459,8 +465,10 @@ async def test_a_fork_goes_its_own_way(roost: World) -> None:
     assert (own.number, own.parent_checkpoint_id) == (1, origin.checkpoint_id)
 
 
-async def test_what_a_fork_or_a_session_at_rest_needs_is_not_deleted(saving: World) -> None:
-    """CHECKPOINT_IN_USE until the fork has one of its own; never by the count of those kept."""
+async def test_a_checkpoint_that_a_fork_or_a_paused_session_needs_is_not_deleted(
+    saving: World,
+) -> None:
+    """CHECKPOINT_IN_USE until the fork has a checkpoint of its own; retention keeps it too."""
     session = await counting(saving, 1)
     saved = client(saving.one)
     origin = await saved.create(session.session_id)
@@ -483,10 +491,10 @@ async def test_what_a_fork_or_a_session_at_rest_needs_is_not_deleted(saving: Wor
     await saved.delete(newest.checkpoint_id)
 
 
-async def test_a_fork_of_what_is_damaged_leaves_nothing_behind(
+async def test_a_fork_of_a_damaged_checkpoint_leaves_nothing_behind(
     roost: World, database_url: str
 ) -> None:
-    """DATA_LOSS, and the key is free."""
+    """DATA_LOSS, and the key stays free."""
     session = await counting(roost, 2)
     saved = client(roost.one)
     origin = await saved.create(session.session_id)
@@ -498,10 +506,10 @@ async def test_a_fork_of_what_is_damaged_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("mode", [pb.START_MODE_FRESH, pb.START_MODE_FAIL_IF_LIVE])
-async def test_who_asks_for_a_new_session_gets_no_fork_that_failed(
+async def test_a_start_for_a_new_session_does_not_continue_a_failed_fork(
     roost: World, mode: pb.StartMode
 ) -> None:
-    """There was no room for it, and its key was left to whoever tries again."""
+    """There was no capacity for the fork, and its key is free for the next start."""
     session = await counting(roost, 2)
     saved = client(roost.one)
     origin = await saved.create(session.session_id)
@@ -513,8 +521,9 @@ async def test_who_asks_for_a_new_session_gets_no_fork_that_failed(
     assert await roost.counter(answer.session) == "0"
 
 
-async def test_a_fork_that_lost_its_container_is_what_it_was_forked_from(roost: World) -> None:
-    """Also when its origin ended meanwhile, for good."""
+@pytest.mark.replicas(2)
+async def test_a_fork_that_lost_its_container_is_restored_from_its_origin(roost: World) -> None:
+    """Also when its origin was purged meanwhile."""
     session = await counting(roost, 2)
     saved = client(roost.one)
     origin = await saved.create(session.session_id)
@@ -531,7 +540,7 @@ async def test_a_fork_that_lost_its_container_is_what_it_was_forked_from(roost: 
     assert await roost.counter(answer.session) == "2"
 
 
-# --- volumes, and idleness -----------------------------------------------------------------------
+# --- volumes and idle sessions -------------------------------------------------------------------
 
 
 async def _volume(roost: World) -> str:
@@ -545,8 +554,8 @@ async def _volume(roost: World) -> str:
     return str(answer.json()["id"])
 
 
-async def test_a_volume_is_snapshotted_and_comes_back_as_a_new_one(saving: World) -> None:
-    """Stop, start, roll back: files at the mount's path, each time on a volume of its own."""
+async def test_a_volume_is_saved_as_a_snapshot_and_restored_as_a_new_volume(saving: World) -> None:
+    """Stop, start, roll back: files at the mount's path, each time on a new volume."""
     mount = container_pb.Mount(volume_id=await _volume(saving), path="/data")
     made = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
     session = (await saving.one.start(spec=made)).session
@@ -554,9 +563,9 @@ async def test_a_volume_is_snapshotted_and_comes_back_as_a_new_one(saving: World
     stopped = await saving.one.stop(session.session_id)
     assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
     saved = client(saving.one)
-    (kept,) = await saved.of()
-    assert (kept.kind, kept.state) == (Checkpoint.KIND_VOLUME, Checkpoint.STATE_READY)
-    assert not kept.sha256
+    (taken,) = await saved.of()
+    assert (taken.kind, taken.state) == (Checkpoint.KIND_VOLUME, Checkpoint.STATE_READY)
+    assert not taken.sha256
     answer = await saving.two.start()
     assert (answer.outcome, answer.continuity) == (
         pb.START_OUTCOME_RESTORED,
@@ -573,10 +582,10 @@ async def test_a_volume_is_snapshotted_and_comes_back_as_a_new_one(saving: World
     assert await saving.committed("volume_create") == 4
 
 
-async def test_a_snapshot_that_the_provider_lost_gives_way_to_the_next_older(
+async def test_a_lost_snapshot_gives_way_to_the_next_older(
     saving: World, database_url: str
 ) -> None:
-    """Providers keep snapshots for some days only."""
+    """Providers keep snapshots for a limited number of days."""
     mount = container_pb.Mount(volume_id=await _volume(saving), path="/data")
     made = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
     session = (await saving.one.start(spec=made)).session
@@ -592,36 +601,38 @@ async def test_a_snapshot_that_the_provider_lost_gives_way_to_the_next_older(
     assert await saving.counter(answer.session) == "2"
 
 
-async def test_an_idle_session_is_saved_and_goes(emulator: Emulator, database_url: str) -> None:
-    """CHECKPOINT: idleness is a stop that nobody asked for, and says so."""
+async def test_an_idle_session_is_saved_and_its_container_destroyed(
+    emulator: Emulator, database_url: str
+) -> None:
+    """CHECKPOINT: an idle session is stopped as by a call, with reason IDLE."""
     brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
     async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
         session = await counting(roost, 2)
 
         async def gone() -> bool:
-            await roost.one.running.background.keeper.settle()
+            await roost.one.running.background.due_pass.settle()
             shown = await roost.one.get(session.session_id)
             return shown.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
 
         assert await eventually(gone)
-        (kept,) = await client(roost.one).of()
-        assert kept.reason == Checkpoint.REASON_IDLE
+        (taken,) = await client(roost.one).of()
+        assert taken.reason == Checkpoint.REASON_IDLE
         answer = await roost.one.start()
         assert answer.outcome == pb.START_OUTCOME_RESTORED
         assert await roost.counter(answer.session) == "2"
 
 
-async def test_who_comes_while_an_idle_session_is_saved_finds_it_running(
+async def test_activity_while_an_idle_session_is_saved_keeps_it_running(
     emulator: Emulator, database_url: str
 ) -> None:
-    """A touch in the middle of it: the container stays, and so does the checkpoint."""
+    """A touch during the save: the container is kept, and so is the checkpoint."""
     brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
     async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
         slow = large(2_000_000, SLOW_MS="60")
         session = (await roost.one.start(spec=slow)).session
 
         async def writing() -> bool:
-            await roost.one.running.background.keeper.shot()
+            await roost.one.running.background.due_pass.shot()
             return bool(await client(roost.one).of())
 
         assert await eventually(writing)

@@ -1,4 +1,4 @@
-"""Histories that once broke a promise: faults, crashes and calls at the worst of moments."""
+"""Histories that once broke a promise: faults, crashes and calls at the least convenient time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.domain import keeping
-from session_service.domain.keeping import Action, Habits
-from session_service.storage import due
+from session_service.domain import next_action
+from session_service.domain.next_action import Action, Timings
+from session_service.storage.session import due
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.harness import TIMEOUT, World, request_id, spec, world
@@ -31,21 +31,23 @@ from tests.session.saving import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
 
+pytestmark = pytest.mark.replicas(1)
+
 
 @pytest.fixture
-async def hasty(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """A Roost that gives up at once what nobody comes back for."""
+async def impatient(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Replicas that discard an abandoned start at once."""
     async with world(emulator, database_url, abandoned_after=timedelta(0)) as running:
         yield running
 
 
 async def broken_off(roost: World, database_url: str) -> tuple[pb.Session, pb.Session]:
-    """The session that was to be replaced, and its successor, whose start broke off by a fault of
-    our own: answered, its lease run out, and nobody waits for it.
+    """A session that is being replaced, and its successor, whose start broke off by an internal
+    error: its decision is answered, its lease expired, and no caller waits for it.
     """
     replaced = (await roost.one.start()).session
     await roost.click_twice(replaced)
@@ -75,37 +77,37 @@ async def broken_off(roost: World, database_url: str) -> tuple[pb.Session, pb.Se
     return replaced, successor
 
 
-@pytest.mark.parametrize("by", ["keeper", "end", "start"])
-async def test_a_fresh_start_that_is_given_up_gives_back_what_it_was_to_replace(
-    hasty: World, database_url: str, by: str
+@pytest.mark.parametrize("by", ["due pass", "end", "start"])
+async def test_discarding_a_fresh_start_brings_its_predecessor_back(
+    impatient: World, database_url: str, by: str
 ) -> None:
-    """Whoever gives it up: the user has the session of before again, its counter as it was."""
-    replaced, successor = await broken_off(hasty, database_url)
+    """The user has the earlier session again, with its counter, whichever call discards it."""
+    replaced, successor = await broken_off(impatient, database_url)
     match by:
-        case "keeper":
+        case "due pass":
 
             async def given_up() -> bool:
-                kept = await hasty.one.running.background.keeper.settle()
-                return kept.actions[Action.DISCARD] > 0
+                counts = await impatient.one.running.background.due_pass.settle()
+                return counts.actions[Action.DISCARD] > 0
 
             assert await eventually(given_up)
         case "end":
-            await hasty.one.end(successor.session_id)
+            await impatient.one.end(successor.session_id)
         case "start":
             other = spec(env={"PLUMAGE": "brown"})
-            again = await hasty.one.start(mode=pb.START_MODE_CONTINUE, spec=other)
+            again = await impatient.one.start(mode=pb.START_MODE_CONTINUE, spec=other)
             assert again.session.session_id == replaced.session_id
-    back = await hasty.one.get(replaced.session_id)
+    back = await impatient.one.get(replaced.session_id)
     assert back.state == pb.Session.STATE_ACTIVE
-    assert await hasty.counter(back) == "2"
-    await hasty.until_state(successor.session_id, pb.Session.STATE_ENDED)
+    assert await impatient.counter(back) == "2"
+    await impatient.until_state(successor.session_id, pb.Session.STATE_ENDED)
 
 
-async def test_ending_what_is_being_replaced_sees_the_replacing_through(
+async def test_ending_a_session_that_is_being_replaced_completes_the_replacement(
     roost: World, database_url: str
 ) -> None:
-    """Its successor's owner is gone: the call takes that start over, and asks no more than it must
-    of the database meanwhile.
+    """Its successor's owner is gone. The call takes that start over, and polls the database no more
+    often than it must meanwhile.
     """
     replaced, successor = await broken_off(roost, database_url)
     ended = await roost.one.end(replaced.session_id)
@@ -116,16 +118,51 @@ async def test_ending_what_is_being_replaced_sees_the_replacing_through(
     assert (await roost.one.get(successor.session_id)).state == pb.Session.STATE_ACTIVE
 
 
+@pytest.mark.parametrize("verb", ["resume", "pause", "stop", "checkpoint"])
+async def test_every_call_about_a_session_that_is_being_replaced_takes_its_successors_start_over(
+    roost: World, database_url: str, verb: str
+) -> None:
+    """The start's owner is gone and no background pass runs: the call itself completes the start,
+    and then fails since the session has ended, long before its deadline.
+    """
+    replaced, successor = await broken_off(roost, database_url)
+    execute(
+        database_url,
+        "UPDATE sessions SET due_at = now() + interval '1 hour' WHERE session_id = %s",
+        successor.session_id,
+    )
+    session_id = replaced.session_id
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "resume": lambda: roost.one.resume(session_id),
+        "pause": lambda: roost.one.pause(session_id),
+        "stop": lambda: roost.one.stop(session_id),
+        "checkpoint": lambda: client(roost.one).create(session_id, kind=Checkpoint.KIND_VOLUME),
+    }
+    failure = await failing(calls[verb]())
+    assert failure.reason in ("SESSION_STATE_CONFLICT", "CHECKPOINT_UNSUPPORTED")
+    assert (await roost.one.get(session_id)).end_reason == pb.END_REASON_REPLACED
+    assert (await roost.one.get(successor.session_id)).state == pb.Session.STATE_ACTIVE
+
+
+async def test_a_start_continues_a_replacing_start_without_an_owner(
+    roost: World, database_url: str
+) -> None:
+    replaced, successor = await broken_off(roost, database_url)
+    answer = await roost.one.start()
+    assert answer.session.session_id == successor.session_id
+    await roost.until_state(replaced.session_id, pb.Session.STATE_ENDED)
+
+
 @pytest.fixture
 async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """A Roost that saves state at every stop, and keeps no container over it."""
+    """Replicas that save the state at every stop and destroy the container."""
     async with world(emulator, database_url, persistence="checkpoint") as running:
         yield running
 
 
-async def test_what_may_be_destroyed_is_handed_to_nobody(saving: World) -> None:
-    """Its state is saved and it may go, when the provider refuses: a session that ran on it again
-    would lose it, and all that is done in it meanwhile, to whoever destroys what is not wanted.
+async def test_no_start_returns_a_container_that_may_be_destroyed(saving: World) -> None:
+    """Its state is saved and it may be destroyed, but the provider rejects that. A session that ran
+    on it again would lose it, and all later work in it, to the pass that destroys unwanted ones.
     """
     session = await counting(saving, 2)
     await saving.admin.set_fault("server_error", action="destroy", status=422, times=None)
@@ -139,11 +176,11 @@ async def test_what_may_be_destroyed_is_handed_to_nobody(saving: World) -> None:
     assert await saving.counter(answer.session) == "2"
 
 
-async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
+async def test_a_checkpoint_becomes_the_head_although_its_parent_was_deleted(
     roost: World, database_url: str
 ) -> None:
-    """What it descends from is deleted while it is written: a loss brings back this one, and not
-    what the user had rolled back from.
+    """Its parent is deleted while it is written: after a loss this checkpoint is restored, and not
+    the one from which the user had rolled back.
     """
     saved = client(roost.one)
     session = (await roost.one.start(spec=large(500_000, SLOW_MS="100"))).session
@@ -152,11 +189,11 @@ async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
     await saved.restore(session.session_id, checkpoint_id=first.checkpoint_id)
     writing = asyncio.create_task(saved.create(session.session_id))
 
-    async def begun() -> bool:
+    async def began() -> bool:
         counted = "SELECT count(*) FROM checkpoints WHERE state = 'WRITING'"
         return execute(database_url, counted) == [(1,)]
 
-    assert await eventually(begun)
+    assert await eventually(began)
     await saved.delete(first.checkpoint_id)
     newest = await writing
     await roost.destroy_behind_our_back(await roost.one.get(session.session_id))
@@ -167,7 +204,7 @@ async def test_a_checkpoint_is_the_sessions_own_whatever_is_deleted_meanwhile(
 
 
 async def on_a_volume(roost: World) -> pb.Session:
-    """A session at rest, its state saved in two snapshots: of two clicks, and of three."""
+    """A paused session with its state saved in two snapshots: after two clicks, and after three."""
     session = (await roost.one.start(spec=await mounting(roost))).session
     await roost.click_twice(session)
     await client(roost.one).create(session.session_id)
@@ -175,10 +212,10 @@ async def on_a_volume(roost: World) -> pb.Session:
     return await roost.one.stop(session.session_id)
 
 
-async def test_a_volume_of_another_checkpoint_is_never_taken_for_the_one_asked_for(
+async def test_a_restore_never_uses_the_volume_of_another_checkpoint(
     saving: World,
 ) -> None:
-    """A start made the newest's volume, and then no container; the older one is asked for."""
+    """A failed start left the newest snapshot's volume; the rollback asks for the older one."""
     session = await on_a_volume(saving)
     await saving.admin.set_fault("capacity", action="create", times=None)
     assert (await failing(saving.one.start())).reason == "PROVIDER_CAPACITY"
@@ -187,37 +224,38 @@ async def test_a_volume_of_another_checkpoint_is_never_taken_for_the_one_asked_f
     assert await saving.counter(back.session) == "2"
 
 
-async def test_a_provider_that_makes_no_volume_has_lost_no_snapshot(saving: World) -> None:
-    """It refuses, for whatever reason: all stays as it is, for the next start."""
+async def test_a_failure_to_create_a_volume_does_not_mean_a_lost_snapshot(saving: World) -> None:
+    """It rejects the call for another reason: both checkpoints stay READY for the next start."""
     await on_a_volume(saving)
     await saving.admin.set_fault("server_error", action="volume_create", status=422, times=None)
     assert (await failing(saving.one.start())).reason == "PROVIDER_REFUSED"
     await saving.admin.clear_faults()
-    kept = await client(saving.one).of()
-    assert [each.state for each in kept] == [Checkpoint.STATE_READY] * 2
+    taken = await client(saving.one).of()
+    assert [each.state for each in taken] == [Checkpoint.STATE_READY] * 2
     assert await saving.counter((await saving.one.start()).session) == "3"
 
 
 async def test_a_deletion_that_broke_off_can_be_repeated(roost: World, database_url: str) -> None:
-    """Whether it was done or not: the same call once more is a success, and not NOT_FOUND."""
+    """Whether or not it was executed, the same call again succeeds, without NOT_FOUND."""
     session = await counting(roost, 1)
     saved, once = client(roost.one), request_id()
-    kept = await saved.create(session.session_id)
+    taken = await saved.create(session.session_id)
     async with await psycopg.AsyncConnection.connect(database_url) as other:
         await other.execute("LOCK TABLE decisions IN EXCLUSIVE MODE")
-        failure = await failing(saved.delete(kept.checkpoint_id, request_id=once))
+        failure = await failing(saved.delete(taken.checkpoint_id, request_id=once))
     assert failure.code is grpc.StatusCode.UNAVAILABLE
-    await saved.delete(kept.checkpoint_id, request_id=once)
-    await saved.delete(kept.checkpoint_id, request_id=once)
+    await saved.delete(taken.checkpoint_id, request_id=once)
+    await saved.delete(taken.checkpoint_id, request_id=once)
     assert not await saved.of()
-    failure = await failing(saved.delete(kept.checkpoint_id, request_id=request_id()))
+    failure = await failing(saved.delete(taken.checkpoint_id, request_id=request_id()))
     assert failure.reason == "CHECKPOINT_MISSING"
 
 
-async def test_a_fresh_start_does_not_go_on_with_what_broke_off(
+@pytest.mark.replicas(2)
+async def test_a_fresh_start_does_not_continue_a_resume_that_broke_off(
     roost: World, database_url: str
 ) -> None:
-    """A resume broke off by a fault of our own. Who asks for a fresh session gets one."""
+    """A resume broke off by an internal error. A fresh start creates a new session."""
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     await roost.one.stop(session.session_id)
@@ -234,10 +272,10 @@ async def test_a_fresh_start_does_not_go_on_with_what_broke_off(
     assert await roost.counter(answer.session) == "0"
 
 
-async def test_who_comes_by_the_preview_while_an_idle_session_is_saved_finds_it_running(
+async def test_preview_traffic_while_an_idle_session_is_saved_keeps_it_running(
     emulator: Emulator, database_url: str
 ) -> None:
-    """What they do is in no checkpoint: the container stays, since its application is in use."""
+    """The user's later work is in no checkpoint: the container is kept while it is in use."""
     brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
     async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
         wanted = large(2_000_000, SLOW_MS="60")
@@ -245,41 +283,41 @@ async def test_who_comes_by_the_preview_while_an_idle_session_is_saved_finds_it_
         session = (await roost.one.start(spec=wanted)).session
 
         async def writing() -> bool:
-            await roost.one.running.background.keeper.shot()
+            await roost.one.running.background.due_pass.shot()
             return bool(await client(roost.one).of())
 
         assert await eventually(writing)
         await roost.counter(session, "/come")
-        kept = await roost.until_state(session.session_id, pb.Session.STATE_ACTIVE)
+        shown = await roost.until_state(session.session_id, pb.Session.STATE_ACTIVE)
         assert await roost.committed("destroy") == 0
-        assert await roost.counter(kept)
+        assert await roost.counter(shown)
 
 
-async def test_a_fork_takes_nobodys_volume(saving: World) -> None:
-    """The session that was forked rests without a container, so that its volume is free: it is its
-    own all the same.
+async def test_a_fork_does_not_take_the_volume_of_its_origin(saving: World) -> None:
+    """The forked session is paused without a container, so its volume is detached: the fork must
+    not take it.
     """
     session = (await saving.one.start(spec=await mounting(saving, state_hook=HOOK))).session
     await saving.click_twice(session)
     await saving.one.stop(session.session_id)
-    (kept,) = await client(saving.one).of()
-    failure = await failing(client(saving.one).fork(kept.checkpoint_id, "robin"))
+    (taken,) = await client(saving.one).of()
+    failure = await failing(client(saving.one).fork(taken.checkpoint_id, "robin"))
     assert failure.reason == "CHECKPOINT_UNSUPPORTED"
     assert await saving.counter((await saving.one.start()).session) == "2"
 
 
-async def test_a_hold_given_back_while_the_keeper_looks_is_not_overlooked(
+async def test_a_hold_released_during_a_due_pass_is_not_overlooked(
     roost: World, database_url: str
 ) -> None:
-    """The keeper read it held, and would not look again for a day."""
+    """The pass read the session with its hold, and would make it due in a day."""
     session = (await roost.one.start()).session
     name = {"session_id": session.session_id, "name": "build"}
-    held = rpc_pb.PutHoldRequest(**name, ttl=Duration(seconds=80_000))
-    await roost.one.stub.PutHold(held, timeout=TIMEOUT)
+    put = rpc_pb.PutHoldRequest(**name, ttl=Duration(seconds=80_000))
+    await roost.one.stub.PutHold(put, timeout=TIMEOUT)
     database = roost.one.running.database
     (claimed,) = await due.claim(database, 9, timedelta(seconds=30))
     await roost.one.stub.ReleaseHold(rpc_pb.ReleaseHoldRequest(**name), timeout=TIMEOUT)
-    step = keeping.next_step(claimed, Habits())
+    step = next_action.next_step(claimed, Timings())
     assert step.time is not None
     assert step.time > claimed.now + timedelta(hours=20)
     await due.defer(database, claimed.session, step.time)

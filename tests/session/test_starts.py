@@ -1,4 +1,4 @@
-"""StartSession: which rung it takes, what it says survived, what it costs."""
+"""StartSession: its rung, the continuity that it claims, and its cost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from tests.session.harness import World
 
+pytestmark = pytest.mark.replicas(1)
+
 ACTIVE = pb.Session.STATE_ACTIVE
 PAUSED = pb.Session.STATE_PAUSED
 ENDED = pb.Session.STATE_ENDED
 
 
 async def test_the_first_start_creates_and_the_preview_answers(roost: World) -> None:
-    """CREATED, with nothing claimed, and the container's own labels and name."""
+    """CREATED, with no continuity claimed, and the container's own labels and name."""
     answer = await roost.one.start()
     session = answer.session
     assert (answer.outcome, answer.continuity) == (pb.START_OUTCOME_CREATED, pb.CONTINUITY_NONE)
@@ -36,8 +38,9 @@ async def test_the_first_start_creates_and_the_preview_answers(roost: World) -> 
     assert len(made.labels["roost_installation"]) == 36
 
 
+@pytest.mark.replicas(2)
 async def test_a_second_start_reuses_without_any_provider_call(roost: World) -> None:
-    """The hot path: also at another replica, memory claimed because it was proved."""
+    """The hot path, also at another replica; memory is claimed because it was verified."""
     first = await roost.one.start()
     await roost.calls()
     second = await roost.two.start()
@@ -48,8 +51,9 @@ async def test_a_second_start_reuses_without_any_provider_call(roost: World) -> 
     assert await roost.calls() == []
 
 
+@pytest.mark.replicas(2)
 async def test_stop_and_start_keep_the_counter_at_two(roost: World) -> None:
-    """The fault that Roost ends: what was 2 is 2 again, and memory is proved."""
+    """The main promise: a counter at 2 is at 2 again, and memory is verified."""
     first = await roost.one.start()
     await roost.click_twice(first.session)
     stopped = await roost.two.stop(first.session.session_id)
@@ -64,7 +68,7 @@ async def test_stop_and_start_keep_the_counter_at_two(roost: World) -> None:
 
 
 async def test_a_stopped_session_restarts_with_its_files(roost: World) -> None:
-    """Depth STOPPED: files are kept, memory is not, and nobody claims otherwise."""
+    """Depth STOPPED: files are kept, memory is not, and the answer claims files only."""
     asked = spec(env={"COUNTER_FILE": "count"})
     first = await roost.one.start(spec=asked)
     await roost.click_twice(first.session)
@@ -77,7 +81,7 @@ async def test_a_stopped_session_restarts_with_its_files(roost: World) -> None:
 
 
 async def test_files_are_not_claimed_of_an_ephemeral_root_file_system(roost: World) -> None:
-    """A container that loses its files at a stop brings back nothing."""
+    """A container that loses its files at a stop restores nothing."""
     first = await roost.one.start(spec=spec(ephemeral_root_filesystem=True))
     await roost.one.pause(first.session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     again = await roost.one.start()
@@ -87,8 +91,8 @@ async def test_files_are_not_claimed_of_an_ephemeral_root_file_system(roost: Wor
     )
 
 
-async def test_fresh_replaces_and_the_old_one_can_come_back(roost: World) -> None:
-    """The old machine is put to rest once the new one stands; undelete brings it back."""
+async def test_fresh_replaces_a_session_that_undelete_can_restore(roost: World) -> None:
+    """The old machine is paused once the new one is up; undelete makes it usable again."""
     old = (await roost.one.start()).session
     await roost.click_twice(old)
     fresh = await roost.one.start(mode=pb.START_MODE_FRESH)
@@ -115,7 +119,7 @@ async def test_fresh_replaces_and_the_old_one_can_come_back(roost: World) -> Non
 
 
 async def test_a_failed_fresh_gives_the_old_session_back(roost: World) -> None:
-    """The create fails: the user stands with what was there, never with neither."""
+    """The create fails and the user keeps the old session."""
     old = (await roost.one.start()).session
     await roost.click_twice(old)
     await roost.admin.set_fault("capacity", action="create", times=None)
@@ -130,8 +134,9 @@ async def test_a_failed_fresh_gives_the_old_session_back(roost: World) -> None:
     assert await roost.counter(again.session) == "2"
 
 
+@pytest.mark.replicas(2)
 async def test_fail_if_live_never_joins_and_never_replaces(roost: World) -> None:
-    """With nothing there it creates; with something there it refuses."""
+    """Without a live session it creates one; with one it fails."""
     first = await roost.one.start(mode=pb.START_MODE_FAIL_IF_LIVE)
     assert first.outcome == pb.START_OUTCOME_CREATED
     failure = await failing(roost.two.start(mode=pb.START_MODE_FAIL_IF_LIVE))
@@ -149,8 +154,8 @@ async def test_slots_are_sessions_of_their_own(roost: World) -> None:
     assert same.session.session_id == first.session.session_id
 
 
-async def test_another_spec_is_told_and_the_old_container_goes_on(roost: World) -> None:
-    """A running container keeps its environment; the reply says that another was asked for."""
+async def test_a_changed_spec_is_reported_and_the_old_container_kept(roost: World) -> None:
+    """A running container keeps its environment. The answer says that the specs differ."""
     first = await roost.one.start(spec=spec(env={"A": "1"}))
     second = await roost.one.start(spec=spec(env={"A": "2"}))
     kinds = [condition.type for condition in second.session.conditions]
@@ -160,8 +165,8 @@ async def test_another_spec_is_told_and_the_old_container_goes_on(roost: World) 
     assert not same.session.conditions
 
 
-async def test_preview_tells_and_changes_nothing(roost: World) -> None:
-    """What would happen, before it does: create, reuse, resume, refuse."""
+async def test_preview_predicts_and_changes_nothing(roost: World) -> None:
+    """The outcome of a start before it is made: create, reuse, resume, reject."""
 
     async def preview(**fields: object) -> rpc_pb.PreviewStartResponse:
         start = rpc_pb.StartSessionRequest(key=key(), **fields)  # type: ignore[arg-type]  # any field
@@ -174,13 +179,13 @@ async def test_preview_tells_and_changes_nothing(roost: World) -> None:
     running = await preview()
     assert (running.outcome, list(running.rungs)) == (pb.START_OUTCOME_REUSED, [pb.RUNG_LIVE])
     await roost.one.stop(session.session_id)
-    resting = await preview()
-    assert resting.outcome == pb.START_OUTCOME_RESUMED
-    assert list(resting.rungs) == [pb.RUNG_RESUME, pb.RUNG_CREATE]
-    assert resting.candidates[0].session_id == session.session_id
-    assert resting.expected_continuity == pb.CONTINUITY_MEMORY
-    refused = await preview(mode=pb.START_MODE_FAIL_IF_LIVE)
-    assert refused.error_reason == "LIVE_SESSION_EXISTS"
+    paused = await preview()
+    assert paused.outcome == pb.START_OUTCOME_RESUMED
+    assert list(paused.rungs) == [pb.RUNG_RESUME, pb.RUNG_CREATE]
+    assert paused.candidates[0].session_id == session.session_id
+    assert paused.expected_continuity == pb.CONTINUITY_MEMORY
+    rejected = await preview(mode=pb.START_MODE_FAIL_IF_LIVE)
+    assert rejected.error_reason == "LIVE_SESSION_EXISTS"
     fresh = await preview(mode=pb.START_MODE_FRESH)
     assert fresh.outcome == pb.START_OUTCOME_CREATED
     assert (await roost.one.get(session.session_id)).state == PAUSED
@@ -188,7 +193,7 @@ async def test_preview_tells_and_changes_nothing(roost: World) -> None:
 
 
 async def test_every_call_leaves_a_decision_that_explains_it(roost: World) -> None:
-    """What was known, which rule decided, which rungs were tried."""
+    """It records the facts, the deciding rule and the attempted rungs."""
     session = (await roost.one.start()).session
     await roost.one.stop(session.session_id)
     await roost.one.start()
@@ -218,7 +223,7 @@ async def test_provider_calls_per_outcome_are_as_the_readme_says(
 
 
 async def test_the_container_is_shown_with_its_state_and_url(roost: World) -> None:
-    """The row's own record of it, kept true by every transition."""
+    """The container's state in the row, which every transition updates."""
     session = (await roost.one.start()).session
     assert session.container.state == container_pb.CONTAINER_STATE_STARTED
     assert session.container.container_id in session.container.url
@@ -229,7 +234,7 @@ async def test_the_container_is_shown_with_its_state_and_url(roost: World) -> No
 async def test_fresh_without_a_spec_takes_the_projects_or_the_replaced_ones(
     emulator: Emulator, database_url: str
 ) -> None:
-    """Where no default image is configured a new key has to say what it is made of."""
+    """Without a configured default image the first start of a key must give an image."""
     async with world(emulator, database_url, default_image="") as roost:
         failure = await failing(roost.one.start())
         assert (failure.reason, failure.fields) == ("INVALID_FIELD", ("spec.image",))

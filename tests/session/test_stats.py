@@ -1,4 +1,4 @@
-"""The five figures: equal to a plain recount of the rows, quick, and right about real sessions."""
+"""GetSessionStats: equal to a plain recount of the rows, fast, and right about real sessions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
 import grpc
 import psycopg
@@ -21,24 +20,26 @@ from bench import stats as filling
 from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service import janitor
-from session_service.domain.figures import Day, Figures, Latency, Span, Started, Tries
 from session_service.domain.session import AttemptResult, Outcome, Rung
-from session_service.figures.stats import Stats
-from session_service.rpc.times import timestamp
+from session_service.domain.stats import Day, Figures, Latency, Span, Started, Tries
+from session_service.reconcile import retention
+from session_service.rpc.fields import timestamp
+from session_service.stats.service import Stats
 from session_service.storage.database import Database
 from session_service.storage.migrate import engine_url, upgrade
+from tests.cases import each
 from tests.container.harness import failing
-from tests.session.ageing import IDLE, due, kept, quiet, sql
+from tests.session.ageing import IDLE, make_due, make_idle, run_due_pass, sql
 from tests.session.harness import TIMEOUT, Replica, World, request_id
 from tests.session.test_choices import offered, policies
 from tests.session.test_process import NOWHERE, launch, outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
-    from pathlib import Path
 
-#: ROOST_STATS_ROWS=1000000 is the size that the promise about speed is about.
+pytestmark = pytest.mark.replicas(1)
+
+#: ROOST_STATS_ROWS=1000000 is the size for which a speed is promised.
 ROWS = int(os.environ.get("ROOST_STATS_ROWS", "20000"))
 FULL = 1_000_000
 MOST_MS = 200.0
@@ -49,7 +50,7 @@ Row = dict[str, Any]
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """A pool on the test's own database."""
+    """A pool on the test's database."""
     async with Database(database_url, max_size=2) as opened:
         yield opened
 
@@ -68,7 +69,7 @@ async def all_rows(url: str, table: str) -> list[Row]:
 
 
 def percentile(took: list[timedelta], part: float) -> timedelta:
-    """The smallest that so large a part is at most."""
+    """The percentile: the smallest value that this share of the values does not exceed."""
     return sorted(took)[max(0, math.ceil(part * len(took)) - 1)]
 
 
@@ -89,12 +90,12 @@ def started(rows: Iterable[Row]) -> dict[Outcome, Started]:
 
 
 def midnight(time: datetime) -> datetime:
-    """The beginning of its day, by UTC."""
+    """The start of its day in UTC."""
     return time.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def within(rows: list[Row], span: Span, column: str) -> list[Row]:
-    """Those of the span."""
+    """The rows of the span."""
     return [
         row
         for row in rows
@@ -105,7 +106,7 @@ def within(rows: list[Row], span: Span, column: str) -> list[Row]:
 
 
 def check(figures: Figures, decisions: list[Row], ends: list[Row]) -> None:
-    """Compare with what a plain count of all rows gives."""
+    """Compare the statistics with a plain count of all rows."""
     span = figures.span
     mine = within(decisions, span, "create_time")
     starts = [row for row in mine if row["method"] in STARTS]
@@ -117,8 +118,8 @@ def check(figures: Figures, decisions: list[Row], ends: list[Row]) -> None:
     assert figures.whole.reuse_rate == (reused / len(answered) if answered else 0)
     assert figures.joins == sum(row["joined"] for row in fine)
     assert figures.replays == sum(row["replay_count"] for row in starts)
-    refused = [row["error"]["reason"] for row in starts if row["error"] is not None]
-    assert figures.refusals == Counter(refused)
+    rejected = [row["error"]["reason"] for row in starts if row["error"] is not None]
+    assert figures.refusals == Counter(rejected)
 
     tried: dict[Rung, Tries] = {}
     creations: Counter[datetime] = Counter()
@@ -146,7 +147,7 @@ def check(figures: Figures, decisions: list[Row], ends: list[Row]) -> None:
 
 
 async def at_midnight(url: str, now: datetime) -> None:
-    """Let some of the project's reuses come in the very moment in which a day begins."""
+    """Move some of the project's reuses to the first moment of a day."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute(
             "UPDATE decisions SET create_time = %(time)s, finish_time = %(time)s WHERE decision_id"
@@ -157,7 +158,7 @@ async def at_midnight(url: str, now: datetime) -> None:
 
 
 def between_reuses(decisions: list[Row]) -> Span:
-    """From the moment of one of the project's reuses to that of a later one."""
+    """A span from the time of one of the project's reuses to that of a later one."""
     times = sorted(
         row["create_time"]
         for row in decisions
@@ -168,7 +169,7 @@ def between_reuses(decisions: list[Row]) -> Span:
 
 @pytest.mark.timeout(600)
 async def test_the_figures_equal_a_plain_recount(database: Database, database_url: str) -> None:
-    """Of a project and of all, of whole and of odd spans, of an empty one; quick at full size."""
+    """For one project and for all; for whole days, odd spans and an empty one; and fast."""
     seed = int.from_bytes(os.urandom(4))
     print(f"seed {seed}")
     now = datetime.now(UTC)
@@ -184,7 +185,7 @@ async def test_the_figures_equal_a_plain_recount(database: Database, database_ur
         "across midnights": Span("default", "project-3", now - 30 * DAY, now - odd),
         "from a reuse to a reuse": between_reuses(decisions),
         "another tenant": Span("other", None, now - 40 * DAY, now),
-        "nothing": Span("default", "nobody's", now - 40 * DAY, now),
+        "nothing": Span("default", "unknown", now - 40 * DAY, now),
         "the future": Span("default", None, now + DAY, now + 2 * DAY),
     }
     for name, span in spans.items():
@@ -212,7 +213,7 @@ async def figures_of(
 
 
 def rungs(answer: rpc_pb.GetSessionStatsResponse) -> dict[str, tuple[int, int, int]]:
-    """By rung: tried, succeeded, degraded."""
+    """By rung: attempts, succeeded, degraded."""
     return {
         pb.Rung.Name(row.rung).removeprefix("RUNG_"): (
             row.attempt_count,
@@ -231,8 +232,9 @@ def by_outcome(answer: rpc_pb.GetSessionStatsResponse) -> dict[str, int]:
     }
 
 
-async def test_what_sessions_did_is_counted(roost: World) -> None:
-    """Each call once and as what it was; of another project nothing."""
+@pytest.mark.replicas(2)
+async def test_starts_are_counted_by_outcome(roost: World) -> None:
+    """Each call counts once, by its outcome; other projects do not count."""
     one = roost.one
     session = (await one.start("wren")).session
     for _ in range(3):
@@ -267,8 +269,9 @@ async def test_what_sessions_did_is_counted(roost: World) -> None:
     assert (await figures_of(one, "")).start_count == 6
 
 
-async def test_joiners_are_apart(roost: World) -> None:
-    """One leads and creates; who waits with it is neither a start nor a creation more."""
+@pytest.mark.replicas(2)
+async def test_joiners_are_counted_separately(roost: World) -> None:
+    """One call leads and creates. The calls that join it add neither starts nor creations."""
     await asyncio.gather(*(replica.start("wren") for replica in [roost.one, roost.two] * 4))
     found = await figures_of(roost.one)
     assert found.container_creation_count == 1
@@ -277,8 +280,8 @@ async def test_joiners_are_apart(roost: World) -> None:
     assert rungs(found) == {"CREATE": (1, 1, 0)}
 
 
-async def test_what_users_choose_is_counted(roost: World) -> None:
-    """Asked, and by the preference that they gave; being asked is told among the refusals."""
+async def test_the_choices_of_users_are_counted(roost: World) -> None:
+    """When asked, and by a saved preference. CHOICE_REQUIRED counts among the refusals."""
     one = roost.one
     asks = pb.Policy(persistence=pb.Policy.PERSISTENCE_ASK)
     request = policy_pb.UpdateProjectPolicyRequest(project_id="nest", policy=asks)
@@ -304,7 +307,7 @@ async def ends(replica: Replica) -> dict[str, str]:
 
 
 async def test_every_end_leaves_a_row_that_outlives_the_session(roost: World) -> None:
-    """A call's, a FRESH start's, the keeper's; an undelete takes it back; a purge adds none."""
+    """An end by a call, a FRESH start or the reconciler. An undelete deletes the row again."""
     one = roost.one
     ended = (await one.start("wren")).session
     await one.end(ended.session_id)
@@ -314,8 +317,8 @@ async def test_every_end_leaves_a_row_that_outlives_the_session(roost: World) ->
     await one.pause(expired.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
     await sql(one, "UPDATE sessions SET pause_time = now() - interval '31 days' WHERE user_id = %s",
               "finch")  # fmt: skip
-    await due(roost, expired)
-    await kept(one)
+    await make_due(roost, expired)
+    await run_due_pass(one)
     await roost.until_state(replaced.session_id, pb.Session.STATE_ENDED)
     await roost.until_state(expired.session_id, pb.Session.STATE_ENDED)
     assert await ends(one) == {
@@ -335,8 +338,8 @@ async def test_every_end_leaves_a_row_that_outlives_the_session(roost: World) ->
     assert len(await ends(one)) == 4
     (before,) = await sql(one, "SELECT max(end_time) FROM session_ends")
     await sql(one, "UPDATE sessions SET purge_time = now() - interval '1 hour'")
-    await due(roost, replaced, expired)
-    await kept(one)
+    await make_due(roost, replaced, expired)
+    await run_due_pass(one)
     assert await sql(one, "SELECT max(end_time) FROM session_ends") == [before]
 
     starts = (await figures_of(one)).start_count
@@ -346,8 +349,8 @@ async def test_every_end_leaves_a_row_that_outlives_the_session(roost: World) ->
     assert found.start_count == starts == 4
 
 
-async def test_a_session_that_never_stood_has_not_lived(roost: World) -> None:
-    """It is told among the ends, and is no part of the average."""
+async def test_a_session_that_never_came_up_has_no_lifetime(roost: World) -> None:
+    """It counts among the ends, and not in the average lifetime."""
     await roost.admin.set_fault("capacity", action="create", times=None)
     failure = await failing(roost.one.start("wren"))
     assert failure.reason == "PROVIDER_CAPACITY"
@@ -361,20 +364,20 @@ async def test_a_session_that_never_stood_has_not_lived(roost: World) -> None:
     assert rungs(found)["CREATE"][1:] == (0, 0)
 
 
-async def test_what_ends_by_its_policy_leaves_a_row(roost: World) -> None:
-    """The keeper's idle pause of a session that keeps nothing over one."""
+async def test_an_end_by_policy_leaves_a_row(roost: World) -> None:
+    """The idle pause of a session that keeps nothing ends it."""
     policy = pb.Policy(persistence=pb.Policy.PERSISTENCE_EPHEMERAL)
     policy.idle_timeout.FromTimedelta(IDLE)
     session = (await roost.one.start("wren", policy=policy)).session
-    await quiet(roost, session)
-    await kept(roost.one)
+    await make_idle(roost, session)
+    await run_due_pass(roost.one)
     assert await ends(roost.one) == {session.session_id: "EPHEMERAL"}
 
 
-async def test_ends_go_when_their_time_is_over(database: Database, database_url: str) -> None:
-    """With the decisions, by the janitor."""
+async def test_rows_of_ends_are_deleted_by_retention(database: Database, database_url: str) -> None:
+    """Retention deletes them with the decisions."""
     await filling.fill(database_url, 2000, 1, datetime.now(UTC))
-    tidied = await janitor.tidy(database, DAY, timedelta(days=7, hours=1))
+    tidied = await retention.run_pass(database, DAY, timedelta(days=7, hours=1))
     assert (tidied.decisions, tidied.ends) == (1000, 50)
 
 
@@ -383,7 +386,7 @@ async def test_ends_go_when_their_time_is_over(database: Database, database_url:
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
+@each(
     ("request_", "fields"),
     [
         (rpc_pb.GetSessionStatsRequest(), ("from_time", "to_time")),
@@ -406,10 +409,10 @@ NOW = datetime(2026, 7, 1, tzinfo=UTC)
         ),
     ],
 )
-async def test_a_wrong_span_is_refused_by_its_field(
+async def test_a_wrong_span_is_rejected_naming_its_fields(
     roost: World, request_: rpc_pb.GetSessionStatsRequest, fields: tuple[str, ...]
 ) -> None:
-    """INVALID_FIELD, naming all that is wrong."""
+    """INVALID_FIELD, with every wrong field."""
     failure = await failing(roost.one.stub.GetSessionStats(request_, timeout=TIMEOUT))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert failure.fields == fields
@@ -433,10 +436,10 @@ FROM generate_series(1, 600) AS n
 """
 
 
-def test_an_upgrade_finds_out_whose_project_old_rows_are_about(
+def test_an_upgrade_fills_in_the_projects_of_old_rows(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In batches; those whose session is gone have none. It may be run again where it broke off."""
+    """In batches. Rows whose session is gone get none. An interrupted migration may run again."""
     engine = sa.create_engine(engine_url(empty_database_url), poolclass=sa.NullPool)
     upgrade(empty_database_url, "0007")
     with engine.begin() as connection:
@@ -444,7 +447,7 @@ def test_an_upgrade_finds_out_whose_project_old_rows_are_about(
         connection.execute(sa.text(_OLD_DECISION))
     upgrade(empty_database_url, "0008")
     with engine.begin() as connection:
-        # As if a run before had been killed in its middle.
+        # As if an earlier run had been killed halfway.
         connection.execute(sa.text("CREATE INDEX decisions_project ON decisions (tenant)"))
     upgrade(empty_database_url)
     with engine.connect() as connection:
@@ -457,12 +460,12 @@ def test_an_upgrade_finds_out_whose_project_old_rows_are_about(
         (None, 100),
     ]
 
-    async def whole() -> Figures:
+    async def all_figures() -> Figures:
         now = datetime.now(UTC) + DAY
         async with Database(empty_database_url, max_size=2) as database:
             return await Stats(database).figures(Span("default", None, now - 2 * DAY, now))
 
-    figures = asyncio.run(whole())
+    figures = asyncio.run(all_figures())
     assert figures.ends == {"REQUESTED": 2}
     assert figures.average_lifetime == timedelta(hours=1)
 
@@ -475,21 +478,18 @@ async def run_stats(database_url: str, *arguments: str) -> tuple[int | None, str
     return await outcome(await launch("stats", *arguments, ROOST_DATABASE_URL=database_url))
 
 
-async def test_the_command_tells_what_the_call_tells(
-    roost: World, database_url: str, tmp_path: Path
-) -> None:
-    """As a table, as the same message in JSON, and as a picture."""
+async def test_the_command_shows_the_figures_of_the_call(roost: World, database_url: str) -> None:
+    """As a table, and as the same message in JSON."""
     await roost.one.start("wren")
     await roost.one.start("wren")
     until = (datetime.now(UTC) + DAY).replace(microsecond=0)
     span = ("--project", "nest", "--from", (until - 2 * DAY).isoformat(), "--to", str(until))
-    status, told, err = await run_stats(database_url, *span, "--svg", str(tmp_path / "a.svg"))
+    status, out, err = await run_stats(database_url, *span)
     assert (status, err) == (0, "")
-    assert "50.0 %   1 of 2 starts found a running container" in told
-    assert ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert "50.0 %   1 of 2 starts found a running container" in out
 
-    status, told, _ = await run_stats(database_url, *span, "--json")
-    message = json_format.Parse(told, rpc_pb.GetSessionStatsResponse())
+    status, out, _ = await run_stats(database_url, *span, "--json")
+    message = json_format.Parse(out, rpc_pb.GetSessionStatsResponse())
     request = rpc_pb.GetSessionStatsRequest(
         project_id="nest", from_time=timestamp(until - 2 * DAY), to_time=timestamp(until)
     )
@@ -513,10 +513,15 @@ async def test_a_wrong_span_is_one_clear_line(arguments: tuple[str, ...], line: 
     assert line in err.splitlines()[-1]
 
 
-async def test_a_picture_that_cannot_be_written_is_one_clear_line(database_url: str) -> None:
-    status, _, err = await run_stats(database_url, "--svg", "/nowhere/a.svg")
-    assert status == 2
-    assert err.startswith("session_service stats: --svg: ")
+@pytest.mark.parametrize("arguments", [("--svg", "a.svg"), ("--svg=a.svg",), ("--svg",)])
+async def test_the_former_option_svg_names_the_dashboard(arguments: tuple[str, ...]) -> None:
+    """In one line, before anything is read from the database."""
+    status, out, err = await run_stats(NOWHERE, *arguments)
+    assert (status, out) == (2, "")
+    assert err == (
+        "session_service stats: --svg no longer exists; the Grafana dashboard "
+        "docs/grafana/roost.json in the repository of Roost draws the five statistics\n"
+    )
 
 
 async def test_a_database_that_does_not_answer_is_one_clear_line() -> None:

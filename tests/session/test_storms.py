@@ -1,6 +1,6 @@
-"""Storms with Fly's rate limits in force: many starts at once, and an outage in the middle of them.
+"""Storms under Fly's rate limits: many starts at once, and an outage in the middle of them.
 
-ROOST_STORM_SIZE says how many sessions of one user wake at once; try 500.
+ROOST_STORM_SIZE is the number of sessions of one user that resume at once; try 500.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from container_service.containers.outages import OUTAGE_SECONDS
 from container_service.main import serve as serve_containers
-from container_service.outages import OUTAGE_SECONDS
 from local.fly.admin import Admin
 from local.fly.emulator import serve
 from local.fly.settings import Settings
@@ -30,7 +30,7 @@ from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
 from tests.agent.processes import service
 from tests.container.harness import TOKEN, UNPACED, config_for, failing, make_app, read_failure
 from tests.eventually import eventually
-from tests.session.database_front import fronted
+from tests.session.database_faults import fronted
 from tests.session.harness import Replica, key, replica, request_id, session_config, world
 from tests.session.test_hard_cases import SILENT, rows
 
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SIZE = int(os.environ.get("ROOST_STORM_SIZE", "60"))
-#: One call, in s: as long as a transition may take.
+#: The timeout of one call, in s: the longest duration of a transition.
 PATIENCE = 120.0
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 @dataclass
-class Sea:
-    """Two replicas over a container_service that keeps to Fly's limits; a builder that need not."""
+class StormRig:
+    """Two replicas over a container_service that obeys Fly's limits, and an unlimited builder."""
 
     admin: Admin
     replicas: list[Replica]
@@ -59,14 +59,14 @@ class Sea:
     began: float = field(default_factory=time.monotonic)
 
     async def build(self, keys: Sequence[pb.SessionKey]) -> dict[str, pb.Session]:
-        """Sessions that rest suspended, by key, made as fast as the machine allows."""
+        """Suspended sessions by key, created as fast as the machine allows."""
         built: dict[str, pb.Session] = {}
-        places = asyncio.Semaphore(16)
+        slots = asyncio.Semaphore(16)
 
         async def one(where: pb.SessionKey) -> None:
-            async with places:
-                begun = await until_started(self.builder, where, Counter())
-                session_id = begun.session.session_id
+            async with slots:
+                started = await until_started(self.builder, where, Counter())
+                session_id = started.session.session_id
                 built[name(where)] = await repeated(lambda: self.builder.stop(session_id))
 
         await asyncio.gather(*(one(where) for where in keys))
@@ -74,14 +74,14 @@ class Sea:
         return built
 
     async def limits_on(self) -> int:
-        """Put Fly's limits in force; the sequence of the last request before."""
-        # One value from its making on: it is the emulator of these tests that changes its mind.
+        """Put Fly's limits in force; return the sequence number of the last request before."""
+        # The setting is frozen for the emulator; only these tests change it while it runs.
         object.__setattr__(self.settings, "limits", True)
         seen = await self.admin.requests()
         return seen[-1].sequence if seen else 0
 
     async def statuses(self, after: int, *actions: str) -> Counter[int | None]:
-        """How often Fly answered with each status, to these actions or to any."""
+        """How often Fly answered with each status to these actions, or to all."""
         seen = await self.admin.requests(after)
         return Counter(r.status for r in seen if not actions or r.action in actions)
 
@@ -98,7 +98,7 @@ def name(where: pb.SessionKey) -> str:
 async def start(
     replica_: Replica, where: pb.SessionKey, once: str = ""
 ) -> rpc_pb.StartSessionResponse:
-    """StartSession, with all the time there is."""
+    """StartSession with a timeout of PATIENCE."""
     request = rpc_pb.StartSessionRequest(key=where, request_id=once)
     return await replica_.stub.StartSession(request, timeout=PATIENCE)
 
@@ -106,13 +106,13 @@ async def start(
 async def until_started(
     replica_: Replica, where: pb.SessionKey, refusals: Counter[str]
 ) -> rpc_pb.StartSessionResponse:
-    """Start, repeating the same call as its refusals say."""
+    """Start, repeating the call when a failure says so."""
     once = request_id()
     return await repeated(lambda: start(replica_, where, once), refusals)
 
 
 async def repeated(call: Callable[[], Awaitable[T]], refusals: Counter[str] | None = None) -> T:
-    """Repeat a call as its refusals say, as any caller should; count them."""
+    """Repeat a call after the delay that each failure gives, and count the failures."""
     while True:
         try:
             return await call()
@@ -126,7 +126,7 @@ async def repeated(call: Callable[[], Awaitable[T]], refusals: Counter[str] | No
 
 
 @asynccontextmanager
-async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[Sea]:
+async def storm_rig(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[StormRig]:
     """Two replicas over one container_service and an emulator. Any: fields of every type."""
     settings = Settings(
         data=tmp_path / "fly",
@@ -148,7 +148,7 @@ async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[
         unpaced = await stack.enter_async_context(serve_containers(hasty))
         containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
         values: dict[str, Any] = {
-            # A guest that only sleeps, and whose preview nobody asks: the storm is of Fly's API.
+            # A guest that only sleeps, and no request to its preview: only Fly's API is under load.
             "default_image": "roost/base",
             "url_template": "",
             "start_budget": timedelta(seconds=PATIENCE),
@@ -163,37 +163,37 @@ async def sea(tmp_path: Path, database_url: str, **more: Any) -> AsyncGenerator[
             await stack.enter_async_context(replica(config(containers.target, **more)))
             for _ in range(2)
         ]
-        yield Sea(admin, replicas, builder, settings)
+        yield StormRig(admin, replicas, builder, settings)
 
 
 @pytest.mark.timeout(600)
-async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
+async def test_a_storm_of_resumes_of_one_user_does_not_delay_the_others(
     tmp_path: Path, database_url: str
 ) -> None:
-    """No 429 anywhere, one outcome each, and who comes last of all waits his share alone."""
-    places = max(4, SIZE // 64)
-    async with sea(tmp_path, database_url, concurrent_starts=places) as waters:
+    """No 429, one outcome each, and a late user waits only for its fair share of the queue."""
+    slots = max(4, SIZE // 64)
+    async with storm_rig(tmp_path, database_url, concurrent_starts=slots) as rig:
         storm = [key("storm", str(n)) for n in range(SIZE)]
         others = [key(f"wren{n}") for n in range(5)]
-        built = await waters.build([*storm, *others])
-        mark = await waters.limits_on()
-        woken: list[tuple[str, float]] = []
-        begun = time.monotonic()
+        built = await rig.build([*storm, *others])
+        mark = await rig.limits_on()
+        resumed: list[tuple[str, float]] = []
+        began = time.monotonic()
 
         async def wake(number: int, where: pb.SessionKey) -> rpc_pb.StartSessionResponse:
-            answer = await start(waters.replicas[number % 2], where, request_id())
-            woken.append((name(where), time.monotonic() - begun))
+            answer = await start(rig.replicas[number % 2], where, request_id())
+            resumed.append((name(where), time.monotonic() - began))
             return answer
 
         calls = [asyncio.create_task(wake(n, where)) for n, where in enumerate(storm)]
 
         async def all_wait() -> bool:
-            """Whether the whole storm stands in the queue: what is measured is that alone."""
+            """Whether the whole storm is queued, so that the measurement covers the queue alone."""
             found = await rows(database_url, "SELECT 1 FROM sessions WHERE state = 'PAUSED'")
             return len(found) == len(others)
 
         await eventually(all_wait, timeout=PATIENCE)
-        late, ahead = time.monotonic() - begun, len(woken)
+        late, ahead = time.monotonic() - began, len(resumed)
         calls += [asyncio.create_task(wake(n, where)) for n, where in enumerate(others)]
         answers = await asyncio.gather(*calls)
 
@@ -201,38 +201,38 @@ async def test_a_wake_storm_of_one_user_is_no_storm_for_the_others(
             assert answer.outcome == pb.START_OUTCOME_RESUMED
             assert answer.continuity == pb.CONTINUITY_MEMORY
             assert answer.continuity_verified
-        assert (await waters.statuses(mark))[429] == 0
-        assert {n for n, _ in woken} == set(built)
-        starts = await waters.committed("start")
+        assert (await rig.statuses(mark))[429] == 0
+        assert {n for n, _ in resumed} == set(built)
+        starts = await rig.committed("start")
         for session in built.values():
             assert starts[session.session_id] == 1
-            decisions = await waters.replicas[0].decisions(session.session_id)
+            decisions = await rig.replicas[0].decisions(session.session_id)
             outcomes = [d.outcome for d in decisions if d.outcome]
             assert outcomes == [pb.START_OUTCOME_RESUMED, pb.START_OUTCOME_CREATED]
 
-        times = dict(woken)
+        times = dict(resumed)
         waits = [times[name(where)] - late for where in others]
-        order = [n for n, _ in woken]
+        order = [n for n, _ in resumed]
         behind = max(order.index(name(where)) for where in others) + 1 - ahead - len(others)
         print(
-            f"{SIZE} + {len(others)} sessions, 2 x {places} places: all woken after"
-            f" {woken[-1][1]:.2f} s; who came {late:.2f} s late waited {max(waits):.2f} s at most,"
+            f"{SIZE} + {len(others)} sessions, 2 x {slots} slots: all resumed after"
+            f" {resumed[-1][1]:.2f} s; users {late:.2f} s late waited {max(waits):.2f} s at most,"
             f" {behind} of the storm before the last of them"
         )
-        # On each replica those at work, then a turn each for storm and others, then those at work.
-        fair = 2 * (places + len(others) + 1 + places)
-        # And what was woken while the late ones were still being written down.
+        # Per replica: those running, then one each of the storm and the others, then those running.
+        fair = 2 * (slots + len(others) + 1 + slots)
+        # Some of the storm are resumed while the late starts are still being committed.
         assert behind <= fair + SIZE // 10 < SIZE * 0.75
 
 
-async def test_who_comes_in_the_middle_of_a_storm_waits_for_few_of_it(
+async def test_a_start_during_a_storm_waits_for_few_of_it(
     migrated_database: str,
 ) -> None:
-    """The first steps of starts, before any stands in the queue for the provider, are as fair.
+    """The database slots of starts are fair too, before any start is queued for the provider.
 
-    Nobody says which image, so that after their first steps all are refused. The database is some
-    way off, so that connections to it are what there is too little of; and the service a process of
-    its own: sharing our event loop it would have answered all before we hear of the first.
+    No start gives an image, so each fails after its first statements. The database is slow, so that
+    its connections are scarce. The service runs in a process of its own: in this event loop it
+    would have answered all starts before the test sees the first answer.
     """
     size, through = 5 * SIZE, list[str]()
     target = f"127.0.0.1:{free_port()}"
@@ -244,78 +244,78 @@ async def test_who_comes_in_the_middle_of_a_storm_waits_for_few_of_it(
         stub = SessionServiceStub(channel)
         fault.slow(0.01)
 
-        async def refused(where: pb.SessionKey) -> None:
+        async def fails(where: pb.SessionKey) -> None:
             request = rpc_pb.StartSessionRequest(key=where)
             failure = await failing(stub.StartSession(request, timeout=PATIENCE))
             assert failure.reason == "INVALID_FIELD", failure
             through.append(where.user_id)
 
-        storm = [asyncio.create_task(refused(key("storm", str(n)))) for n in range(size)]
+        storm = [asyncio.create_task(fails(key("storm", str(n)))) for n in range(size)]
         await asyncio.wait(storm, return_when=asyncio.FIRST_COMPLETED)
         before = len(through)
-        await refused(key("wren"))
+        await fails(key("wren"))
         ahead = through.index("wren") - before
-        print(f"{before} of {size} were through, and {ahead} more before who came then")
+        print(f"{before} of {size} were answered before the late start, {ahead} more before it")
         await asyncio.gather(*storm)
         assert ahead < (size - before) * 0.75
 
 
 @pytest.mark.timeout(120)
 async def test_a_storm_of_creates_queues_and_none_fails(tmp_path: Path, database_url: str) -> None:
-    """One create a second and three at once is what Fly lets an app do; resumes go on past it."""
-    async with sea(tmp_path, database_url, concurrent_creates=1) as waters:
-        built = await waters.build([key("resting")])
-        mark = await waters.limits_on()
+    """Fly lets an app create one machine a second, three at once. Resumes are not delayed by it."""
+    async with storm_rig(tmp_path, database_url, concurrent_creates=1) as rig:
+        built = await rig.build([key("paused")])
+        mark = await rig.limits_on()
         storm = [key("storm", str(n)) for n in range(8)]
-        begun = time.monotonic()
-        calls = [asyncio.create_task(start(waters.replicas[0], where)) for where in storm]
+        began = time.monotonic()
+        calls = [asyncio.create_task(start(rig.replicas[0], where)) for where in storm]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-        late = asyncio.create_task(start(waters.replicas[0], key("wren")))
-        resumed = await start(waters.replicas[0], key("resting"))
+        late = asyncio.create_task(start(rig.replicas[0], key("wren")))
+        resumed = await start(rig.replicas[0], key("paused"))
         assert resumed.outcome == pb.START_OUTCOME_RESUMED
         assert sum(call.done() for call in calls) < len(calls) / 2 + 1
         assert (await late).outcome == pb.START_OUTCOME_CREATED
         assert sum(call.done() for call in calls) < len(calls)
         answers = [await call for call in calls]
         assert {answer.outcome for answer in answers} == {pb.START_OUTCOME_CREATED}
-        lasted = time.monotonic() - begun
+        lasted = time.monotonic() - began
         print(f"{len(calls) + 1} creates in {lasted:.1f} s; the late one was not the last")
         assert lasted >= len(calls) + 1 - 3 - 1
-        assert (await waters.statuses(mark, "create"))[429] == 0
-        created = await waters.committed("create")
+        assert (await rig.statuses(mark, "create"))[429] == 0
+        created = await rig.committed("create")
         assert set(created.values()) == {1}
         assert len(created) == len(storm) + 1 + len(built)
 
 
 @pytest.mark.timeout(120)
-async def test_creates_that_cannot_come_in_time_are_told_so(
+async def test_creates_that_cannot_start_in_time_fail_with_a_delay(
     tmp_path: Path, database_url: str
 ) -> None:
-    """RESOURCE_EXHAUSTED with a time to come back, and who repeats the call gets his session."""
+    """RESOURCE_EXHAUSTED with a delay; repeating the call creates the session."""
     budget = timedelta(seconds=4)
-    async with sea(tmp_path, database_url, start_budget=budget) as waters:
-        await waters.limits_on()
+    async with storm_rig(tmp_path, database_url, start_budget=budget) as rig:
+        await rig.limits_on()
         refusals: Counter[str] = Counter()
         storm = [key("storm", str(n)) for n in range(16)]
         calls = (
-            until_started(waters.replicas[n % 2], where, refusals) for n, where in enumerate(storm)
+            until_started(rig.replicas[n % 2], where, refusals) for n, where in enumerate(storm)
         )
         answers = await asyncio.gather(*calls)
-        print(f"16 creates with 4 s each: refused {dict(refusals)}")
+        print(f"16 creates with 4 s each: failed {dict(refusals)}")
         assert {answer.outcome for answer in answers} == {pb.START_OUTCOME_CREATED}
-        # One whose turn came late is cut off while the provider is asked: the slower the machine,
-        # the more of them, but most are told before anything is begun.
+        # A create that gets its slot late is cut off while it calls the provider, more often on a
+        # slower machine; but most fail before they call it.
         assert set(refusals) <= {"PROVIDER_RATE_LIMITED", "PROVIDER_UNAVAILABLE"}
         assert refusals["PROVIDER_RATE_LIMITED"] > 2 * refusals["PROVIDER_UNAVAILABLE"]
-        created = await waters.committed("create")
+        created = await rig.committed("create")
         assert set(created.values()) == {1}
         assert len(created) == len(storm)
 
 
-async def test_a_preview_that_never_answers_holds_nobody_up(
+async def test_a_silent_preview_of_a_created_session_delays_no_other_start(
     emulator: Emulator, database_url: str
 ) -> None:
-    """With a single place: it is given back where only the application is waited for."""
+    """The only slot is given back while a start waits for its application alone."""
     budget = timedelta(seconds=4)
     async with world(emulator, database_url, 1, concurrent_starts=1, start_budget=budget) as roost:
         silent = asyncio.create_task(failing(roost.one.start("crow", spec=SILENT)))
@@ -326,8 +326,10 @@ async def test_a_preview_that_never_answers_holds_nobody_up(
         assert (await silent).reason == "PROVIDER_UNAVAILABLE"
 
 
-async def test_nor_does_one_that_was_resumed(emulator: Emulator, database_url: str) -> None:
-    """The other's machine is started while the first one's preview is still waited for."""
+async def test_a_silent_preview_of_a_resumed_session_delays_no_other_start(
+    emulator: Emulator, database_url: str
+) -> None:
+    """The second machine is started while the first one's preview is still polled."""
     async with world(emulator, database_url, 1) as roost:
         ids = {}
         for user_id in ("crow", "wren"):
@@ -351,8 +353,8 @@ async def test_nor_does_one_that_was_resumed(emulator: Emulator, database_url: s
 
             await eventually(both, timeout=3)
             assert not any(call.done() for call in calls)
-            refused = await asyncio.gather(*calls)
-            assert {failure.reason for failure in refused} == {"PROVIDER_UNAVAILABLE"}
+            failures = await asyncio.gather(*calls)
+            assert {failure.reason for failure in failures} == {"PROVIDER_UNAVAILABLE"}
 
 
 @pytest.mark.timeout(300)
@@ -360,42 +362,42 @@ async def test_nor_does_one_that_was_resumed(emulator: Emulator, database_url: s
 async def test_an_outage_in_the_middle_of_a_storm_costs_few_calls(
     tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture, lasts: float
 ) -> None:
-    """The circuit opens, and everything is right afterwards. Of an outage that is shorter than a
-    start's patience nobody hears; in a longer one callers are told when to come back.
+    """The circuit opens and all sessions start afterwards. Callers see no outage that is shorter
+    than a start's patience; in a longer one they get an error with a delay.
     """
     size = max(24, SIZE // 2)
-    async with sea(tmp_path, database_url, concurrent_starts=8) as waters:
+    async with storm_rig(tmp_path, database_url, concurrent_starts=8) as rig:
         storm = [key("storm", str(n)) for n in range(size)]
-        built = await waters.build(storm)
-        mark = await waters.limits_on()
+        built = await rig.build(storm)
+        mark = await rig.limits_on()
         refusals: Counter[str] = Counter()
         calls = [
-            asyncio.create_task(until_started(waters.replicas[n % 2], where, refusals))
+            asyncio.create_task(until_started(rig.replicas[n % 2], where, refusals))
             for n, where in enumerate(storm)
         ]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-        await waters.admin.set_fault("unavailable", for_ms=int(1000 * lasts))
+        await rig.admin.set_fault("unavailable", for_ms=int(1000 * lasts))
         began = time.monotonic()
         await asyncio.gather(*calls)
-        statuses = await waters.statuses(mark)
+        statuses = await rig.statuses(mark)
         print(
             f"{size} sessions, an outage of {lasts} s: {statuses[503]} calls were sent in it,"
-            f" callers were refused {dict(refusals)};"
-            f" all stood {time.monotonic() - began - lasts:.1f} s after"
+            f" callers failed {dict(refusals)};"
+            f" all had started {time.monotonic() - began - lasts:.1f} s after"
         )
         assert "circuit_opened" in {vars(r).get("action") for r in caplog.records}
         assert "circuit_closed" in {vars(r).get("action") for r in caplog.records}
-        # At work when it came, their few repeats, and one probe a second.
+        # The calls in flight when it began, their few retries, and one probe a second.
         assert statuses[503] <= 2 * 8 + 10 + 5 + 5
         assert statuses[429] == 0
         assert set(refusals) == ({"PROVIDER_UNAVAILABLE"} if lasts > OUTAGE_SECONDS else set())
 
-        # Nothing was lost, made twice or believed lost, and all memory is proved to be there.
+        # Nothing is lost, created twice or taken for lost, and all memory is verified.
         for number, where in enumerate(storm):
-            session = (await start(waters.replicas[number % 2], where)).session
+            session = (await start(rig.replicas[number % 2], where)).session
             assert session.session_id == built[name(where)].session_id
             assert session.generation == 1
             assert session.state == pb.Session.STATE_ACTIVE
-        assert set((await waters.committed("create")).values()) == {1}
-        answers = [await start(waters.builder, where) for where in storm]
+        assert set((await rig.committed("create")).values()) == {1}
+        answers = [await start(rig.builder, where) for where in storm]
         assert {answer.continuity for answer in answers} == {pb.CONTINUITY_MEMORY}

@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from local.fly.emulator import Emulator
-    from tests.launching import Forked
+    from tests.service_processes import Forked
 
 
-#: A process takes a second to begin, and many times that where the machine is busy.
+#: A process takes a second to start, and many times that on a busy machine.
 PATIENCE = 90.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 async def ended(process: Forked) -> tuple[int | None, str, str]:
-    """A command's exit status and what it wrote."""
+    """A command's exit status and output."""
     out, err = await asyncio.wait_for(process.communicate(), PATIENCE)
     return process.returncode, out.decode(), err.decode()
 
 
 @dataclass
 class Operated:
-    """A Roost, and its operator."""
+    """A running replica, and an operator's commands."""
 
     roost: World
     database_url: str
     container_target: str
 
     async def command(self, *arguments: str, **more: str) -> tuple[int | None, str, str]:
-        """Run a command in the environment of the service; its status and what it wrote."""
+        """Run a command in the service's environment; return its status and output."""
         environment = {
             "ROOST_DATABASE_URL": self.database_url,
             "ROOST_CONTAINER_TARGET": self.container_target,
@@ -56,20 +56,20 @@ class Operated:
         return await ended(await launch(*arguments, **environment))
 
     async def document(self, *arguments: str) -> dict[str, Any]:
-        """What a command that ended well wrote as JSON. Any: JSON."""
+        """The JSON output of a command that succeeds. Any: JSON."""
         status, out, err = await self.command(*arguments, "--json")
         assert (status, err) == (0, "")
         found: dict[str, Any] = json.loads(out)
         return found
 
     async def move(self) -> None:
-        """As a database that was moved to another cluster differs."""
+        """Make the installation row name another cluster."""
         await sql(self.roost.one, "UPDATE installation SET system_identifier = '1'")
 
 
 @pytest.fixture
 async def operated(emulator: Emulator, database_url: str) -> AsyncIterator[Operated]:
-    """One replica over the emulator, whose own sweeper has no turn while the test lasts."""
+    """One replica over the emulator, whose own loops do not run during the test."""
     import httpx
 
     from local.fly.admin import Admin
@@ -83,8 +83,8 @@ async def operated(emulator: Emulator, database_url: str) -> AsyncIterator[Opera
         yield Operated(World(emulator, admin, [one], http), database_url, containers.target)
 
 
-async def test_sweep_report_tells_of_orphans_and_changes_nothing(operated: Operated) -> None:
-    """No row of any table and nothing at the provider; a table for people, with status 0."""
+async def test_sweep_report_lists_orphans_and_changes_nothing(operated: Operated) -> None:
+    """Neither rows nor machines change. The output is a table, and the status 0."""
     roost = operated.roost
     session = (await roost.one.start()).session
     orphan = await stray(roost)
@@ -95,7 +95,7 @@ async def test_sweep_report_tells_of_orphans_and_changes_nothing(operated: Opera
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "birds: listed 2, in the rows 1, orphans 1, destroyed 0"
-    assert lines[1] == "To follow: FELL 1"
+    assert lines[1] == "Changed by the provider: FELL 1"
     assert lines[2].split()[:2] == ["CONTAINER", "SESSION"]
     assert lines[3].startswith(orphan)
     assert lines[3].endswith("no session has it  kept: it is only reported")
@@ -107,13 +107,13 @@ async def test_sweep_report_tells_of_orphans_and_changes_nothing(operated: Opera
 
 
 async def test_sweep_act_does_what_a_pass_does_under_the_same_guards(operated: Operated) -> None:
-    """Each run is a pass: kept in the first, destroyed in the second, nothing left in the third."""
+    """Each run is a pass: kept in the first, destroyed in the second, none left in the third."""
     roost = operated.roost
     session = (await roost.one.start()).session
     orphan = await stray(roost)
     await an_hour_passes(roost)
     first = (await operated.document("sweep", "--act"))["apps"][0]
-    assert first["orphans"][0]["spared_because"] == "seen in 1 of 2 passes running"
+    assert first["orphans"][0]["spared_because"] == "seen in 1 of 2 consecutive passes"
     status, out, _ = await operated.command("sweep", "--act", "--app", "birds")
     assert status == 0
     assert "orphans 1, destroyed 1" in out
@@ -124,8 +124,8 @@ async def test_sweep_act_does_what_a_pass_does_under_the_same_guards(operated: O
     assert await roost.provider_state(session) == "started"
 
 
-async def test_sweep_act_sees_to_its_end_what_it_began(operated: Operated) -> None:
-    """Traffic woke the machine of a session that is over: it rests when the command returns."""
+async def test_sweep_act_completes_the_transitions_that_it_began(operated: Operated) -> None:
+    """Traffic started the machine of an ended session: it is paused when the command returns."""
     roost = operated.roost
     session = (await roost.one.start()).session
     await roost.one.end(session.session_id)
@@ -139,7 +139,7 @@ async def test_sweep_act_sees_to_its_end_what_it_began(operated: Operated) -> No
 
 
 async def test_sweep_of_a_copy_only_reports(operated: Operated) -> None:
-    """Whatever is asked; and it says why."""
+    """Also with --act; the output gives the reason."""
     roost = operated.roost
     await stray(roost)
     await operated.move()
@@ -147,19 +147,19 @@ async def test_sweep_of_a_copy_only_reports(operated: Operated) -> None:
     for _ in range(3):
         status, out, _ = await operated.command("sweep", "--act", ROOST_SWEEP_PASSES="1")
         assert status == 0
-        assert "None is destroyed: this database is a copy" in out
+        assert "No orphan is destroyed: this database is a copy" in out
     assert (await everything(roost))["orphans"] == before
     assert await roost.committed("destroy") == 0
 
 
-async def test_a_sweep_that_cannot_be_made_says_so_in_a_line(operated: Operated) -> None:
-    """1 where the provider does not list an app; 2 where the call or the database is wrong."""
+async def test_a_sweep_that_fails_is_one_line(operated: Operated) -> None:
+    """Status 1: the provider does not list an app. 2: wrong usage, or no database."""
     for mode in ("--report", "--act"):
         status, out, err = await operated.command(
             "sweep", mode, "--app", "birds", ROOST_CONTAINER_TARGET="127.0.0.1:9"
         )
         assert (status, out, err.count("\n")) == (1, "", 1)
-        assert "birds was not swept" in err
+        assert "birds was not compared" in err
     status, _, err = await operated.command("sweep", "--report", ROOST_DATABASE_URL=NOWHERE)
     assert (status, err.count("\n")) == (2, 1)
     assert "ROOST_DATABASE_URL" in err
@@ -168,8 +168,8 @@ async def test_a_sweep_that_cannot_be_made_says_so_in_a_line(operated: Operated)
     assert "--report" in err
 
 
-async def test_a_database_without_tables_is_told_by_name(empty_database_url: str) -> None:
-    """Most likely the wrong one."""
+async def test_a_database_without_tables_is_named(empty_database_url: str) -> None:
+    """It is probably the wrong database."""
     for name in (("sweep", "--report"), ("claim-installation",)):
         process = await launch(*name, ROOST_DATABASE_URL=empty_database_url)
         status, _, err = await ended(process)
@@ -178,7 +178,7 @@ async def test_a_database_without_tables_is_told_by_name(empty_database_url: str
 
 
 async def test_claim_installation_shows_asks_and_binds(operated: Operated) -> None:
-    """Nothing without --yes; with it, the row names this database, and sweeps act again."""
+    """Without --yes nothing changes. With it the row names this database, and sweeps act again."""
     roost = operated.roost
     status, out, _ = await operated.command("claim-installation")
     assert (status, "Nothing to do" in out) == (0, True)
@@ -186,7 +186,7 @@ async def test_claim_installation_shows_asks_and_binds(operated: Operated) -> No
     before = await everything(roost)
     status, out, _ = await operated.command("claim-installation")
     assert status == 1
-    assert "The old database must be gone for good" in out
+    assert "Delete the old database before you do this" in out
     assert "Nothing was changed" in out
     assert await everything(roost) == before
     status, out, _ = await operated.command("claim-installation", "--yes")
@@ -196,7 +196,7 @@ async def test_claim_installation_shows_asks_and_binds(operated: Operated) -> No
     assert found.original
     assert not await installation.claim(
         roost.one.running.database, installation.Binding(found.installation_id, "1", found.here)
-    ), "bound anew only as it was shown"
+    ), "bound only as it was shown"
     status, out, _ = await operated.command("claim-installation", "--yes")
     assert (status, "Nothing to do" in out) == (0, True)
     orphan = await stray(roost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ import sqlalchemy as sa
 from roost.agent.v1 import agent_session_service_pb2 as agent_pb
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.storage.migrate import MIGRATIONS, SchemaMismatch, check, upgrade
+from session_service.storage.migrate import LOCK_TIMEOUT, upgrade
+from session_service.storage.revision import MIGRATIONS, SchemaMismatch, check
 from tests.eventually import eventually
-from tests.session.database_front import DEADLINE, Calls, begin_talk, check_rows, rows
+from tests.session.database_faults import DEADLINE, Calls, begin_talk, check_rows, rows
 from tests.session.harness import key, request_id, world
 from tests.session.test_process import launch, outcome
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     from local.fly.emulator import Emulator
     from tests.session.harness import Replica
 
-#: What the next version's migration may do: a nullable column and one with a default in every table
-#: that there is, a table, and an index that is built while everybody works.
+#: A migration as the next version may have it: a nullable column and one with a default in every
+#: table, a new table, and an index that is built while replicas write.
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
@@ -51,6 +53,28 @@ def upgrade() -> None:
 """
 
 
+#: Two migrations: one that builds an index with no limit, and the one after it.
+UNLIMITED = """
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "9998", {head!r}, None, None
+
+
+def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+"""
+AFTER_IT = """
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "9999", "9998", None, None
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS lock_timeout")
+"""
+
+
 def head() -> str:
     """The newest revision that this version knows."""
     return max(path.name[:4] for path in (MIGRATIONS / "versions").glob("0*.py"))
@@ -65,10 +89,22 @@ def newer(tmp_path: Path) -> Path:
     return folder
 
 
+async def test_each_migration_has_the_limit_of_waits_for_locks(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Also after one that has lifted it: all statements on a table wait behind an ALTER TABLE."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "9998_unlimited.py").write_text(UNLIMITED.format(head=head()))
+    (folder / "versions" / "9999_after.py").write_text(AFTER_IT)
+    await asyncio.to_thread(upgrade, database_url, "head", folder)
+    assert await rows(database_url, "SELECT lock_timeout FROM seen") == [(LOCK_TIMEOUT,)]
+
+
 async def test_old_replicas_run_on_while_a_new_one_migrates_and_after(
     emulator: Emulator, database_url: str, newer: Path
 ) -> None:
-    """Two new replicas migrate at once, in the middle of calls; then an old one starts."""
+    """Two new replicas migrate at once while calls run; then an old one starts."""
     async with world(emulator, database_url) as roost:
         calls, done = Calls(), asyncio.Event()
         talk = await begin_talk(roost.one, "talk")
@@ -85,8 +121,8 @@ async def test_old_replicas_run_on_while_a_new_one_migrates_and_after(
         done.set()
         await visiting
         await talk.check()
-        # A statement over several tables may meet the migration in the other order.
-        print(f"{calls.refused} refused, the longest {calls.longest:.2f} s")
+        # A statement over several tables may lock them in another order than the migration.
+        print(f"{calls.failed} failed, the longest {calls.longest:.2f} s")
         assert calls.longest < DEADLINE
         assert await rows(database_url, "SELECT version_num FROM alembic_version") == [("9999",)]
     for migrate in (True, False):
@@ -122,10 +158,10 @@ async def _call_all(replica: Replica, name: str) -> None:
     assert (await talk.stub.GetContext(context, timeout=DEADLINE)).turns
 
 
-async def test_a_migration_steps_back_where_a_table_is_in_use(
+async def test_a_migration_retries_while_a_table_is_in_use(
     database_url: str, newer: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who comes later would wait behind it: it tries again, and lets them through meanwhile."""
+    """Later statements would wait behind its lock: it gives up, lets them run, and tries again."""
     async with await psycopg.AsyncConnection.connect(database_url) as busy:
         await busy.execute("SELECT FROM sessions")
         work = asyncio.create_task(asyncio.to_thread(upgrade, database_url, "head", newer))
@@ -137,10 +173,10 @@ async def test_a_migration_steps_back_where_a_table_is_in_use(
 
 
 @pytest.mark.parametrize("revision", ["0009", "0012"])
-async def test_a_migration_that_broke_off_begins_anew(
+async def test_a_migration_that_broke_off_can_be_run_again(
     empty_database_url: str, revision: str
 ) -> None:
-    """Those that commit in parts: its migrator died as an index was built."""
+    """A migration that commits in parts: its process died while it built an index."""
     before = f"{int(revision) - 1:04}"
     await asyncio.to_thread(upgrade, empty_database_url, before)
     async with await psycopg.AsyncConnection.connect(empty_database_url) as busy:
@@ -170,7 +206,7 @@ async def test_a_migration_that_broke_off_begins_anew(
 
 
 async def test_an_older_replica_starts_on_a_newer_database_and_says_so(database_url: str) -> None:
-    """A roll-back of the code is no reason to stay down."""
+    """Rolling the code back must be possible."""
     await rows(database_url, "UPDATE alembic_version SET version_num = '9999' RETURNING 1")
     process = await launch("migrate", ROOST_DATABASE_URL=database_url)
     status, _, err = await outcome(process)
@@ -178,7 +214,23 @@ async def test_an_older_replica_starts_on_a_newer_database_and_says_so(database_
     assert "revision 9999" in err
 
 
-async def test_a_database_that_is_behind_is_one_line_that_says_what_to_do(
+async def test_a_replica_on_a_current_database_does_not_import_alembic(database_url: str) -> None:
+    """It reads one row. Alembic would cost every start CPU, and every replica memory."""
+    prepared = (
+        "import asyncio, sys\n"
+        "from session_service.config import Config\n"
+        "from session_service.server.replica import prepare\n"
+        f"asyncio.run(prepare(Config({database_url!r})))\n"
+        "print('alembic' in sys.modules)"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", prepared), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert (process.returncode, out) == (0, b"False\n")
+
+
+async def test_an_older_database_is_one_line_with_the_remedy(
     database_url: str, empty_database_url: str
 ) -> None:
     """With ROOST_MIGRATE=false nothing is changed."""
@@ -195,9 +247,9 @@ async def test_a_database_that_is_behind_is_one_line_that_says_what_to_do(
         assert "python -m session_service migrate" in err
 
 
-async def test_a_database_of_somebody_elses_is_left_alone(database_url: str) -> None:
-    """Its revision is no number of ours."""
+async def test_a_foreign_database_is_left_alone(database_url: str) -> None:
+    """Its revision is not one of Roost's numbers."""
     await rows(database_url, "UPDATE alembic_version SET version_num = 'ae10f3' RETURNING 1")
     for work in (upgrade, check):
-        with pytest.raises(SchemaMismatch, match="none of Roost's"):
+        with pytest.raises(SchemaMismatch, match="not one of Roost's"):
             await asyncio.to_thread(work, database_url)

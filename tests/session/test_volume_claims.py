@@ -1,4 +1,4 @@
-"""A volume is one container's at a time, and stays claimed for a while by one that is gone."""
+"""A volume belongs to one container at a time, and for a while still to a destroyed one."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """A provider that takes its time, as Fly does, to give a volume back."""
+    """A provider that, as Fly does, takes a while to detach a volume."""
     return replace(settings, volume_release_ms=1500)
 
 
 @pytest.fixture
 async def saving(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """A Roost that saves at every stop, and destroys the container."""
+    """Replicas that save the state at every stop and destroy the container."""
     async with world(emulator, database_url, persistence="checkpoint") as running:
         yield running
 
 
-async def test_the_claim_of_a_container_that_is_gone_is_waited_out(saving: World) -> None:
-    """Whoever comes back right after the stop gets what was saved, and no error."""
+async def test_a_start_waits_for_the_claim_of_a_destroyed_container(saving: World) -> None:
+    """A start right after the stop restores the state, without an error."""
     session = (await saving.one.start(spec=await mounting(saving, state_hook=HOOK))).session
     await saving.click_twice(session)
     await saving.one.stop(session.session_id)
@@ -46,8 +46,8 @@ async def test_the_claim_of_a_container_that_is_gone_is_waited_out(saving: World
     assert await saving.committed("create") == 2
 
 
-async def test_a_start_that_has_no_time_for_that_is_gone_on_with(saving: World) -> None:
-    """What was saved stands, and the next start brings it back."""
+async def test_a_start_without_time_for_that_is_continued_by_the_next(saving: World) -> None:
+    """The checkpoint is kept, and the next start restores it."""
     session = (await saving.one.start(spec=await mounting(saving, state_hook=HOOK))).session
     await saving.click_twice(session)
     await saving.one.stop(session.session_id)
@@ -59,8 +59,8 @@ async def test_a_start_that_has_no_time_for_that_is_gone_on_with(saving: World) 
     assert len(await client(saving.one).of()) == 1
 
 
-async def test_a_volume_of_a_container_that_lives_is_refused_at_once(saving: World) -> None:
-    """By name, and not as something to wait for."""
+async def test_a_volume_of_a_live_container_is_rejected_at_once(saving: World) -> None:
+    """The error names the volume and is not one to retry."""
     wanted = await mounting(saving)
     first = (await saving.one.start(spec=wanted)).session
     failure = await failing(saving.one.start("robin", spec=wanted))

@@ -1,4 +1,4 @@
-"""WatchSession: every event once, in order, from any number on; and what is gone is said to be."""
+"""WatchSession: every event once, in order, after a given number; deleted events are reported."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ import pytest
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
-from session_service import janitor
-from session_service.lifecycle.reading import require
-from session_service.lifecycle.watching import Watching
-from session_service.storage import events, transitions
+from session_service.reconcile import retention
+from session_service.sessions.watch import Watch as SessionWatch
+from session_service.storage.database import Database
 from session_service.storage.notifications import Notices
-from session_service.storage.transitions import Change
+from session_service.storage.session import change as changes
+from session_service.storage.session import events
+from session_service.storage.session.change import Change
 from tests.container.harness import failing, read_failure
 from tests.eventually import eventually
-from tests.session.ageing import hold, id_of, kept, release, sql, told, touch
+from tests.session.ageing import events_of, hold, id_of, release, run_due_pass, sql, touch
 from tests.session.harness import Replica, World, replica, session_config, world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from local.fly.emulator import Emulator
+    from session_service.storage.database import BoundedConnection
 
-#: For all that a stream should give, in s.
+#: The time for all messages that a stream should give, in s.
 PATIENCE = 20
 
 
@@ -43,7 +45,7 @@ async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def watched(where: Replica, session: pb.Session, after: int = 0) -> AsyncGenerator[Watch]:
-    """A stream of what happens to the session."""
+    """A stream of the session's events."""
     request = rpc_pb.WatchSessionRequest(session_id=session.session_id, after_sequence=after)
     call = where.stub.WatchSession(request, timeout=PATIENCE)
     try:
@@ -65,7 +67,7 @@ class Watch:
         return message
 
     async def until(self, sequence: int) -> list[rpc_pb.WatchSessionResponse]:
-        """Messages up to the one with this number."""
+        """The messages up to the one with this number."""
         found = [await self.next()]
         while found[-1].sequence < sequence:
             found.append(await self.next())
@@ -83,21 +85,21 @@ async def newest(roost: World, session: pb.Session) -> int:
 
 
 async def busy(roost: World, session: pb.Session, rounds: int) -> None:
-    """Let something happen to the session, at both replicas."""
+    """Change the session twice per round, alternating between the replicas."""
     for number in range(rounds):
         await hold(roost.replicas[number % 2], session.session_id, f"hold-{number % 5}")
         await release(roost.replicas[number % 2], session.session_id, f"hold-{number % 5}")
 
 
 def notices() -> list[Notices]:
-    """What the replicas in this process listen with."""
+    """The listeners of all replicas in this process."""
     return [each for each in gc.get_objects() if type(each) is Notices]
 
 
 # --- every event once ----------------------------------------------------------------------------
 
 
-async def test_from_any_number_on_the_rest_comes_once_and_in_order(roost: World) -> None:
+async def test_all_events_after_any_number_arrive_once_and_in_order(roost: World) -> None:
     session = (await roost.one.start()).session
     await busy(roost, session, 5)
     await roost.two.pause(session.session_id)
@@ -107,10 +109,10 @@ async def test_from_any_number_on_the_rest_comes_once_and_in_order(roost: World)
             found = await watch.until(last)
         assert [message.sequence for message in found] == list(range(after + 1, last + 1))
         assert not any(message.past_is_gone for message in found)
-    assert [e.sequence for e in await told(roost, session)] == list(range(1, last + 1))
+    assert [e.sequence for e in await events_of(roost, session)] == list(range(1, last + 1))
 
 
-async def test_what_happens_meanwhile_comes_once_and_in_order_too(roost: World) -> None:
+async def test_events_during_a_watch_arrive_once_and_in_order(roost: World) -> None:
     session = (await roost.one.start()).session
     async with watched(roost.two, session) as watch:
         work = asyncio.create_task(busy(roost, session, 60))
@@ -119,7 +121,7 @@ async def test_what_happens_meanwhile_comes_once_and_in_order_too(roost: World) 
     assert [message.sequence for message in found] == list(range(1, 123))
 
 
-async def test_a_pause_is_told_as_it_happens_with_the_session_as_it_is(roost: World) -> None:
+async def test_the_events_of_a_pause_carry_the_current_session(roost: World) -> None:
     session = (await roost.one.start()).session
     async with watched(roost.two, session, await newest(roost, session)) as watch:
         await roost.one.pause(session.session_id)
@@ -129,31 +131,40 @@ async def test_a_pause_is_told_as_it_happens_with_the_session_as_it_is(roost: Wo
     assert paused.state == pb.Session.STATE_PAUSED
 
 
-async def test_no_event_is_told_with_a_session_from_before_it(
-    roost: World, database_url: str, monkeypatch: pytest.MonkeyPatch
+class EventfulDatabase(Database):
+    """A database on which `after_read` runs after each use of a connection."""
+
+    after_read: Callable[[], Awaitable[None]]
+
+    @asynccontextmanager
+    async def connection(
+        self, answer: float | None = None
+    ) -> AsyncGenerator[BoundedConnection, None]:
+        async with super().connection(answer) as connection:
+            yield connection
+        await self.after_read()
+
+
+async def test_no_event_is_sent_with_a_session_read_before_it(
+    roost: World, database_url: str
 ) -> None:
-    """Something happens between any two of the watcher's reads."""
+    """A hold is put between any two of the watcher's reads."""
     session = (await roost.one.start()).session
     left = 20
 
-    def eventful(read: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def reading(*values: Any) -> Any:
-            nonlocal left
-            answer = await read(*values)
-            if left:
-                left -= 1
-                await hold(roost.one, session.session_id, f"hold-{left}")
-            return answer
-
-        return reading
+    async def put_hold() -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            await hold(roost.one, session.session_id, f"hold-{left}")
 
     last = await newest(roost, session) + left
     listening = Notices(database_url)
-    watch = Watching(roost.two.running.database, listening).watch("default", id_of(session), 0)
-    monkeypatch.setattr(events, "after", eventful(events.after))
-    monkeypatch.setattr("session_service.lifecycle.watching.require", eventful(require))
     seen = 0
-    async with asyncio.timeout(PATIENCE), listening.listening():
+    database = EventfulDatabase(database_url)
+    database.after_read = put_hold
+    async with asyncio.timeout(PATIENCE), database, listening.listening():
+        watch = SessionWatch(database, listening).watch("default", id_of(session), 0)
         async for happened in watch:
             assert happened.event is not None
             assert happened.event.sequence == seen + 1
@@ -162,7 +173,8 @@ async def test_no_event_is_told_with_a_session_from_before_it(
             seen = happened.event.sequence
             if seen == last:
                 break
-    await watch.aclose()
+        await watch.aclose()
+    assert left == 0
 
 
 async def test_an_event_is_committed_with_its_change_or_not_at_all(roost: World) -> None:
@@ -173,26 +185,26 @@ async def test_an_event_is_committed_with_its_change_or_not_at_all(roost: World)
     change = Change(id_of(session), epoch, {"activity": "never"}, event="HOLD_PUT")
     with pytest.raises(LookupError):
         async with database.transaction() as connection:
-            assert await transitions.apply(connection, change) is not None
+            assert await changes.apply(connection, change) is not None
             raise LookupError
     assert await newest(roost, session) == before
-    assert len(await told(roost, session)) == before
+    assert len(await events_of(roost, session)) == before
     ((activity,),) = await sql(roost.one, "SELECT activity FROM sessions")
     assert activity == ""
 
 
-async def test_many_at_once_leave_no_gap(roost: World) -> None:
+async def test_many_concurrent_changes_leave_no_gap(roost: World) -> None:
     session = (await roost.one.start()).session
     puts = [hold(roost.replicas[n % 2], session.session_id, f"hold-{n}") for n in range(30)]
     await asyncio.gather(*puts)
     last = await newest(roost, session)
-    assert [e.sequence for e in await told(roost, session)] == list(range(1, last + 1))
+    assert [e.sequence for e in await events_of(roost, session)] == list(range(1, last + 1))
 
 
-# --- what is gone --------------------------------------------------------------------------------
+# --- deleted events ------------------------------------------------------------------------------
 
 
-async def test_a_gap_is_told_in_the_first_message_after_it(roost: World) -> None:
+async def test_a_gap_is_reported_in_the_first_message_after_it(roost: World) -> None:
     session = (await roost.one.start()).session
     await busy(roost, session, 3)
     last = await newest(roost, session)
@@ -201,28 +213,30 @@ async def test_a_gap_is_told_in_the_first_message_after_it(roost: World) -> None
         found = await watch.until(last)
     assert [message.sequence for message in found] == list(range(5, last + 1))
     assert [message.past_is_gone for message in found] == [True] + [False] * (last - 5)
-    # Nothing is missing for who had seen as much.
+    # A caller that has seen the deleted events misses none.
     async with watched(roost.one, session, 4) as watch:
         assert not (await watch.next()).past_is_gone
 
 
-async def test_where_all_is_gone_the_newest_number_and_the_session_are_told(roost: World) -> None:
+async def test_if_all_events_are_deleted_the_newest_number_and_the_session_are_sent(
+    roost: World,
+) -> None:
     session = (await roost.one.start()).session
     await busy(roost, session, 3)
     last = await newest(roost, session)
-    tidied = await janitor.tidy(roost.one.running.database, timedelta(0), timedelta(days=90))
+    tidied = await retention.run_pass(roost.one.running.database, timedelta(0), timedelta(days=90))
     assert tidied.events == last
     async with watched(roost.two, session) as watch:
         gone = await watch.next()
         assert (gone.sequence, gone.type, gone.past_is_gone) == (last, "", True)
         assert gone.session.state == pb.Session.STATE_ACTIVE
-        # And what comes after it comes as ever.
+        # Later events follow as usual.
         await hold(roost.one, session.session_id)
         after = await watch.next()
     assert (after.sequence, after.type, after.past_is_gone) == (last + 1, "HOLD_PUT", False)
 
 
-async def test_what_has_not_happened_yet_cannot_have_been_seen(roost: World) -> None:
+async def test_a_number_above_the_newest_is_rejected(roost: World) -> None:
     session = (await roost.one.start()).session
     last = await newest(roost, session)
     async with watched(roost.one, session, last + 1) as watch:
@@ -233,7 +247,7 @@ async def test_what_has_not_happened_yet_cannot_have_been_seen(roost: World) -> 
 
 
 @pytest.mark.parametrize("case", ["unknown", "another tenant's"])
-async def test_what_is_not_the_callers_is_not_found(roost: World, case: str) -> None:
+async def test_a_session_of_another_tenant_is_not_found(roost: World, case: str) -> None:
     session = (await roost.one.start()).session
     if case == "unknown":
         session.session_id = "00000000-0000-4000-8000-000000000000"
@@ -246,8 +260,8 @@ async def test_what_is_not_the_callers_is_not_found(roost: World, case: str) -> 
 # --- ends ----------------------------------------------------------------------------------------
 
 
-async def test_it_ends_once_the_sessions_rows_are_deleted(roost: World) -> None:
-    """Ended, destroyed and kept for long enough: the keeper deletes them, and who watches hears."""
+async def test_a_watch_ends_once_the_sessions_rows_are_deleted(roost: World) -> None:
+    """It ended and was destroyed long ago: the due pass deletes its rows, and the stream fails."""
     session = (await roost.one.start()).session
     await roost.one.end(session.session_id, now=True)
     async with watched(roost.two, session, await newest(roost, session)) as watch:
@@ -255,27 +269,27 @@ async def test_it_ends_once_the_sessions_rows_are_deleted(roost: World) -> None:
         await sql(
             roost.one, "UPDATE sessions SET end_time = now() - interval '31 days', due_at = now()"
         )
-        await kept(roost.one)
+        await run_due_pass(roost.one)
         async with asyncio.timeout(PATIENCE):
             assert (await waiting).reason == "SESSION_NOT_FOUND"
 
 
-async def test_it_ends_with_the_replica_and_goes_on_at_another(
+async def test_a_watch_ends_with_its_replica_and_continues_at_another(
     roost: World, database_url: str
 ) -> None:
     session = (await roost.one.start()).session
     elsewhere = session_config(database_url, "127.0.0.1:9", roost.emulator.proxy_url)
     async with AsyncExitStack() as stack:
         async with replica(elsewhere) as leaving:
-            # A channel of its own, which is open for longer than the replica serves.
+            # The channel is the test's own: it stays open after the replica has stopped.
             channel = grpc.aio.insecure_channel(leaving.running.target)
             await stack.enter_async_context(channel)
             request = rpc_pb.WatchSessionRequest(session_id=session.session_id)
             call = SessionServiceStub(channel).WatchSession(request, timeout=PATIENCE)
             watch = Watch(call)
             seen = (await watch.until(await newest(roost, session)))[-1].sequence
-            rest = asyncio.create_task(_failure(watch))
-        failure = await rest
+            failing_next = asyncio.create_task(_failure(watch))
+        failure = await failing_next
     assert failure.code() is grpc.StatusCode.UNAVAILABLE
     assert read_failure(failure).reason == "SERVICE_STOPPING"
     await hold(roost.one, session.session_id)
@@ -290,7 +304,7 @@ async def _failure(watch: Watch) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-async def test_who_goes_away_leaves_nothing_behind(roost: World) -> None:
+async def test_a_cancelled_watch_leaves_nothing_behind(roost: World) -> None:
     session = (await roost.one.start()).session
     calls = []
     for _ in range(20):
@@ -302,39 +316,41 @@ async def test_who_goes_away_leaves_nothing_behind(roost: World) -> None:
     for call in calls:
         call.cancel()
 
-    def nobody() -> bool:
+    def no_watchers() -> bool:
         return not any(listening._watchers for listening in notices())
 
-    assert await eventually(nobody)
+    assert await eventually(no_watchers)
 
 
 # --- many, and slow ------------------------------------------------------------------------------
 
 
-async def test_two_hundred_watchers_of_a_session_all_hear_of_a_change(roost: World) -> None:
+@pytest.mark.proof
+async def test_two_hundred_watchers_of_a_session_all_receive_a_change(roost: World) -> None:
     session = (await roost.one.start()).session
     last = await newest(roost, session)
 
-    async def hear(where: Replica) -> str:
+    async def next_type(where: Replica) -> str:
         async with watched(where, session, last - 1) as watch:
             await watch.next()
             return (await watch.next()).type
 
-    tasks = [asyncio.create_task(hear(roost.replicas[n % 2])) for n in range(200)]
+    tasks = [asyncio.create_task(next_type(roost.replicas[n % 2])) for n in range(200)]
 
-    def all_there() -> bool:
-        there = sum(len(e) for listening in notices() for e in listening._watchers.values())
-        return there == 200
+    def all_watch() -> bool:
+        watching = sum(len(e) for listening in notices() for e in listening._watchers.values())
+        return watching == 200
 
-    assert await eventually(all_there, timeout=PATIENCE)
+    assert await eventually(all_watch, timeout=PATIENCE)
     await hold(roost.one, session.session_id)
     assert await asyncio.gather(*tasks) == ["HOLD_PUT"] * 200
 
 
-async def test_who_reads_slowly_holds_no_more_than_a_windows_worth(
+@pytest.mark.proof
+async def test_for_a_slow_reader_the_server_buffers_only_a_window(
     roost: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """20 MB of events wait in the database for a reader that takes one of them."""
+    """20 MB of events are in the database; the reader takes one of them."""
     session = (await roost.one.start()).session
     last = await newest(roost, session)
     await sql(
@@ -361,7 +377,7 @@ async def test_who_reads_slowly_holds_no_more_than_a_windows_worth(
     monkeypatch.setattr(events, "after", counting)
     async with watched(roost.two, session) as watch:
         await watch.next()
-        # Until the server has stopped to read on: nothing is read for a while.
+        # Wait until the server reads no more: for a while nothing is read.
         while True:
             reads.clear()
             try:
@@ -369,13 +385,13 @@ async def test_who_reads_slowly_holds_no_more_than_a_windows_worth(
                     await reads.wait()
             except TimeoutError:
                 break
-        assert read < 5_000, f"{read} events were read for one that was taken"
-        rest = await watch.until(last + 10_000)
-        assert rest[-1].sequence == last + 10_000
+        assert read < 5_000, f"{read} events were read for one that the reader took"
+        others = await watch.until(last + 10_000)
+        assert others[-1].sequence == last + 10_000
 
 
 async def test_a_touch_is_no_event(roost: World) -> None:
-    """Activity comes too often to be one."""
+    """Activity is too frequent for an event each."""
     session = (await roost.one.start()).session
     before = await newest(roost, session)
     await touch(roost.two, session)

@@ -1,4 +1,4 @@
-"""What a start makes of a spec that is another than the container's."""
+"""The plan of a start whose spec differs from the container's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from session_service.domain import plans
-from session_service.domain.fingerprint import Carrier, Change, change
-from session_service.domain.ladder import decide
+from session_service.domain.ladder import BEST_OF, decide
 from session_service.domain.plans import Refusal
 from session_service.domain.policy import OnFingerprintChange
-from session_service.domain.rungs import BEST_OF
 from session_service.domain.session import Continuity, PauseDepth, Rung
+from session_service.domain.spec import Carrier, Change, change
 from session_service.domain.states import State
 from session_service.domain.wish import Wish
 from tests.unit.test_checkpoint import checkpoint
@@ -38,10 +37,10 @@ SAVED = [checkpoint(1)]
         ({"mounts": [1], "state_hook": HOOK}, {"mounts": [2], "state_hook": HOOK}, False, True),
     ],
 )
-def test_what_two_specs_share(
+def test_the_shared_carriers_of_two_specs(
     before: dict[str, Any], wanted: dict[str, Any], volume: bool, hook: bool
 ) -> None:
-    """A volume that both mount, a hook that both declare."""
+    """A volume that both mount, or a hook that both declare, can carry state over."""
     found = change({"image": "a", **before}, {"image": "b", **wanted})
     assert found == Change(("image",), volume, hook)
     assert change({"image": "a", **before}, {"image": "a", **wanted}) is None
@@ -60,20 +59,20 @@ def test_what_two_specs_share(
         (False, True, True, False, Carrier.CHECKPOINT, (Rung.CREATE,)),
     ],
 )
-def test_what_brings_over_what_is_kept(
+def test_the_carrier_of_the_kept_state(
     volume: bool, hook: bool, gone: bool, saved: bool, by: Carrier, rungs: tuple[Rung, ...]
 ) -> None:
-    """The volume, but where the session rests on a checkpoint that the new one takes."""
+    """The volume, unless the session is paused to a checkpoint that the new spec can restore."""
     where = GONE if gone else container()
     seen = record(where, state=State.PAUSED, pause_depth=PauseDepth.CHECKPOINT if gone else None)
     found = Change(("image",), volume, hook)
     plan = decide(Wish(), RECREATE, seen, change=found, checkpoints=SAVED if saved else [])
-    assert isinstance(plan, plans.Climb)
+    assert isinstance(plan, plans.TryRungs)
     assert (plan.recreate, plan.rungs) == (by, rungs)
 
 
-def test_more_than_is_kept_is_refused_and_nothing_else_is_made_anew() -> None:
-    """Whatever the facts: never less than was asked for, and never without a way over."""
+def test_a_start_recreates_only_with_a_carrier_and_enough_continuity() -> None:
+    """For all facts: never less continuity than was asked for, and never without a carrier."""
     flags = (False, True)
     wanted = (None, *Continuity)
     for where, volume, hook, saved, least in product(
@@ -90,7 +89,7 @@ def test_more_than_is_kept_is_refused_and_nothing_else_is_made_anew() -> None:
             assert plan.refusal is Refusal.CONTINUITY_UNAVAILABLE
             assert least is not None
         else:
-            assert isinstance(plan, plans.Climb)
+            assert isinstance(plan, plans.TryRungs)
             on_volume = plan.recreate is Carrier.VOLUME
             most = Continuity.FILESYSTEM if on_volume else BEST_OF[plan.rungs[0]]
             assert least is None or least <= most

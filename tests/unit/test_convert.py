@@ -1,4 +1,4 @@
-"""The converters, fed with arbitrary messages: a value of ours, or the fields that are wrong."""
+"""The converters, fed with arbitrary messages: a domain value, or the fields that are wrong."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from container_service.container import spec_hash
-from container_service.errors import InvalidRequest
-from container_service.fields import Fields as ContainerFields
-from container_service.specs import parse_spec as parse_there
+from container_service.containers.errors import InvalidRequest
+from container_service.containers.model import spec_hash
+from container_service.rpc.fields import Fields as ContainerFields
+from container_service.rpc.parse_spec import parse_spec as parse_there
 from roost.container.v1 import container_service_pb2 as container_pb
+from roost.session.v1 import checkpoint_service_pb2 as checkpoint_pb
 from roost.session.v1 import policy_service_pb2 as policy_pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from session_service.errors import InvalidField
-from session_service.rpc import convert, hashing, idle, listings, policy_fields
+from session_service.rpc import fields as rpc_fields
 from session_service.rpc.fields import Fields
-from session_service.rpc.spec_fields import parse_spec
+from session_service.rpc.policy import parse as policy_parse
+from session_service.rpc.session import holds, listings
+from session_service.rpc.session import parse as session_parse
+from session_service.rpc.spec import parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,34 +77,37 @@ def _fill(draw: st.DrawFn, message: Any, descriptor: Any) -> None:
 
 
 PARSERS: list[tuple[type[Message], Callable[[Any], object]]] = [
-    (rpc_pb.StartSessionRequest, lambda m: convert.parse_start(m, "t")),
-    (rpc_pb.PreviewStartRequest, lambda m: convert.parse_preview(m, "t")),
-    (rpc_pb.PauseSessionRequest, lambda m: convert.parse_pause(m, "t")),
-    (rpc_pb.ResumeSessionRequest, lambda m: convert.parse_resume(m, "t")),
-    (rpc_pb.StopSessionRequest, lambda m: convert.parse_named(m, "StopSession", "t")),
-    (rpc_pb.EndSessionRequest, lambda m: convert.parse_named(m, "EndSession", "t")),
-    (rpc_pb.UndeleteSessionRequest, lambda m: convert.parse_named(m, "UndeleteSession", "t")),
-    (rpc_pb.FindLiveSessionRequest, lambda m: convert.parse_find(m, "t")),
-    (rpc_pb.TouchSessionRequest, convert.parse_touch),
-    (rpc_pb.GetSessionRequest, lambda m: convert.parse_session_id(m.session_id)),
-    (rpc_pb.PutHoldRequest, idle.parse_put),
-    (rpc_pb.ReleaseHoldRequest, idle.parse_release),
-    (rpc_pb.WatchSessionRequest, idle.parse_watch),
+    (rpc_pb.StartSessionRequest, lambda m: session_parse.parse_start(m, "t")),
+    (rpc_pb.PreviewStartRequest, lambda m: session_parse.parse_preview(m, "t")),
+    (rpc_pb.PauseSessionRequest, lambda m: session_parse.parse_pause(m, "t")),
+    (rpc_pb.ResumeSessionRequest, lambda m: session_parse.parse_resume(m, "t")),
+    (rpc_pb.StopSessionRequest, lambda m: session_parse.parse_named(m, "StopSession", "t")),
+    (rpc_pb.EndSessionRequest, lambda m: session_parse.parse_named(m, "EndSession", "t")),
+    (rpc_pb.UndeleteSessionRequest, lambda m: session_parse.parse_named(m, "UndeleteSession", "t")),
+    (rpc_pb.FindLiveSessionRequest, lambda m: session_parse.parse_find(m, "t")),
+    (rpc_pb.TouchSessionRequest, session_parse.parse_touch),
+    (rpc_pb.GetSessionRequest, lambda m: session_parse.parse_session_id(m.session_id)),
+    (rpc_pb.PutHoldRequest, holds.parse_put),
+    (rpc_pb.ReleaseHoldRequest, holds.parse_release),
+    (rpc_pb.WatchSessionRequest, holds.parse_watch),
     (rpc_pb.ListSessionsRequest, lambda m: listings.parse_sessions(m, "t")),
     (rpc_pb.ListDecisionsRequest, lambda m: listings.parse_decisions(m, "t")),
-    (policy_pb.GetProjectPolicyRequest, policy_fields.parse_project),
-    (policy_pb.UpdateProjectPolicyRequest, lambda m: policy_fields.parse_update(m, "t")),
-    (policy_pb.GetUserPreferenceRequest, policy_fields.parse_user),
-    (policy_pb.SetUserPreferenceRequest, lambda m: policy_fields.parse_preference(m, "t")),
+    (policy_pb.GetProjectPolicyRequest, policy_parse.parse_project),
+    (policy_pb.UpdateProjectPolicyRequest, lambda m: policy_parse.parse_update(m, "t")),
+    (policy_pb.GetUserPreferenceRequest, policy_parse.parse_user),
+    (policy_pb.SetUserPreferenceRequest, lambda m: policy_parse.parse_preference(m, "t")),
 ]
 
+#: There are so many kinds of messages that each gets a few only with more examples than usual.
+MESSAGES = 3 * settings().max_examples
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+
+@settings(max_examples=MESSAGES, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(PARSERS).flatmap(lambda p: st.tuples(filled(p[0]), st.just(p[1]))))
-def test_any_message_is_parsed_or_refused_by_field(
+def test_any_message_is_parsed_or_rejected_by_field(
     case: tuple[Message, Callable[[Any], object]],
 ) -> None:
-    """Nothing but InvalidField comes of it, and a refusal names its fields."""
+    """No error but InvalidField is raised, and it names its fields."""
     message, parse = case
     try:
         parse(message)
@@ -109,10 +116,10 @@ def test_any_message_is_parsed_or_refused_by_field(
         assert all(violation.field for violation in error.violations)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=MESSAGES, suppress_health_check=[HealthCheck.too_slow])
 @given(filled(container_pb.ContainerSpec), st.booleans())
-def test_both_services_refuse_the_same_specs(spec: Any, named: bool) -> None:
-    """What container_service would refuse must not become a session first; nor the other way."""
+def test_both_services_reject_the_same_specs(spec: Any, named: bool) -> None:
+    """session_service must not commit a session whose spec container_service then rejects."""
     if named:
         spec.image = "roost/counter"
     one, other = _verdicts(spec)
@@ -135,30 +142,30 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("path", "good"), PATHS)
-def test_both_services_refuse_the_same_paths_of_state_hooks(path: str, good: bool) -> None:
+def test_both_services_reject_the_same_paths_of_state_hooks(path: str, good: bool) -> None:
     spec = container_pb.ContainerSpec(
         image="roost/counter", state_hook=container_pb.StateHook(http_path=path)
     )
-    refused = set() if good else {"spec.state_hook.http_path"}
-    assert _verdicts(spec) == [refused, refused]
+    rejected = set() if good else {"spec.state_hook.http_path"}
+    assert _verdicts(spec) == [rejected, rejected]
 
 
 @pytest.mark.parametrize(("path", "good"), PATHS)
-def test_both_services_refuse_the_same_paths_of_activity_sources(path: str, good: bool) -> None:
+def test_both_services_reject_the_same_paths_of_activity_sources(path: str, good: bool) -> None:
     source = container_pb.ActivitySource(http_path=path)
-    refused = set() if good else {"spec.activity.http_path"}
-    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [refused, refused]
+    rejected = set() if good else {"spec.activity.http_path"}
+    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [rejected, rejected]
 
 
 @pytest.mark.parametrize(("port", "good"), [(-1, False), (0, False), (1, True), (65_536, False)])
-def test_both_services_refuse_the_same_ports_of_activity_sources(port: int, good: bool) -> None:
+def test_both_services_reject_the_same_ports_of_activity_sources(port: int, good: bool) -> None:
     source = container_pb.ActivitySource(connections_port=port)
-    refused = set() if good else {"spec.activity.connections_port"}
-    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [refused, refused]
+    rejected = set() if good else {"spec.activity.connections_port"}
+    assert _verdicts(container_pb.ContainerSpec(image="i", activity=source)) == [rejected, rejected]
 
 
-def test_the_activity_source_is_no_part_of_what_a_container_is_made_of() -> None:
-    """Else a create that is repeated after the source was changed would clash with itself."""
+def test_the_activity_source_is_not_part_of_the_spec_hash() -> None:
+    """Otherwise a create repeated after the source changed would conflict with itself."""
     plain = container_pb.ContainerSpec(image="i")
     source = container_pb.ActivitySource(http_path="/busy")
     asked = container_pb.ContainerSpec(image="i", activity=source)
@@ -167,7 +174,7 @@ def test_the_activity_source_is_no_part_of_what_a_container_is_made_of() -> None
 
 
 def _verdicts(spec: Any) -> list[set[str]]:
-    """The fields that each service refuses."""
+    """The fields that each service rejects."""
     here, there = Fields(), ContainerFields()
     parse_spec(here, "spec", spec)
     parse_there(there, spec)
@@ -183,14 +190,43 @@ def _verdicts(spec: Any) -> list[set[str]]:
 
 
 @given(st.uuids(), st.uuids(), st.sampled_from(["", "default"]))
-def test_the_request_hash_is_of_what_is_meant(one: Any, two: Any, slot: str) -> None:
-    """The id is not part of the body, and the default slot has two spellings."""
+def test_the_request_hash_ignores_the_id_and_the_spelling_of_the_slot(
+    one: Any, two: Any, slot: str
+) -> None:
+    """The request id is not part of it, and the default slot has two spellings."""
 
     def request(request_id: str, slot: str, user: str = "u") -> rpc_pb.StartSessionRequest:
         made = rpc_pb.StartSessionRequest(request_id=request_id)
         made.key.project_id, made.key.user_id, made.key.slot = "p", user, slot
         return made
 
-    first = hashing.request_hash(request(str(one), slot))
-    assert first == hashing.request_hash(request(str(two), "default"))
-    assert first != hashing.request_hash(request(str(one), slot, user="v"))
+    first = rpc_fields.request_hash(request(str(one), slot))
+    assert first == rpc_fields.request_hash(request(str(two), "default"))
+    assert first != rpc_fields.request_hash(request(str(one), slot, user="v"))
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda id: rpc_pb.StopSessionRequest(session_id=id),
+        lambda id: checkpoint_pb.CreateCheckpointRequest(session_id=id),
+        lambda id: checkpoint_pb.RestoreCheckpointRequest(session_id=id, checkpoint_id=id),
+        lambda id: checkpoint_pb.ForkSessionRequest(checkpoint_id=id),
+        lambda id: checkpoint_pb.DeleteCheckpointRequest(checkpoint_id=id),
+        lambda id: checkpoint_pb.PinCheckpointRequest(checkpoint_id=id, pinned=True),
+    ],
+    ids=["stop", "create", "restore", "fork", "delete", "pin"],
+)
+def test_the_request_hash_ignores_the_letter_case_of_ids(
+    request_of: Callable[[str], Message],
+) -> None:
+    id, another = "0190c0de-abcd-7000-8000-00000000abcd", "0190c0de-abcd-7000-8000-00000000abce"
+    first = rpc_fields.request_hash(request_of(id))
+    assert first == rpc_fields.request_hash(request_of(id.upper()))
+    assert first != rpc_fields.request_hash(request_of(another))
+
+
+def test_the_request_hash_of_a_checkpoint_number_sets_no_checkpoint_id() -> None:
+    """`checkpoint_id` is in a oneof: a write of "" would clear the number."""
+    first, second = (checkpoint_pb.RestoreCheckpointRequest(number=each) for each in (1, 2))
+    assert rpc_fields.request_hash(first) != rpc_fields.request_hash(second)

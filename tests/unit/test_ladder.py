@@ -1,4 +1,4 @@
-"""The decision as a table, and what holds of it whatever the facts."""
+"""The decision of a start as a table, and its properties for arbitrary facts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from session_service.domain import ladder, plans
 from session_service.domain import policy as policies
 from session_service.domain import wish as wishes
 from session_service.domain.evidence import Evidence, Presence
-from session_service.domain.ladder import decide
-from session_service.domain.rungs import BEST_OF
+from session_service.domain.ladder import BEST_OF, decide
 from session_service.domain.session import (
     Container,
     ContainerState,
@@ -36,7 +35,7 @@ CONTINUE = Wish(Mode.CONTINUE)
 
 
 def container(**changes: object) -> Container:
-    """A container that ran once and was proved."""
+    """A container that ran once and was verified."""
     made = Container(
         UUID(int=1), 1, "roost-1-1", "app", "m1", ContainerState.STARTED, "iad", "boot", NOW,
         NOW, cordoned=False, wanted=True, create_time=NOW, destroy_time=None,
@@ -45,7 +44,7 @@ def container(**changes: object) -> Container:
 
 
 def session(**changes: object) -> Session:
-    """An ACTIVE session that was seen a second ago."""
+    """An ACTIVE session that was verified a second ago."""
     made = Session(
         session_id=UUID(int=1), tenant="t", project_id="p", user_id="u", slot="default",
         state=State.ACTIVE, generation=1, epoch=3, transition=None, prior_state=None, owner=None,
@@ -60,7 +59,7 @@ def session(**changes: object) -> Session:
 
 
 def record(where: Container | None = None, **changes: object) -> Record:
-    """A read of the session above with its container."""
+    """A record of the session above with its container."""
     return Record(session(**changes), where or container(), NOW)
 
 
@@ -78,19 +77,19 @@ def starting(**changes: object) -> Record:
     return record(None, **{**flight, **changes})
 
 
-def test_no_session_opens_one_whatever_the_mode() -> None:
-    """Nothing stands there: create, also for FAIL_IF_LIVE."""
+def test_without_a_session_every_mode_opens_one() -> None:
+    """No session exists: create, also for FAIL_IF_LIVE."""
     for mode in Mode:
         assert isinstance(decide(Wish(mode), POLICY, None), plans.Open)
 
 
-def test_a_session_seen_lately_is_used_and_one_not_seen_is_looked_at() -> None:
+def test_a_freshly_verified_session_is_used_and_another_is_probed() -> None:
     """The freshness window decides, up to its last moment."""
     assert isinstance(decide(CONTINUE, POLICY, record()), plans.Use)
     old = record(verified_at=NOW - ladder.FRESHNESS)
-    assert isinstance(decide(CONTINUE, POLICY, old), plans.Look)
+    assert isinstance(decide(CONTINUE, POLICY, old), plans.Observe)
     never = record(verified_at=None)
-    assert isinstance(decide(CONTINUE, POLICY, never), plans.Look)
+    assert isinstance(decide(CONTINUE, POLICY, never), plans.Observe)
 
 
 @pytest.mark.parametrize(
@@ -101,18 +100,18 @@ def test_a_session_seen_lately_is_used_and_one_not_seen_is_looked_at() -> None:
         (None, (Continuity.FILESYSTEM, False)),
     ],
 )
-def test_a_look_says_no_more_than_it_proved(
+def test_a_probe_claims_no_more_than_it_proved(
     intact: bool | None, expected: tuple[Continuity, bool]
 ) -> None:
-    """Rule 9: memory is claimed only where the boot is the one that was proved."""
+    """Rule 9: memory is claimed only if the container still runs the boot that was verified."""
     evidence = Evidence(Presence.PRESENT, ContainerState.STARTED, intact)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), evidence)
     assert isinstance(plan, plans.Use)
     assert (plan.continuity, plan.verified) == expected
 
 
-def test_a_loss_that_nobody_was_told_of_is_told() -> None:
-    """Also where the session was seen lately: memory was lost since the last answer."""
+def test_an_unreported_loss_is_reported() -> None:
+    """Also within the freshness window: memory was lost since the last answer."""
     plan = decide(CONTINUE, POLICY, record(loss_untold=True))
     assert isinstance(plan, plans.Use)
     assert plan.continuity is Continuity.FILESYSTEM
@@ -123,16 +122,16 @@ def test_a_loss_that_nobody_was_told_of_is_told() -> None:
 
 
 def test_an_unknown_provider_is_overruled_by_a_preview_that_answers() -> None:
-    """Rule 7: an outage locks nobody out, and nothing is claimed as verified."""
+    """Rule 7: users keep access during an outage, and nothing is claimed as verified."""
     stale = record(verified_at=None)
     answering = Evidence(Presence.UNKNOWN, preview_answered=True)
     plan = decide(CONTINUE, POLICY, stale, answering)
     assert isinstance(plan, plans.Use)
     assert (plan.verified, plan.unreachable) == (False, True)
     silent = Evidence(Presence.UNKNOWN, preview_answered=False)
-    refused = decide(CONTINUE, POLICY, stale, silent)
-    assert isinstance(refused, plans.Refuse)
-    assert refused.refusal is plans.Refusal.PROVIDER_UNAVAILABLE
+    rejected = decide(CONTINUE, POLICY, stale, silent)
+    assert isinstance(rejected, plans.Refuse)
+    assert rejected.refusal is plans.Refusal.PROVIDER_UNAVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -143,64 +142,66 @@ def test_an_unknown_provider_is_overruled_by_a_preview_that_answers() -> None:
         (ContainerState.FAILED, Rung.RESTART),
     ],
 )
-def test_a_container_found_at_rest_is_brought_back(state: ContainerState, first: Rung) -> None:
-    """What somebody else put to rest is followed, not fought."""
+def test_a_container_found_suspended_or_stopped_is_brought_up(
+    state: ContainerState, first: Rung
+) -> None:
+    """A state that Roost did not cause is accepted and resumed from."""
     evidence = Evidence(Presence.PRESENT, state)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), evidence)
-    assert isinstance(plan, plans.Climb)
+    assert isinstance(plan, plans.TryRungs)
     assert plan.rungs[0] is first
 
 
-def test_a_lost_container_leaves_only_create_and_min_continuity_refuses_that() -> None:
-    """Nothing is created for whoever asked for more than nothing."""
+def test_a_lost_container_leaves_only_create_which_min_continuity_rejects() -> None:
+    """A start that asks for any continuity creates nothing."""
     gone = Evidence(Presence.ABSENT)
     plan = decide(CONTINUE, POLICY, record(verified_at=None), gone)
-    assert isinstance(plan, plans.Climb)
+    assert isinstance(plan, plans.TryRungs)
     assert plan.rungs == (Rung.CREATE,)
     strict = Wish(Mode.CONTINUE, min_continuity=Continuity.FILESYSTEM)
-    refused = decide(strict, POLICY, record(verified_at=None), gone)
-    assert isinstance(refused, plans.Refuse)
-    assert refused.refusal is plans.Refusal.CONTINUITY_UNAVAILABLE
+    rejected = decide(strict, POLICY, record(verified_at=None), gone)
+    assert isinstance(rejected, plans.Refuse)
+    assert rejected.refusal is plans.Refusal.CONTINUITY_UNAVAILABLE
 
 
-def test_the_policy_and_the_call_ask_for_the_stricter_of_both() -> None:
-    """A request can ask for more than the policy, never for less."""
+def test_the_stricter_of_policy_and_call_applies() -> None:
+    """A request can ask for more continuity than the policy, never for less."""
     policy = replace(POLICY, min_continuity=Continuity.MEMORY)
     paused = record(state=State.PAUSED, pause_depth=PauseDepth.STOPPED)
     easy = Wish(Mode.CONTINUE, min_continuity=Continuity.NONE)
     assert isinstance(decide(easy, policy, paused), plans.Refuse)
-    assert isinstance(decide(easy, POLICY, paused), plans.Climb)
+    assert isinstance(decide(easy, POLICY, paused), plans.TryRungs)
 
 
 def test_starts_in_flight_are_joined_or_waited_for() -> None:
     """Rule 2, mode by mode."""
     assert isinstance(decide(CONTINUE, POLICY, starting()), plans.Join)
     fresh = Wish(Mode.FRESH, "f")
-    assert isinstance(decide(fresh, POLICY, starting()), plans.TakeTurn)
+    assert isinstance(decide(fresh, POLICY, starting()), plans.AwaitTransition)
     leading_fresh = starting(wish=wishes.dump(fresh))
     assert isinstance(decide(fresh, POLICY, leading_fresh), plans.Join)
     other = Wish(Mode.FRESH, "g")
-    assert isinstance(decide(other, POLICY, leading_fresh), plans.TakeTurn)
+    assert isinstance(decide(other, POLICY, leading_fresh), plans.AwaitTransition)
     assert isinstance(decide(CONTINUE, POLICY, leading_fresh), plans.Join)
-    refused = decide(Wish(Mode.FAIL_IF_LIVE), POLICY, starting())
-    assert isinstance(refused, plans.Refuse)
+    rejected = decide(Wish(Mode.FAIL_IF_LIVE), POLICY, starting())
+    assert isinstance(rejected, plans.Refuse)
 
 
 @pytest.mark.parametrize("column", ["lease_until", "deadline"])
-def test_an_owner_that_is_late_is_taken_over(column: str) -> None:
-    """Rule 4: either the lease or the deadline passed."""
+def test_a_transition_whose_owner_is_late_is_taken_over(column: str) -> None:
+    """Rule 4: either its lease or its deadline has passed."""
     assert isinstance(decide(CONTINUE, POLICY, starting(**{column: NOW})), plans.TakeOver)
 
 
-def test_a_start_that_was_left_open_is_gone_on_with_also_by_fail_if_live() -> None:
-    """It never stood and no call waits for it: not yet a live session that could be in the way."""
+def test_an_abandoned_start_is_continued_also_by_fail_if_live() -> None:
+    """It never came up and no call waits for it, so FAIL_IF_LIVE does not count it as live."""
     left = starting(decision_id=None, lease_until=NOW)
     for mode in (Mode.CONTINUE, Mode.FAIL_IF_LIVE, Mode.FRESH):
         assert isinstance(decide(Wish(mode), POLICY, left), plans.TakeOver)
 
 
 def test_a_policy_that_keeps_nothing_makes_every_start_fresh() -> None:
-    """EPHEMERAL is the behaviour before Roost; a mode that is given still counts."""
+    """EPHEMERAL is the behaviour before Roost. A mode in the request still applies."""
     policy = replace(POLICY, persistence=policies.Persistence.EPHEMERAL)
     assert isinstance(decide(Wish(Mode.UNSPECIFIED), policy, record()), plans.Replace)
     assert isinstance(decide(CONTINUE, policy, record()), plans.Use)
@@ -226,7 +227,7 @@ in_flight = {
 
 @st.composite
 def records(draw: st.DrawFn) -> Record:
-    """Any row that the database's checks let pass."""
+    """Any row that the database's checks allow."""
     state = draw(st.sampled_from(State))
     transition = draw(st.sampled_from(in_flight.get(state, [None])))
     wanted = Wish(draw(st.sampled_from(Mode)), draw(st.sampled_from([None, "f", "g"])))
@@ -267,10 +268,10 @@ evidences = st.one_of(
 
 
 @given(wanted, st.one_of(st.none(), records()), evidences)
-def test_it_is_total_and_says_the_same_for_the_same_facts(
+def test_the_decision_is_total_and_deterministic(
     wish: Wish, facts: Record | None, evidence: Evidence | None
 ) -> None:
-    """Whatever the facts, there is one plan with a rule and a sentence."""
+    """For any facts there is one plan, with a rule and an explanation."""
     plan = decide(wish, POLICY, facts, evidence)
     assert plan == decide(wish, POLICY, facts, evidence)
     assert plan.rule
@@ -278,35 +279,35 @@ def test_it_is_total_and_says_the_same_for_the_same_facts(
 
 
 @given(wanted, records(), evidences)
-def test_it_never_uses_what_is_not_running_nor_gives_less_than_asked(
+def test_a_reused_session_runs_and_gives_what_was_asked(
     wish: Wish, facts: Record, evidence: Evidence | None
 ) -> None:
-    """REUSED implies ACTIVE, nobody at work, and at least what was asked for."""
+    """REUSED implies ACTIVE, no transition, and at least the continuity that was asked for."""
     plan = decide(wish, POLICY, facts, evidence)
     if isinstance(plan, plans.Use):
         assert facts.session.state is State.ACTIVE
         assert facts.session.transition is None
         assert wish.min_continuity is None or plan.continuity >= wish.min_continuity
-    if isinstance(plan, plans.Climb) and wish.min_continuity is not None:
+    if isinstance(plan, plans.TryRungs) and wish.min_continuity is not None:
         assert all(BEST_OF[rung] >= wish.min_continuity for rung in plan.rungs)
 
 
 @given(wanted, records())
 def test_an_unknown_provider_never_leads_to_a_new_container(wish: Wish, facts: Record) -> None:
-    """Rule 7: an error changes nothing. Only a FRESH start replaces, and it was asked to."""
+    """Rule 7: an error changes nothing. Only a FRESH start replaces a container."""
     plan = decide(wish, POLICY, facts, Evidence(Presence.UNKNOWN, preview_answered=True))
     if facts.session.state is State.ACTIVE and wish.mode is not Mode.FRESH:
-        assert not isinstance(plan, plans.Climb | plans.Open | plans.Replace)
+        assert not isinstance(plan, plans.TryRungs | plans.Open | plans.Replace)
 
 
 @given(wanted, records(), evidences)
-def test_somebody_at_work_is_never_worked_against(
+def test_a_transition_in_flight_is_never_worked_against(
     wish: Wish, facts: Record, evidence: Evidence | None
 ) -> None:
     """A transition in flight is joined, waited for or taken over, nothing else."""
     if facts.session.transition is None:
         return
     plan = decide(wish, POLICY, facts, evidence)
-    assert isinstance(plan, plans.Join | plans.TakeTurn | plans.TakeOver | plans.Refuse)
+    assert isinstance(plan, plans.Join | plans.AwaitTransition | plans.TakeOver | plans.Refuse)
     if isinstance(plan, plans.TakeOver):
         assert facts.lapsed

@@ -1,27 +1,20 @@
-"""The loops in the background: they go on whatever a round meets, and end when they are told to."""
+"""Background loops: a round that fails does not end them, and a cancellation does."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from session_service import loops
 
-if TYPE_CHECKING:
-    import pytest
 
-
-async def test_a_loop_ends_also_when_a_cancellation_was_dropped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As `asyncio.wait_for` drops one before Python 3.12, in the moment of its own success."""
-    monkeypatch.setattr(loops, "TELL_AGAIN", 0.01)
-    begun, dropped = asyncio.Event(), 0
+async def test_a_loop_ends_although_a_cancellation_was_dropped() -> None:
+    """Before Python 3.12 `asyncio.wait_for` drops one that arrives as its awaitable succeeds."""
+    began, dropped = asyncio.Event(), 0
 
     async def shot() -> None:
         nonlocal dropped
-        begun.set()
+        began.set()
         while dropped < 2:
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
@@ -29,13 +22,12 @@ async def test_a_loop_ends_also_when_a_cancellation_was_dropped(
         await asyncio.sleep(60)
 
     async with asyncio.timeout(10):
-        async with loops.running("stubborn", shot, every=60) as task:
-            await begun.wait()
+        async with loops.running("stubborn", shot, every=60, cancel_again=0.01) as task:
+            await began.wait()
         assert task.done()
 
 
-async def test_a_round_that_fails_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loops, "FIRST_PAUSE", 0.001)
+async def test_a_round_that_fails_is_followed_by_another() -> None:
     rounds, thrice = 0, asyncio.Event()
 
     async def shot() -> None:
@@ -45,5 +37,50 @@ async def test_a_round_that_fails_is_followed_by_another(monkeypatch: pytest.Mon
             thrice.set()
         raise ValueError("in every round")
 
-    async with asyncio.timeout(10), loops.running("faulty", shot, every=60):
+    async with (
+        asyncio.timeout(10),
+        loops.running("faulty", shot, every=60, first_pause=0.001),
+    ):
         await thrice.wait()
+
+
+async def test_a_round_that_takes_longer_than_its_interval_says_so_while_it_runs() -> None:
+    """Once for each interval; a round that ends in time says nothing."""
+    reported: list[str] = []
+    twice, thrice, rounds = asyncio.Event(), asyncio.Event(), 0
+
+    def late(name: str) -> None:
+        reported.append(name)
+        if len(reported) == 2:
+            twice.set()
+
+    async def shot() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            await twice.wait()
+        if rounds == 3:
+            thrice.set()
+
+    async with (
+        asyncio.timeout(10),
+        loops.running("slow", shot, every=0.01, late=late, late_after=0.02) as task,
+    ):
+        await thrice.wait()
+        assert not task.done()
+    assert set(reported) == {"slow"}
+
+    quick: list[str] = []
+    done = asyncio.Event()
+
+    async def at_once() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 200:
+            done.set()
+
+    # A round without an await is never late, however busy the machine is.
+    rounds = 0
+    async with loops.running("quick", at_once, every=0.001, late_after=0.05, late=quick.append):
+        await done.wait()
+    assert quick == []

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_service.checkpoints.stream import PIECE, Damaged, Packer, Unpacker
 from session_service.ports import Whole
-from session_service.vault.packing import PIECE, Damaged, Packer, Unpacker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
 
 async def packed(pieces: Iterable[bytes]) -> tuple[bytes, Whole]:
-    """What is stored of a state, and what it was."""
+    """The stored form of a state, and its size and hash."""
     packer, stored = Packer(), b""
     for piece in pieces:
         stored += await packer.add(piece)
@@ -37,15 +37,15 @@ async def unpacked(stored: bytes, whole: Whole, step: int = 65_536) -> list[byte
 
 
 @given(st.lists(st.binary(max_size=30_000), max_size=8), st.integers(1, 5000))
-async def test_what_goes_in_comes_out(pieces: list[bytes], step: int) -> None:
-    """However it was cut, on either way."""
+async def test_unpacking_returns_the_packed_bytes(pieces: list[bytes], step: int) -> None:
+    """However the pieces are cut in either direction."""
     stored, whole = await packed(pieces)
     assert whole.size_bytes == sum(map(len, pieces))
     assert b"".join(await unpacked(stored, whole, step)) == b"".join(pieces)
 
 
-async def test_what_expands_a_thousandfold_comes_in_small_pieces() -> None:
-    """A small first piece does not decide that squeezing is in vain."""
+async def test_highly_compressed_state_is_unpacked_in_small_pieces() -> None:
+    """A small first piece does not switch compression off."""
     state = [b"2\n", *[bytes(PIECE)] * 40]
     stored, whole = await packed(state)
     assert len(stored) < whole.size_bytes / 100
@@ -54,32 +54,32 @@ async def test_what_expands_a_thousandfold_comes_in_small_pieces() -> None:
     assert sum(map(len, pieces)) == whole.size_bytes
 
 
-async def test_what_does_not_shrink_is_stored_as_it_is() -> None:
-    """It grows by next to nothing."""
+async def test_incompressible_state_is_stored_uncompressed() -> None:
+    """The stored form is hardly larger than the state."""
     state = random.Random(7).randbytes(1_000_000)
     stored, whole = await packed([state])
     assert len(stored) < whole.size_bytes * 1.001
 
 
 @given(st.data())
-async def test_no_flipped_bit_and_no_cut_goes_unseen(data: st.DataObject) -> None:
-    """Wherever it is: Damaged, and the last piece is never handed out."""
+async def test_every_flipped_bit_and_every_cut_is_detected(data: st.DataObject) -> None:
+    """Anywhere in it: Damaged is raised before the last piece is returned."""
     state = data.draw(st.binary(min_size=1, max_size=40_000))
     stored, whole = await packed([state])
-    place = data.draw(st.integers(0, len(stored) * 8 - 1))
+    position = data.draw(st.integers(0, len(stored) * 8 - 1))
     flipped = bytearray(stored)
-    flipped[place // 8] ^= 1 << place % 8
-    for damaged in (bytes(flipped), stored[: place // 8], stored + b"x"):
+    flipped[position // 8] ^= 1 << position % 8
+    for damaged in (bytes(flipped), stored[: position // 8], stored + b"x"):
         try:
             pieces = await unpacked(damaged, whole)
         except Damaged:
             continue
-        # A bit of the stream's head that means nothing leaves the state what it was.
+        # A bit of the stream's header without a meaning does not change the state.
         assert b"".join(pieces) == state
 
 
-async def test_another_state_is_damage_however_sound_it_is() -> None:
-    """The hash decides, and the size before it."""
+async def test_another_valid_state_is_damaged() -> None:
+    """The size is checked, and then the hash."""
     stored, _ = await packed([b"three"])
     _, other = await packed([b"other"])
     for whole in (other, Whole(2, other.sha256), Whole(99, other.sha256)):

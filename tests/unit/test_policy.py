@@ -1,4 +1,4 @@
-"""The policy in force: never more than anybody allows, and each value says who decided it."""
+"""The effective policy: never above any cap, and each value with the source that decided it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_service.domain import effective, fingerprint
 from session_service.domain import policy as policies
-from session_service.domain.effective import NOTHING, Setting, Source, Tier, follow, less
-from session_service.domain.policy import NAMES, OnFingerprintChange, Persistence, Policy, Stop
+from session_service.domain import spec as specs
+from session_service.domain.policy import (
+    FREE,
+    NAMES,
+    NOTHING,
+    PAID,
+    TIERS,
+    LiveQuota,
+    OnFingerprintChange,
+    Persistence,
+    Policy,
+    Setting,
+    Source,
+    Stop,
+    Tier,
+    follow,
+    less,
+    live_quota,
+    tier_of,
+)
 from session_service.domain.session import Continuity
-from session_service.domain.tiers import FREE, PAID, TIERS, LiveQuota, live_quota, tier_of
 
 spans = st.integers(0, 10**7).map(lambda tenths: timedelta(seconds=tenths / 10))
 VALUES: dict[str, st.SearchStrategy[Any]] = {  # Any: fields of every type
@@ -44,17 +60,17 @@ tiers = st.sampled_from(list(TIERS.values())) | st.builds(Tier, st.just("made up
 
 
 def test_every_field_is_in_every_table() -> None:
-    """A field that is added is dumped, capped, set and drawn."""
-    assert set(NAMES) == set(VALUES) == set(policies.FORMS) == set(effective.SIZES)
+    """A new field needs a form, a size, a setting and a strategy here."""
+    assert set(NAMES) == set(VALUES) == set(policies.FORMS) == set(policies.SIZES)
     assert {field.name for field in fields(Setting)} == set(NAMES)
 
 
 @given(whole, tiers, some, some)
-def test_nothing_is_ever_more_than_anybody_allows(
+def test_no_value_is_above_any_cap(
     default: Policy, tier: Tier, project: Setting, request: Setting
 ) -> None:
-    """Not more than the tier caps, nor than the project (or else the default) has."""
-    policy = effective.effective(default, tier, project, request).policy
+    """At most the tier's cap, the project's value (or else the default) and the request's."""
+    policy = policies.effective(default, tier, project, request).policy
     for name in NAMES:
         value = getattr(policy, name)
         own = getattr(project, name)
@@ -67,11 +83,11 @@ def test_nothing_is_ever_more_than_anybody_allows(
 
 
 @given(whole, tiers, some, some)
-def test_each_value_says_who_decided_it(
+def test_each_value_has_the_source_that_decided_it(
     default: Policy, tier: Tier, project: Setting, request: Setting
 ) -> None:
-    """The source is one that has this very value, and the last that made it less."""
-    made = effective.effective(default, tier, project, request)
+    """The source has this very value, and is the last one that lowered it."""
+    made = policies.effective(default, tier, project, request)
     has = {
         Source.DEFAULT: default,
         Source.TIER: tier.caps,
@@ -84,35 +100,35 @@ def test_each_value_says_who_decided_it(
         if source is Source.DEFAULT:
             assert getattr(project, name) is None
         if source is Source.REQUEST:
-            without = effective.effective(default, tier, project, NOTHING).policy
+            without = policies.effective(default, tier, project, NOTHING).policy
             assert less(name, getattr(made.policy, name), getattr(without, name))
 
 
 @given(whole, tiers, some, some)
-def test_what_is_in_force_is_held_to_nothing_more_by_being_made_again(
+def test_the_effective_policy_is_idempotent(
     default: Policy, tier: Tier, project: Setting, request: Setting
 ) -> None:
-    """Idempotent: put in as the default, under the same caps, it comes out as it is."""
-    made = effective.effective(default, tier, project, request).policy
-    assert effective.effective(made, tier, NOTHING, request).policy == made
+    """Idempotent: used as the default under the same caps, it stays as it is."""
+    made = policies.effective(default, tier, project, request).policy
+    assert policies.effective(made, tier, NOTHING, request).policy == made
 
 
 @given(whole, tiers, some, some)
-def test_it_comes_back_from_its_row_as_it_went_in(
+def test_a_policy_is_read_from_its_row_as_written(
     default: Policy, tier: Tier, project: Setting, request: Setting
 ) -> None:
-    """With sources, what was asked, and both words; and as a plain policy for whoever wants one."""
-    made = effective.effective(default, tier, project, request)
+    """With sources, the base and the version; and as a plain policy where only that is needed."""
+    made = policies.effective(default, tier, project, request)
     made = replace(
         made, sources={**made.sources, "spec": Source.PROJECT}, base="b", version="v", stale=True
     )
-    raw = effective.dump(made)
-    assert effective.load(raw) == made
+    raw = policies.dump_in_force(made)
+    assert policies.load_in_force(raw) == made
     assert policies.load(raw) == made.policy
 
 
 def test_rows_of_earlier_and_of_later_versions_can_be_read() -> None:
-    """What an earlier one did not know is the default; what a later one added is passed over."""
+    """A missing field has the default; an unknown field is ignored."""
     early = {
         "persistence": "REUSE",
         "idle_timeout": 60.0,
@@ -120,7 +136,7 @@ def test_rows_of_earlier_and_of_later_versions_can_be_read() -> None:
         "grace_period": 60.0,
         "min_continuity": None,
     }
-    read = effective.load(json.dumps(early))
+    read = policies.load_in_force(json.dumps(early))
     assert read.policy == Policy(
         Persistence.REUSE,
         idle_timeout=timedelta(minutes=1),
@@ -128,8 +144,8 @@ def test_rows_of_earlier_and_of_later_versions_can_be_read() -> None:
         grace_period=timedelta(minutes=1),
     )
     assert (read.sources, read.base, read.stale) == ({}, "", False)
-    late = {**json.loads(effective.dump(read)), "of_tomorrow": 1}
-    assert effective.load(json.dumps(late)) == read
+    late = {**json.loads(policies.dump_in_force(read)), "of_tomorrow": 1}
+    assert policies.load_in_force(json.dumps(late)) == read
     assert policies.load("{}") == policies.DEFAULT
 
 
@@ -137,11 +153,11 @@ def test_rows_of_earlier_and_of_later_versions_can_be_read() -> None:
 def test_a_change_never_ends_what_the_new_policy_would_keep(
     default: Policy, tier: Tier, before: Setting, after: Setting, request: Setting
 ) -> None:
-    """Spans follow at once; a persistence that keeps less waits for the next start or stop."""
-    row = effective.effective(default, tier, before, request)
-    target = effective.effective(default, tier, after, request)
+    """Durations apply at once; a lower persistence waits for the next start or stop."""
+    row = policies.effective(default, tier, before, request)
+    target = policies.effective(default, tier, after, request)
     followed = follow(row, target)
-    for name in effective.AT_ONCE:
+    for name in policies.AT_ONCE:
         assert getattr(followed.policy, name) == getattr(target.policy, name)
     kept = followed.policy.persistence
     assert not less("persistence", kept, row.policy.persistence)
@@ -162,27 +178,27 @@ def test_a_change_never_ends_what_the_new_policy_would_keep(
         (Persistence.CHECKPOINT, Stop.CHECKPOINT),
     ],
 )
-def test_what_stop_means(persistence: Persistence, expected: Stop) -> None:
+def test_the_meaning_of_a_stop_by_persistence(persistence: Persistence, expected: Stop) -> None:
     assert policies.what_stop_means(Policy(persistence)) is expected
 
 
 def test_free_caps_to_ephemeral_paid_to_nothing_and_an_unknown_tier_as_free() -> None:
-    """Whoever rolls a version back must not give everything to a tier that it does not know."""
+    """After a rollback of the code an unknown tier must not give all rights."""
     asked = Setting(persistence=Persistence.CHECKPOINT, idle_timeout=timedelta(days=9))
-    free = effective.effective(policies.DEFAULT, FREE, asked, NOTHING)
+    free = policies.effective(policies.DEFAULT, FREE, asked, NOTHING)
     assert free.policy.persistence is Persistence.EPHEMERAL
     assert free.sources["idle_timeout"] is Source.TIER
-    paid = effective.effective(policies.DEFAULT, PAID, asked, NOTHING)
+    paid = policies.effective(policies.DEFAULT, PAID, asked, NOTHING)
     assert paid.policy.persistence is Persistence.CHECKPOINT
     assert paid.policy.idle_timeout == timedelta(days=9)
     assert tier_of("of tomorrow") is FREE
 
 
 def test_a_request_asks_for_less_of_a_persistence_only() -> None:
-    """EPHEMERAL is less than HIBERNATE; ASK keeps the same as that, so the project's stands."""
+    """EPHEMERAL is less than HIBERNATE. ASK keeps as much, so the project's value is kept."""
 
     def in_force(project: Persistence, request: Persistence) -> Persistence:
-        made = effective.effective(
+        made = policies.effective(
             policies.DEFAULT, PAID, Setting(persistence=project), Setting(persistence=request)
         )
         return made.policy.persistence
@@ -200,7 +216,7 @@ def test_a_request_asks_for_less_of_a_persistence_only() -> None:
         (600, PAID, None, None, 600, None),
         (600, PAID, 60, None, 60, Source.PROJECT),
         (600, PAID, 0, None, 0, Source.PROJECT),
-        # More rarely is less, never is least, and more often is more.
+        # A longer interval is less, never is least, and a shorter interval is more.
         (0, PAID, 60, 600, 600, Source.REQUEST),
         (0, PAID, 60, 0, 0, Source.REQUEST),
         (0, PAID, 60, 6, 60, Source.PROJECT),
@@ -209,7 +225,7 @@ def test_a_request_asks_for_less_of_a_persistence_only() -> None:
         (600, FREE, 60, 600, 0, Source.TIER),
     ],
 )
-def test_how_often_state_is_saved(
+def test_the_effective_interval_of_checkpoints(
     default: int,
     tier: Tier,
     project: int | None,
@@ -220,7 +236,7 @@ def test_how_often_state_is_saved(
     def setting(seconds: int | None) -> Setting:
         return NOTHING if seconds is None else Setting(checkpoint_every=timedelta(seconds=seconds))
 
-    made = effective.effective(
+    made = policies.effective(
         Policy(checkpoint_every=timedelta(seconds=default)),
         tier,
         setting(project),
@@ -231,19 +247,19 @@ def test_how_often_state_is_saved(
 
 
 def test_a_flag_can_be_asked_to_be_off() -> None:
-    """False is less than true, and not the same as not asked."""
+    """False is less than true, and differs from unset."""
     project = Setting(recover_at_once=True, checkpoint_on_stop=True)
     off = Setting(recover_at_once=False, checkpoint_on_stop=False)
-    made = effective.effective(policies.DEFAULT, PAID, project, off)
+    made = policies.effective(policies.DEFAULT, PAID, project, off)
     assert not (made.policy.recover_at_once or made.policy.checkpoint_on_stop)
     assert made.sources["recover_at_once"] is Source.REQUEST
-    kept = effective.effective(policies.DEFAULT, PAID, project, NOTHING)
-    assert kept.policy.recover_at_once
-    assert kept.policy.checkpoint_on_stop
+    unchanged = policies.effective(policies.DEFAULT, PAID, project, NOTHING)
+    assert unchanged.policy.recover_at_once
+    assert unchanged.policy.checkpoint_on_stop
 
 
 def test_every_tier_keeps_a_checkpoint() -> None:
-    """0 would promise what retention does not do: the newest always stays."""
+    """A cap of 0 could not be kept: the newest checkpoint is never deleted."""
     for tier in TIERS.values():
         assert tier.caps.keep_checkpoints is None or tier.caps.keep_checkpoints >= 1
 
@@ -263,35 +279,35 @@ def test_every_tier_keeps_a_checkpoint() -> None:
 def test_the_smaller_quota_of_live_sessions_holds(
     operator: int, tier: Tier, most: int | None, by: str | None
 ) -> None:
-    """The operator's of 0 is none; a tier's of 0 is one."""
+    """The operator's 0 means no limit; a tier's 0 means none."""
     assert live_quota(operator, tier) == (None if most is None else LiveQuota(most, by))
 
 
-def test_fingerprints_of_before_stay_what_they_were() -> None:
-    """A part that was added later counts only where it is set."""
+def test_old_fingerprints_are_unchanged() -> None:
+    """A part that was added later counts only if it is set."""
     spec = {"image": "i", "env": {"A": "secret"}, "region": "", "command": ["x"]}
-    assert fingerprint.fingerprint(spec) == (
-        # As rows have it that were written before secrets had a generation.
+    assert specs.fingerprint(spec) == (
+        # From rows written before secrets had a generation.
         "f7402f9d739cbfc85c7703b401d7dab6bc1bac8162e8c507f19cb2fd072b6a80"
     )
     unset = {**spec, "secret_generation": "", "command": ["y"]}
-    assert fingerprint.fingerprint(unset) == fingerprint.fingerprint(spec)
+    assert specs.fingerprint(unset) == specs.fingerprint(spec)
     rotated = {**spec, "secret_generation": "2"}
-    assert fingerprint.fingerprint(rotated) != fingerprint.fingerprint(spec)
+    assert specs.fingerprint(rotated) != specs.fingerprint(spec)
 
 
 @given(
-    st.dictionaries(st.sampled_from(fingerprint.PARTS), st.sampled_from(["a", "b", ""])),
-    st.dictionaries(st.sampled_from(fingerprint.PARTS), st.sampled_from(["a", "b", ""])),
+    st.dictionaries(st.sampled_from(specs.PARTS), st.sampled_from(["a", "b", ""])),
+    st.dictionaries(st.sampled_from(specs.PARTS), st.sampled_from(["a", "b", ""])),
 )
 def test_parts_differ_just_where_the_fingerprints_do(
     one: dict[str, str], other: dict[str, str]
 ) -> None:
-    """And are named, without their values."""
-    parts = fingerprint.differing(one, other)
-    same = fingerprint.fingerprint(one) == fingerprint.fingerprint(other)
+    """The parts are named without their values."""
+    parts = specs.differing(one, other)
+    same = specs.fingerprint(one) == specs.fingerprint(other)
     assert same == (parts == ())
-    assert set(parts) <= set(fingerprint.PARTS)
+    assert set(parts) <= set(specs.PARTS)
 
 
 @pytest.mark.parametrize(
@@ -305,15 +321,15 @@ def test_parts_differ_just_where_the_fingerprints_do(
         (60, 90, 30, 30, Source.REQUEST),
     ],
 )
-def test_to_keep_a_container_at_rest_for_ever_is_most(
+def test_keeping_a_paused_container_forever_is_the_most(
     default: int, project: int | None, request_: int | None, expected: int, source: Source
 ) -> None:
-    """A request can have it go sooner, and never stay; a project can say never, as the operator."""
+    """A request can only shorten the time. A project can choose never over a default."""
 
     def setting(seconds: int | None) -> Setting:
         return NOTHING if seconds is None else Setting(checkpoint_after=timedelta(seconds=seconds))
 
-    made = effective.effective(
+    made = policies.effective(
         Policy(checkpoint_after=timedelta(seconds=default)),
         TIERS["paid"],
         setting(project),

@@ -1,4 +1,4 @@
-"""The fair queue over any order of arrivals, and its places over any cancellations."""
+"""The fair queue under any order of arrivals, and the slots under any cancellations."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_service.admission.fair_queue import FairQueue, Path, Ticket
+from session_service.admission.limiter import DatabaseSlot, FairSlots, Limiter, Limits
 from session_service.errors import ProviderRateLimited, ProviderUnavailable, StorageUnavailable
-from session_service.lifecycle import first_steps
-from session_service.lifecycle.first_steps import FirstSteps
-from session_service.lifecycle.places import Places
-from session_service.lifecycle.queue import FairQueue, Path, Ticket
-from session_service.lifecycle.turns import Limits, Turns
 
 if TYPE_CHECKING:
     from session_service.domain.session import Session
-    from session_service.lifecycle.ownership import Held
+    from session_service.transition.ownership import Owned
 
 FLAT = st.tuples(st.sampled_from("abcdef"))
 DEEP = st.tuples(st.sampled_from("xyz"), st.sampled_from("pq"), st.sampled_from("abc"))
@@ -30,7 +27,7 @@ STEPS = st.sampled_from(["put", "put", "take", "leave"])
 
 @dataclass
 class Waiting:
-    """An item that was put and not yet taken: how many turns others had meanwhile."""
+    """An item that was put and not yet taken. `turns`: items of other lanes taken meanwhile."""
 
     ticket: Ticket
     ahead: int
@@ -39,7 +36,7 @@ class Waiting:
 
 @dataclass
 class Run:
-    """A queue, and what it should be doing."""
+    """A queue, and a model of its expected contents."""
 
     queue: FairQueue[int] = field(default_factory=FairQueue)
     lanes: dict[Path, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -48,7 +45,7 @@ class Run:
     ended: set[int] = field(default_factory=set)
 
     def step(self, what: str, path: Path, pick: int) -> int | None:
-        """Do one thing; the item that was taken, if one was."""
+        """Put, leave or take; return the item that was taken, if any."""
         if what == "put":
             self.put += 1
             ticket = self.queue.put(path, self.put)
@@ -87,7 +84,7 @@ class Run:
         self.lanes[self.items.pop(item).ticket.path].remove(item)
 
     def check(self) -> None:
-        """What is always so."""
+        """The invariants of the queue."""
         assert len(self.queue) == len(self.items) == self.queue.waiting(())
         for path, lane in self.lanes.items():
             assert self.queue.waiting(path) == len(lane)
@@ -97,7 +94,7 @@ class Run:
 def test_no_lane_waits_more_turns_than_there_are_lanes(
     steps: list[tuple[str, Path, int]],
 ) -> None:
-    """For each of its own items: whatever arrives, in whatever order, and leaves again."""
+    """Counted for each of its own items, under any order of arrivals and departures."""
     run, lanes = Run(), len({path for _, path, _ in steps})
     for what, path, pick in [*steps, *[("take", ("a",), 0)] * 151]:
         item = run.step(what, path, pick)
@@ -110,7 +107,7 @@ def test_no_lane_waits_more_turns_than_there_are_lanes(
 
 @given(st.lists(st.tuples(STEPS, DEEP, st.integers(0, 50)), max_size=150))
 def test_lanes_within_lanes_are_as_fair(steps: list[tuple[str, Path, int]]) -> None:
-    """By tenant, then project, then user: the product of the lanes beside it on each level."""
+    """By tenant, project, user: the bound is the product of the numbers of lanes per level."""
     run = Run()
     paths = {path for _, path, _ in steps}
     for what, path, pick in [*steps, *[("take", ("x", "p", "a"), 0)] * 151]:
@@ -118,12 +115,12 @@ def test_lanes_within_lanes_are_as_fair(steps: list[tuple[str, Path, int]]) -> N
         if item is not None:
             waiting = run.taken(item)
             tenant, project, _ = waiting.ticket.path
-            beside = (
+            bound = (
                 len({p[0] for p in paths})
                 * len({p[1] for p in paths if p[0] == tenant})
                 * len({p[2] for p in paths if p[:2] == (tenant, project)})
             )
-            assert waiting.turns <= (waiting.ahead + 1) * beside
+            assert waiting.turns <= (waiting.ahead + 1) * bound
         run.check()
     assert run.ended == set(range(1, run.put + 1)), "none is lost"
 
@@ -141,7 +138,7 @@ def test_a_storm_of_one_user_costs_another_one_turn() -> None:
 
 @given(st.lists(DEEP, max_size=60), DEEP)
 def test_a_lane_that_is_passed_over_keeps_its_turn(arrivals: list[Path], spared: Path) -> None:
-    """All others are taken, each lane's in its order, and none of it; then it is."""
+    """All other lanes are taken first, each in its order; then the spared lane is taken."""
     queue: FairQueue[tuple[Path, int]] = FairQueue()
     arrived = [(path, number) for number, path in enumerate(arrivals)]
     for path, number in arrived:
@@ -157,7 +154,7 @@ def test_a_lane_that_is_passed_over_keeps_its_turn(arrivals: list[Path], spared:
     assert queue.take() is None
 
 
-def test_a_full_queue_has_room_for_who_did_not_fill_it() -> None:
+def test_a_full_queue_has_room_for_a_lane_that_did_not_fill_it() -> None:
     queue: FairQueue[int] = FairQueue()
     storm, wren = ("default", "nest", "storm"), ("default", "nest", "wren")
     while queue.has_room(storm, 10):
@@ -171,7 +168,7 @@ def test_a_full_queue_has_room_for_who_did_not_fill_it() -> None:
 
 
 @given(st.lists(DEEP, max_size=200), st.integers(1, 20))
-def test_the_queue_is_bounded_whoever_comes(arrivals: list[Path], length: int) -> None:
+def test_the_queue_is_bounded_under_any_arrivals(arrivals: list[Path], length: int) -> None:
     queue: FairQueue[int] = FairQueue()
     for path in arrivals:
         if queue.has_room(path, length):
@@ -181,52 +178,52 @@ def test_the_queue_is_bounded_whoever_comes(arrivals: list[Path], length: int) -
         assert len(queue) >= length
 
 
-# --- places ------------------------------------------------------------------------------------
+# --- slots -------------------------------------------------------------------------------------
 
 WORKERS = st.lists(
     st.tuples(
         FLAT,
-        st.integers(0, 5),  # yields before it comes
-        st.integers(0, 5),  # yields at work
+        st.integers(0, 5),  # yields before it enters
+        st.integers(0, 5),  # yields while it holds the slot
         st.one_of(st.none(), st.integers(0, 12)),  # yields before it is cancelled
-        st.booleans(),  # fails at work
+        st.booleans(),  # fails while it holds the slot
     ),
     max_size=25,
 )
 
 
 @given(WORKERS, st.integers(1, 3))
-def test_places_are_never_overbooked_nor_lost(
-    workers: list[tuple[Path, int, int, int | None, bool]], places: int
+def test_slots_are_never_overbooked_nor_lost(
+    workers: list[tuple[Path, int, int, int | None, bool]], slots: int
 ) -> None:
-    """Whoever is cancelled, at whichever moment: each other works once, and all places are free."""
+    """Workers are cancelled at any moment: each other one runs once, and all slots end up free."""
 
     async def run() -> None:
-        spots, at_work, done = Places("tests", places, 1000), 0, list[int]()
+        tested, at_work, done = FairSlots("tests", slots, 1000), 0, list[int]()
 
-        async def worker(number: int, path: Path, comes: int, works: int, *, fails: bool) -> None:
+        async def worker(number: int, path: Path, delay: int, works: int, *, fails: bool) -> None:
             nonlocal at_work
-            await turns(comes)
-            await spots.enter(path, 60)
+            await yield_times(delay)
+            await tested.enter(path, 60)
             at_work += 1
-            assert at_work <= places
+            assert at_work <= slots
             try:
-                await turns(works)
+                await yield_times(works)
                 done.append(number)
                 if fails:
                     raise ProviderUnavailable("at work")
             finally:
                 at_work -= 1
-                spots.leave(path)
+                tested.leave(path)
 
         async def ended(number: int, after: int | None) -> None:
             if after is not None:
-                await turns(after)
+                await yield_times(after)
                 tasks[number].cancel()
 
         tasks = [
-            asyncio.create_task(worker(number, path, comes, works, fails=fails))
-            for number, (path, comes, works, _, fails) in enumerate(workers)
+            asyncio.create_task(worker(number, path, delay, works, fails=fails))
+            for number, (path, delay, works, _, fails) in enumerate(workers)
         ]
         enders = [ended(number, after) for number, (*_, after, _) in enumerate(workers)]
         await asyncio.gather(*enders)
@@ -236,155 +233,165 @@ def test_places_are_never_overbooked_nor_lost(
             if after is None:
                 assert done.count(number) == 1
                 assert isinstance(results[number], ProviderUnavailable) is fails
-        assert spots.figures == (0, 0)
-        assert spots.idle
+        assert tested.figures == (0, 0)
+        assert tested.idle
 
     asyncio.run(run())
 
 
-async def turns(count: int) -> None:
-    """Let others run so many times."""
+async def yield_times(count: int) -> None:
+    """Yield to the event loop `count` times."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-async def test_a_turn_that_comes_as_its_waiter_is_cancelled_goes_on() -> None:
-    """In the same pass of the loop, either way round."""
+async def test_a_slot_granted_as_its_waiter_is_cancelled_goes_to_the_next() -> None:
+    """Both happen in the same iteration of the event loop, in either order."""
     for cancel_first in (True, False):
-        places = Places("tests", 1, 10)
-        await places.enter(("a",), 1)
-        waiter = asyncio.create_task(places.enter(("a",), 9))
-        other = asyncio.create_task(places.enter(("b",), 9))
-        await turns(3)
+        slots = FairSlots("tests", 1, 10)
+        await slots.enter(("a",), 1)
+        waiter = asyncio.create_task(slots.enter(("a",), 9))
+        other = asyncio.create_task(slots.enter(("b",), 9))
+        await yield_times(3)
         if cancel_first:
             waiter.cancel()
-            places.leave(("a",))
+            slots.leave(("a",))
         else:
-            places.leave(("a",))
+            slots.leave(("a",))
             waiter.cancel()
         assert await other
         await asyncio.wait([waiter])
         assert waiter.cancelled()
-        assert places.figures == (1, 0)
+        assert slots.figures == (1, 0)
 
 
-async def test_no_lane_has_all_the_places() -> None:
-    """One user's machines hang: the others go on, by the places that he cannot have."""
-    places = Places("tests", 8, 100)
-    hanging = [asyncio.create_task(places.enter(("a",), 60)) for _ in range(20)]
-    await turns(2)
-    assert places.figures == (7, 13)
+async def test_no_lane_gets_all_slots() -> None:
+    """One user's machines hang: others use the slots that this user cannot take."""
+    slots = FairSlots("tests", 8, 100)
+    hanging = [asyncio.create_task(slots.enter(("a",), 60)) for _ in range(20)]
+    await yield_times(2)
+    assert slots.figures == (7, 13)
     for path in (("b",), ("c",), ("b",)):
-        assert not await places.enter(path, 60)
-        waits = asyncio.create_task(places.enter(("d",), 60))
-        await turns(2)
+        assert not await slots.enter(path, 60)
+        waits = asyncio.create_task(slots.enter(("d",), 60))
+        await yield_times(2)
         assert not waits.done()
-        places.leave(path)
+        slots.leave(path)
         assert await waits
-        places.leave(("d",))
-    assert places.figures == (7, 13)
-    places.leave(("a",))
-    await turns(2)
-    assert places.figures == (7, 12)
+        slots.leave(("d",))
+    assert slots.figures == (7, 13)
+    slots.leave(("a",))
+    await yield_times(2)
+    assert slots.figures == (7, 12)
     for task in hanging:
         task.cancel()
     await asyncio.wait(hanging)
     for _ in range(7):
-        places.leave(("a",))
-    assert places.idle
+        slots.leave(("a",))
+    assert slots.idle
 
 
-async def test_who_waits_too_long_is_told_to_come_again() -> None:
-    places = Places("tests", 1, 10)
-    assert not await places.enter(("a",), 1)
-    begun = monotonic()
+async def test_a_wait_longer_than_the_patience_fails_with_a_retry() -> None:
+    slots = FairSlots("tests", 1, 10)
+    assert not await slots.enter(("a",), 1)
+    began = monotonic()
     with pytest.raises(ProviderRateLimited) as late:
-        await places.enter(("a",), 0.05)
-    assert 0.04 < monotonic() - begun < 1
+        await slots.enter(("a",), 0.05)
+    assert 0.04 < monotonic() - began < 1
     assert late.value.retry_after
-    assert places.figures == (1, 0)
-    places.leave(("a",))
-    assert places.idle
+    assert slots.figures == (1, 0)
+    slots.leave(("a",))
+    assert slots.idle
 
 
-async def test_a_full_queue_refuses_with_a_time_to_come_back(
+async def test_a_full_queue_rejects_with_a_retry_delay(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    places = Places("starts", 2, 8)
-    await places.enter(("c",), 60)
-    waiters = [asyncio.create_task(places.enter(("a",), 60)) for _ in range(9)]
-    await turns(2)
-    assert places.figures == (2, 8)
+    slots = FairSlots("starts", 2, 8)
+    await slots.enter(("c",), 60)
+    waiters = [asyncio.create_task(slots.enter(("a",), 60)) for _ in range(9)]
+    await yield_times(2)
+    assert slots.figures == (2, 8)
     for _ in range(3):
         with pytest.raises(ProviderRateLimited) as full:
-            places.check_room(("a",))
+            slots.check_room(("a",))
         assert 4.0 <= full.value.retry_after <= 6.0
         with pytest.raises(ProviderRateLimited):
-            await places.enter(("a",), 60)
-    places.check_room(("b",))
+            await slots.enter(("a",), 60)
+    slots.check_room(("b",))
     for waiter in waiters:
         waiter.cancel()
     await asyncio.wait(waiters)
-    told = [record.message for record in caplog.records]
-    assert told == ["the queue for starts is full: 2 at work, 8 waiting, 1 refused"]
+    logged = [record.message for record in caplog.records]
+    assert logged == ["the queue for starts is full: 2 running, 8 waiting, 1 rejected"]
 
 
-# --- first steps -------------------------------------------------------------------------------
+# --- database slots ----------------------------------------------------------------------------
 
 
-async def test_behind_a_database_that_hangs_all_who_wait_are_told_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """They do not meet it one after the other; a failure of one is no progress for the others."""
-    monkeypatch.setattr(first_steps, "PATIENCE", 0.1)
-    places, begun = Places("first steps", 1, 100, moving=True), monotonic()
-    hangs = FirstSteps(places, ("a",))
-    await hangs.go_on()
-    waiters = [asyncio.create_task(FirstSteps(places, ("b",)).go_on()) for _ in range(20)]
-    await turns(2)
-    hangs.step_back(served=False)  # the first of them meets it too
-    assert not await _told(waiters[:1])
-    assert await _told(waiters[1:]) == 19
-    assert monotonic() - begun < 1
-    assert places.figures == (1, 0)
+async def test_when_the_database_hangs_all_waiters_fail_at_once() -> None:
+    """They do not fail one after the other: a failed slot is no progress for the other waiters."""
+    slots, began = FairSlots("first steps", 1, 100, moving=True), monotonic()
+    hangs = DatabaseSlot(slots, ("a",), 0.1)
+    await hangs.take()
+    waiters = [asyncio.create_task(DatabaseSlot(slots, ("b",), 0.1).take()) for _ in range(20)]
+    await yield_times(2)
+    hangs.give_back(served=False)  # the first waiter gets the slot and would hang too
+    assert not await _failures(waiters[:1])
+    assert await _failures(waiters[1:]) == 19
+    assert monotonic() - began < 1
+    assert slots.figures == (1, 0)
 
 
-async def test_while_others_are_served_who_waits_has_patience(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(first_steps, "PATIENCE", 1.0)
-    places, begun = Places("first steps", 1, 100, moving=True), monotonic()
+async def test_while_others_are_served_a_waiter_goes_on_waiting() -> None:
+    slots, began = FairSlots("first steps", 1, 100, moving=True), monotonic()
 
-    async def at_work(user_id: str) -> float:
-        async with FirstSteps(places, (user_id,)):
-            waited = monotonic() - begun
+    async def work(user_id: str) -> float:
+        async with DatabaseSlot(slots, (user_id,), 1.0):
+            waited = monotonic() - began
             await asyncio.sleep(0.4)
             return waited
 
-    *_, last = await asyncio.gather(*(at_work(user_id) for user_id in "abcde"))
+    *_, last = await asyncio.gather(*(work(user_id) for user_id in "abcde"))
     assert last > 1.2
-    assert places.idle
+    assert slots.idle
 
 
-async def _told(waiters: list[asyncio.Task[None]]) -> int:
-    """How many were told that the database does not answer; the others have their places."""
+async def test_a_waiter_that_is_cancelled_as_its_slot_is_granted_is_no_progress() -> None:
+    """Nothing was served: the patience of the other waiters does not start again."""
+    slots, began = FairSlots("first steps", 1, 100, moving=True), monotonic()
+    hangs = DatabaseSlot(slots, ("a",), 0.5)
+    await hangs.take()
+    waiters = [asyncio.create_task(DatabaseSlot(slots, ("b",), 0.5).take()) for _ in range(3)]
+    await asyncio.sleep(0.4)
+    hangs.give_back(served=False)
+    waiters[0].cancel()  # it owns the slot already, and returns it to the second waiter
+    assert await _failures(waiters[2:]) == 1
+    assert monotonic() - began < 0.8
+    assert waiters[0].cancelled()
+    assert not await _failures(waiters[1:2])
+    assert slots.figures == (1, 0)
+
+
+async def _failures(waiters: list[asyncio.Task[None]]) -> int:
+    """How many failed with StorageUnavailable; the other waiters have their slots."""
     results = await asyncio.gather(*waiters, return_exceptions=True)
     return sum(isinstance(result, StorageUnavailable) for result in results)
 
 
-# --- turns -------------------------------------------------------------------------------------
+# --- permits -----------------------------------------------------------------------------------
 
 
 @dataclass
-class Holding:
-    """What a turn needs of an owned transition."""
+class OwnedStub:
+    """The part of an owned transition that a permit reads."""
 
     left: float = 60.0
 
 
 @dataclass
 class Row:
-    """What a turn needs of a session."""
+    """The part of a session that a permit reads."""
 
     user_id: str
     decision_id: str | None = "d"
@@ -402,59 +409,59 @@ def row(user_id: str, **fields: str | None) -> Session:
     return cast("Session", Row(user_id, **fields))  # type: ignore[arg-type]  # the fields of Row
 
 
-HELD = cast("Held", Holding())
+OWNED = cast("Owned", OwnedStub())
 
 
-async def test_background_work_takes_no_starts_place_and_has_its_own() -> None:
-    turns_ = Turns(Limits(starts=1, background=2))
-    async with turns_.turn(row("a"), HELD) as start:
+async def test_background_work_takes_no_slot_of_a_start_and_has_its_own() -> None:
+    limiter = Limiter(Limits(starts=1, background=2))
+    async with limiter.permit(row("a"), OWNED) as start:
         async with (
-            turns_.turn(row("b", decision_id=None), HELD) as idle,
-            turns_.turn(row("c", cause="LOST"), HELD) as recovery,
+            limiter.permit(row("b", decision_id=None), OWNED) as idle,
+            limiter.permit(row("c", cause="LOST"), OWNED) as recovery,
         ):
             assert not (start.waited or idle.waited or recovery.waited)
-            third = asyncio.create_task(_through(turns_, row("d", decision_id=None)))
-            await turns(3)
+            third = asyncio.create_task(_through(limiter, row("d", decision_id=None)))
+            await yield_times(3)
             assert not third.done()
         await third
 
 
-async def _through(turns_: Turns, session: Session) -> None:
-    async with turns_.turn(session, HELD):
+async def _through(limiter: Limiter, session: Session) -> None:
+    async with limiter.permit(session, OWNED):
         pass
 
 
-async def test_a_create_call_that_waits_holds_no_other_place() -> None:
-    """Resumes go on past a storm of creates; each app has its own calls."""
+async def test_a_waiting_create_call_holds_no_other_slot() -> None:
+    """Resumes proceed during a storm of creates; each app has its own create slots."""
     limits = Limits(starts=1, creates=1, creates_length=2)
-    turns_, release = Turns(limits), asyncio.Event()
+    limiter, release = Limiter(limits), asyncio.Event()
 
     async def create(user_id: str, app: str) -> bool:
-        async with turns_.turn(row(user_id), HELD) as turn:
-            async with turn.creating(app):
+        async with limiter.permit(row(user_id), OWNED) as permit:
+            async with permit.creating(app):
                 await release.wait()
             return True
 
     storm = [asyncio.create_task(create("storm", "birds")) for _ in range(3)]
     elsewhere = asyncio.create_task(create("wren", "fish"))
-    await turns(10)
-    await asyncio.wait_for(_through(turns_, row("wren")), 5)
+    await yield_times(10)
+    await asyncio.wait_for(_through(limiter, row("wren")), 5)
     with pytest.raises(ProviderRateLimited):
-        turns_.check_room(row("storm").key, creates_in="birds")
-    turns_.check_room(row("storm").key, creates_in="fish")
-    turns_.check_room(row("storm").key)
+        limiter.check_room(row("storm").key, creates_in="birds")
+    limiter.check_room(row("storm").key, creates_in="fish")
+    limiter.check_room(row("storm").key)
     with pytest.raises(ProviderRateLimited):
         await create("storm", "birds")
     release.set()
     assert all(await asyncio.gather(*storm, elsewhere))
-    assert turns_.figures == {"starts": (0, 0), "background": (0, 0)}
+    assert limiter.figures == {"starts": (0, 0), "background": (0, 0)}
 
 
-async def test_a_create_that_fails_or_is_cancelled_gives_all_back() -> None:
-    turns_ = Turns(Limits(starts=1, creates=1))
+async def test_a_create_that_fails_or_is_cancelled_gives_all_slots_back() -> None:
+    limiter = Limiter(Limits(starts=1, creates=1))
 
     async def create(*, fails: bool) -> None:
-        async with turns_.turn(row("wren"), HELD) as turn, turn.creating("birds"):
+        async with limiter.permit(row("wren"), OWNED) as permit, permit.creating("birds"):
             if fails:
                 raise ProviderUnavailable("no")
             await asyncio.Event().wait()
@@ -462,9 +469,9 @@ async def test_a_create_that_fails_or_is_cancelled_gives_all_back() -> None:
     with pytest.raises(ProviderUnavailable):
         await create(fails=True)
     stuck = [asyncio.create_task(create(fails=False)) for _ in range(3)]
-    await turns(5)
+    await yield_times(5)
     for task in stuck:
         task.cancel()
     await asyncio.wait(stuck)
-    await asyncio.wait_for(_through(turns_, row("wren")), 5)
-    assert turns_.figures == {"starts": (0, 0), "background": (0, 0)}
+    await asyncio.wait_for(_through(limiter, row("wren")), 5)
+    assert limiter.figures == {"starts": (0, 0), "background": (0, 0)}

@@ -1,4 +1,4 @@
-"""When state is saved on a schedule: as often as the policy says, and in the way of nothing."""
+"""The times of scheduled checkpoints: at the policy's interval, without delaying other steps."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_service.domain import idleness, keeping, schedule
+from session_service.domain import next_action
 from session_service.domain import policy as policies
-from session_service.domain.keeping import Action, Habits
+from session_service.domain.next_action import Action, Timings
 from session_service.domain.policy import Policy
 from session_service.domain.session import Record
 from session_service.domain.states import State
-from session_service.lifecycle import own_steps
-from session_service.storage.assignments import Now
-from tests.unit.test_keeping import CONTAINER, NOW, SESSION, habits, perhaps, records, spans, times
+from session_service.reconcile import due as reconcile_due
+from session_service.storage.session.change import Now
+from tests.unit.test_next_action import (
+    CONTAINER,
+    NOW,
+    SESSION,
+    any_timings,
+    perhaps,
+    records,
+    spans,
+    times,
+)
 
-#: Of containers whose state can be saved, by a hook or as a volume, or cannot be.
+#: Specs whose state can be saved by a hook or as a volume, and one whose state cannot be saved.
 SPECS = (
     "{}",
     '{"state_hook":{"http_path":"/state"}}',
@@ -29,7 +38,7 @@ SPECS = (
 
 @st.composite
 def scheduled(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Record:
-    """A row such as there may be, with a schedule or without, and times on either side of it."""
+    """A possible row, with or without a schedule, and times before and after its limits."""
     record = draw(records(states))
     policy = policies.load(record.session.policy)
     session = replace(
@@ -44,37 +53,39 @@ def scheduled(draw: st.DrawFn, states: tuple[State, ...] = tuple(State)) -> Reco
     return replace(record, session=session)
 
 
-@given(scheduled((State.ACTIVE,)), habits)
-def test_a_checkpoint_makes_no_warning_and_no_pause_later(record: Record, ways: Habits) -> None:
-    """What is due of idleness is what comes, whether or not something is to be saved."""
-    other = keeping.but_saving(record, ways)
-    step = keeping.next_step(record, ways)
+@given(scheduled((State.ACTIVE,)), any_timings)
+def test_a_checkpoint_delays_no_warning_and_no_pause(record: Record, timings: Timings) -> None:
+    """A due idle step comes first, whether or not a checkpoint is due too."""
+    other = next_action.step_without_schedule(record, timings)
+    step = next_action.next_step(record, timings)
     if other.due(record.now):
         assert step == other
     if step.action is Action.CHECKPOINT:
-        # What is shown is what becomes of the session, as if nothing were saved.
-        assert keeping.shown_step(record, ways).action is Action.PAUSE
-        assert any("saved every" in reason for reason in idleness.explain(record, ways).reasons)
+        # The shown step is the next change of the session, without the checkpoint.
+        assert next_action.shown_step(record, timings).action is Action.PAUSE
+        assert any(
+            "saved every" in reason for reason in next_action.explain(record, timings).reasons
+        )
         assert step.time is not None
         assert other.time is not None
         assert step.time < other.time
     else:
         assert step == other
-    # Nor is who wrote it down to be waited for: it is looked at in time for both.
-    for change in (own_steps.awake(record), own_steps.warning(record, ways)):
+    # The row is due in time for the checkpoint after it becomes active or is warned.
+    for change in (reconcile_due.in_use(record), reconcile_due.warning(record, timings)):
         due = change.session["due_at"]
         assert isinstance(due, Now)
         assert due.after is not None
-        saving = schedule.due_time(record)
+        saving = next_action.checkpoint_due_time(record)
         assert saving is None or record.now + due.after <= max(saving, record.now)
 
 
-@given(scheduled(), habits)
-def test_nothing_is_saved_on_a_schedule_that_does_not_run_or_cannot_be(
-    record: Record, ways: Habits
+@given(scheduled(), any_timings)
+def test_only_a_running_session_with_savable_state_is_saved(
+    record: Record, timings: Timings
 ) -> None:
-    if schedule.due_time(record) is None:
-        assert keeping.next_step(record, ways).action is not Action.CHECKPOINT
+    if next_action.checkpoint_due_time(record) is None:
+        assert next_action.next_step(record, timings).action is not Action.CHECKPOINT
         return
     session, container = record.session, record.container
     assert (session.state, session.transition) == (State.ACTIVE, None)
@@ -86,25 +97,28 @@ def test_nothing_is_saved_on_a_schedule_that_does_not_run_or_cannot_be(
 
 
 @given(scheduled((State.ACTIVE,)))
-def test_what_is_tried_now_is_not_tried_at_once_again(record: Record) -> None:
-    """Whatever comes of it: within the interval, or half a minute where it fails."""
-    before = schedule.due_time(record)
+def test_a_checkpoint_is_not_retried_at_once(record: Record) -> None:
+    """Not within the interval after a success, nor within half a minute after a failure."""
+    before = next_action.checkpoint_due_time(record)
     if before is None or before > record.now:
         return
     every = policies.load(record.session.policy).checkpoint_every
     tried = replace(record, session=replace(record.session, checkpoint_try_time=record.now))
-    failed = schedule.due_time(tried)
+    failed = next_action.checkpoint_due_time(tried)
     assert failed is not None
-    assert schedule.FIRST_PAUSE <= failed - record.now <= schedule.LONGEST_PAUSE or (
-        # A later time that an earlier checkpoint says, or a start that has just come up.
+    assert next_action.FIRST_PAUSE <= failed - record.now <= next_action.LONGEST_PAUSE or (
+        # An earlier checkpoint or a recent start gives a later time.
         failed == before
     )
     saved = replace(tried, session=replace(tried.session, checkpoint_time=record.now))
-    assert schedule.due_time(saved) == max(
+    assert next_action.checkpoint_due_time(saved) == max(
         record.now + every,
-        (record.session.start_time or record.now) + min(every, schedule.SETTLE),
+        (record.session.start_time or record.now) + min(every, next_action.SETTLE),
     )
-    assert schedule.look_again(record) <= min(failed, record.now + every) or failed == before
+    assert (
+        next_action.checkpoint_reread_time(record) <= min(failed, record.now + every)
+        or failed == before
+    )
 
 
 MINUTE = timedelta(minutes=1)
@@ -113,16 +127,16 @@ MINUTE = timedelta(minutes=1)
 @pytest.mark.parametrize(
     ("created", "started", "saved", "tried", "due"),
     [
-        # Minutes ago, at an interval of 10; in how many minutes the next is due.
+        # Minutes since each event, at an interval of 10; minutes until the next checkpoint is due.
         (0, 0, None, None, 10),
         (4, 4, None, None, 6),
         (60, 60, 4, None, 6),
         (60, 60, 12, None, -2),
-        # It came back after longer than the interval: it settles first.
+        # It was resumed after longer than the interval: it settles first.
         (60, 0, 30, None, 1),
         (60, 0, None, None, 1),
         (60, 5, 30, None, -4),
-        # Tried and saved; tried and failed: half a minute, and then as long as it has failed.
+        # After a success; after failures: half a minute, then as long as it has failed so far.
         (60, 60, 4, 5, 6),
         (60, 60, 10, 0, 0.5),
         (60, 60, 14, 0, 4),
@@ -145,4 +159,4 @@ def test_when_the_next_checkpoint_is_due(
         checkpoint_time=ago(saved),
         checkpoint_try_time=ago(tried),
     )
-    assert schedule.due_time(Record(session, CONTAINER, NOW)) == NOW + due * MINUTE
+    assert next_action.checkpoint_due_time(Record(session, CONTAINER, NOW)) == NOW + due * MINUTE

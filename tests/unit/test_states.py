@@ -1,22 +1,23 @@
-"""The table of states."""
+"""The table of legal state changes."""
 
 from __future__ import annotations
 
 import pytest
 
 from session_service.domain.states import LEGAL, LIVE, IllegalTransition, State, check_move
+from tests.cases import each
 
 
 def test_every_state_has_its_row() -> None:
-    """No state is forgotten, and none may follow itself."""
+    """Each state is in it, and none follows itself."""
     assert set(LEGAL) == set(State)
     assert all(state not in after for state, after in LEGAL.items())
 
 
-@pytest.mark.parametrize("before", State)
-@pytest.mark.parametrize("after", State)
-def test_what_the_table_does_not_have_is_an_error(before: State, after: State) -> None:
-    """Every pair of states, one way or the other."""
+@each("before", State)
+@each("after", State)
+def test_a_state_change_outside_the_table_is_an_error(before: State, after: State) -> None:
+    """Every ordered pair of states that the table lacks."""
     if after in LEGAL[before]:
         check_move(before, after)
         return
@@ -25,8 +26,8 @@ def test_what_the_table_does_not_have_is_an_error(before: State, after: State) -
     assert (caught.value.before, caught.value.after) == (before, after)
 
 
-def test_every_state_can_end_and_every_ended_session_can_come_back() -> None:
-    """From wherever a session stands some way leads to ENDED, and from there back to ACTIVE."""
+def test_every_state_can_end_and_every_ended_session_can_be_undeleted() -> None:
+    """From each state ENDED can be reached, and from there ACTIVE."""
 
     def reachable(start: State) -> set[State]:
         seen, todo = {start}, [start]

@@ -1,4 +1,4 @@
-"""The judgements of a listing, on every combination of facts."""
+"""The verdicts of an inventory pass on every combination of facts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from session_service.domain import survey
-from session_service.domain.session import ContainerState, PauseDepth
-from session_service.domain.states import State
-from session_service.domain.survey import (
+from session_service.domain import inventory
+from session_service.domain.inventory import (
     Caution,
     Labelled,
+    LabelVerdict,
     Listed,
-    Standing,
     Tracked,
     Verdict,
 )
+from session_service.domain.session import ContainerState, PauseDepth
+from session_service.domain.states import State
 
 BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LAG = timedelta(seconds=5)
 VERIFY = timedelta(minutes=5)
 SESSION = UUID(int=1)
 
-#: Around what counts: the listing's begin, the lag window before it, and long before and after.
+#: Times around the limits: the listing's begin, the lag window before it, long before and after.
 TIMES = st.one_of(
     st.sampled_from(
         [
@@ -86,12 +86,12 @@ COUNTS = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 
 
 
 def judge(row: Tracked, listed: Listed | None) -> Verdict:
-    """What the listing says of the row."""
-    return survey.judge(row, listed, BEGAN, LAG, VERIFY)
+    """The verdict of the listing on the row."""
+    return inventory.judge(row, listed, BEGAN, LAG, VERIFY)
 
 
 def settled(row: Tracked) -> Tracked:
-    """The row as one of a session at peace, that changed long ago."""
+    """The row as that of a session without a transition, last changed long ago."""
     long_ago = BEGAN - timedelta(days=1)
     return replace(
         row, change_time=long_ago, create_time=long_ago, in_flight=False, current=True, wanted=True
@@ -99,10 +99,10 @@ def settled(row: Tracked) -> Tracked:
 
 
 @given(TRACKED, st.one_of(st.none(), LISTED))
-def test_every_row_has_a_verdict_and_nothing_is_said_of_what_changed_since(
+def test_every_row_has_a_verdict_and_a_later_change_has_none(
     row: Tracked, listed: Listed | None
 ) -> None:
-    """Total; and what changed after the listing began, or just before, is never judged by it."""
+    """Total; a row that changed after the listing began, or within the lag before, has none."""
     verdict = judge(row, listed)
     assert verdict in Verdict
     if max(row.change_time, row.create_time) + LAG >= BEGAN:
@@ -112,17 +112,15 @@ def test_every_row_has_a_verdict_and_nothing_is_said_of_what_changed_since(
 
 
 @given(TRACKED, st.one_of(st.none(), LISTED))
-def test_missing_is_what_is_not_listed_and_nothing_else(
-    row: Tracked, listed: Listed | None
-) -> None:
-    """Of a session at peace; a state that says nothing is never missing."""
+def test_only_an_unlisted_machine_is_missing(row: Tracked, listed: Listed | None) -> None:
+    """Of a session without a transition. Only a machine that is absent or destroyed is missing."""
     missing = listed is None or listed.state is ContainerState.DESTROYED
     assert (judge(settled(row), listed) is Verdict.MISSING) is missing
 
 
 @given(TRACKED, LISTED)
-def test_a_verdict_is_about_the_state_that_the_row_has(row: Tracked, listed: Listed) -> None:
-    """What could be written by it is a legal move of that state."""
+def test_a_verdict_fits_the_state_of_the_row(row: Tracked, listed: Listed) -> None:
+    """The change that it leads to is a legal move of that state."""
     verdict = judge(row, listed)
     states = {
         Verdict.VERIFIED: State.ACTIVE,
@@ -139,32 +137,32 @@ def test_a_verdict_is_about_the_state_that_the_row_has(row: Tracked, listed: Lis
     if verdict in (Verdict.VERIFIED, Verdict.WOKE, Verdict.STRAYED, Verdict.WOKE_ENDED):
         assert running
     if verdict in (Verdict.FELL, Verdict.SANK):
-        assert listed.state in survey.RESTING
+        assert listed.state in inventory.NOT_RUNNING
     if verdict is Verdict.WOKE:
         assert not row.cordoned
 
 
 @given(TRACKED, LISTED)
-def test_verified_is_only_the_boot_that_was_proved(row: Tracked, listed: Listed) -> None:
-    """The same newest start; without one to compare with nothing is said."""
+def test_only_the_verified_boot_is_verified_again(row: Tracked, listed: Listed) -> None:
+    """Its newest start is the verified one; without a recorded start there is no verdict."""
     if judge(row, listed) is Verdict.VERIFIED:
         assert row.boot_time is not None
         assert row.boot_time == listed.last_start_time
 
 
 @given(LISTED, st.one_of(st.none(), LABELLED))
-def test_what_has_a_row_is_never_an_orphan(listed: Listed, row: Labelled | None) -> None:
-    """Nor what a row may yet adopt, what is on its way somewhere, or what changed too lately."""
-    stands, why = survey.standing(listed, row, BEGAN, LAG)
+def test_a_machine_with_a_row_is_never_an_orphan(listed: Listed, row: Labelled | None) -> None:
+    """Nor is one that a row may still adopt, or whose row is in transition or changed lately."""
+    verdict, why = inventory.judge_labelled(listed, row, BEGAN, LAG)
     assert why
     if row is None:
-        assert stands is Standing.ORPHAN
+        assert verdict is LabelVerdict.ORPHAN
         return
     has = row.container_id in (None, listed.container_id) and not row.destroyed
     moving = row.current and row.in_flight and row.container_id in (None, listed.container_id)
     if has or moving or row.change_time + LAG >= BEGAN:
-        assert stands is Standing.KNOWN
-    if stands is Standing.FOUND:
+        assert verdict is LabelVerdict.KNOWN
+    if verdict is LabelVerdict.FOUND:
         assert row.container_id == listed.container_id
         assert (row.current, row.destroyed, row.in_flight) == (True, True, False)
         assert row.state is State.PAUSED
@@ -172,8 +170,8 @@ def test_what_has_a_row_is_never_an_orphan(listed: Listed, row: Labelled | None)
 
 @given(LISTED, TIMES, CAUTION)
 def test_only_a_known_age_is_old_enough(listed: Listed, now: datetime, caution: Caution) -> None:
-    """And only one beyond the least."""
-    old = survey.old_enough(listed, now, caution)
+    """The age must be at least `min_age`."""
+    old = inventory.old_enough(listed, now, caution)
     if listed.create_time is None:
         assert not old
     else:
@@ -184,8 +182,8 @@ def test_only_a_known_age_is_old_enough(listed: Listed, now: datetime, caution: 
 def test_never_more_than_the_cap_are_destroyed_and_none_of_too_many(
     counts: dict[str, int], caution: Caution
 ) -> None:
-    """And none that was not seen often enough; each that is spared is told why."""
-    spared = survey.spared_because(counts, caution)
+    """Nor is one that too few passes saw. Each spared machine has a reason."""
+    spared = inventory.spared_because(counts, caution)
     doomed = counts.keys() - spared.keys()
     assert spared.keys() <= counts.keys()
     assert all(spared.values())

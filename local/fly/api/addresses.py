@@ -1,59 +1,59 @@
-"""Addresses of apps: kept and shown, and nothing listens there."""
+"""IP addresses of apps. They are stored and listed; nothing listens on them."""
 
 import secrets
 from typing import TYPE_CHECKING
 
-from local.fly import wire
-from local.fly.calls import Call, Operation, Reply
+from local.fly import go_json
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.clock import rfc3339_now
 from local.fly.errors import ApiError
-from local.fly.limits import ACTION
-from local.fly.world import World
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 if TYPE_CHECKING:
-    from local.fly.wire import JsonObject
+    from local.fly.go_json import JsonObject
 
 _PATH = "/v1/apps/{app}/ip_assignments"
 _TYPES = ("shared_v4", "v4", "v6", "private_v6")
 
 
-async def list_(world: World, call: Call) -> Reply:
+async def list_(backend: Backend, call: Call) -> Reply:
     """The app's addresses."""
-    return Reply(200, {"ips": world.fleet.app(call.app).ips})
+    return Reply(200, {"ips": backend.fleet.app(call.app).ips})
 
 
-async def assign(world: World, call: Call) -> Reply:
-    """Give the app another address."""
-    app = world.fleet.app(call.app)
+async def assign(backend: Backend, call: Call) -> Reply:
+    """Assign another address to the app."""
+    app = backend.fleet.app(call.app)
     body = call.json("main.assignIPRequest")
-    kind = wire.text(body, "type") or ""
+    kind = go_json.text(body, "type") or ""
     if kind not in _TYPES:
         raise ApiError(400, f"invalid_argument: type must be one of {', '.join(_TYPES)}")
     assigned: JsonObject = {
         "ip": _address(kind),
-        "region": wire.text(body, "region") or "global",
+        "region": go_json.text(body, "region") or "global",
         "created_at": rfc3339_now(),
         "shared": kind == "shared_v4",
-        "service_name": wire.text(body, "service_name") or "",
+        "service_name": go_json.text(body, "service_name") or "",
     }
     app.ips.append(assigned)
-    world.fleet.keep(app)
+    backend.fleet.save_app(app)
     return Reply(200, assigned)
 
 
-async def release(world: World, call: Call) -> Reply:
-    """Take an address back."""
-    app = world.fleet.app(call.app)
+async def release(backend: Backend, call: Call) -> Reply:
+    """Release an address of the app."""
+    app = backend.fleet.app(call.app)
     kept = [one for one in app.ips if one["ip"] != call.path["ip"]]
     if len(kept) == len(app.ips):
         raise ApiError(404, "ip assignment not found")
     app.ips[:] = kept
-    world.fleet.keep(app)
+    backend.fleet.save_app(app)
     return Reply(204)
 
 
 def _address(kind: str) -> str:
-    """An address of documentation ranges: nobody is reached by mistake."""
+    """A random address of the ranges reserved for documentation, which reaches no host."""
     if kind in ("shared_v4", "v4"):
         return f"203.0.113.{secrets.randbelow(254) + 1}"
     prefix = "fdaa:0" if kind == "private_v6" else "2001:db8"

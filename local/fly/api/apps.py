@@ -2,57 +2,58 @@
 
 import re
 
-from local.fly import ids, view, wire
-from local.fly.calls import Call, Operation, Reply
+from local.fly import go_json, ids
+from local.fly.api import rendering
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError
-from local.fly.limits import DELETE_APP
-from local.fly.records import App
-from local.fly.wire import JsonObject
-from local.fly.world import World
+from local.fly.go_json import JsonObject
+from local.fly.rate_limits import DELETE_APP
+from local.fly.records.machine_records import App
+from local.fly.wiring import Backend
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
-async def create(world: World, call: Call) -> Reply:
-    """Make an app; both `app_name` and `name` are in use (Fly docs; fly-go)."""
+async def create(backend: Backend, call: Call) -> Reply:
+    """Create an app. Clients send `app_name` or `name` (Fly docs; fly-go)."""
     body = call.json("main.createAppRequest")
-    name = wire.text(body, "app_name") or wire.text(body, "name") or ""
-    org_slug = wire.text(body, "org_slug")
+    name = go_json.text(body, "app_name") or go_json.text(body, "name") or ""
+    org_slug = go_json.text(body, "org_slug")
     if not org_slug:
         raise ApiError(400, "invalid_argument: org_slug is required")
     if not _NAME.fullmatch(name):
         text = "Validation failed: Name under 63 chars, lowercase letters, numbers and dashes"
         raise ApiError(422, text)
-    made = world.fleet.create_app(name, org_slug, wire.text(body, "network") or "default")
+    made = backend.fleet.create_app(name, org_slug, go_json.text(body, "network") or "default")
     if call.flag("wait"):
-        return Reply(201, _show(world, made) | {"created_at": made.created_at_ms})
+        return Reply(201, _show(backend, made) | {"created_at": made.created_at_ms})
     return Reply(201, {"id": ids.machine_id(), "created_at": made.created_at_ms})
 
 
-async def get(world: World, call: Call) -> Reply:
+async def get(backend: Backend, call: Call) -> Reply:
     """One app."""
-    return Reply(200, _show(world, world.fleet.app(call.app)))
+    return Reply(200, _show(backend, backend.fleet.app(call.app)))
 
 
-async def list_(world: World, call: Call) -> Reply:
+async def list_(backend: Backend, call: Call) -> Reply:
     """The apps of an organisation."""
     org_slug = call.query.get("org_slug", "")
     if not org_slug:
         raise ApiError(400, "invalid_argument: org_slug is required")
-    apps = [_show(world, app) for app in world.fleet.apps(org_slug)]
+    apps = [_show(backend, app) for app in backend.fleet.apps(org_slug)]
     return Reply(200, {"total_apps": len(apps), "apps": apps})
 
 
-async def delete(world: World, call: Call) -> Reply:
+async def delete(backend: Backend, call: Call) -> Reply:
     """Delete an app and all of its machines."""
-    await world.fleet.delete_app(call.app)
+    await backend.fleet.delete_app(call.app)
     return Reply(202)
 
 
-def _show(world: World, app: App) -> JsonObject:
-    machines = world.fleet.seen_machines(app.name)
-    volumes = sum(record.live for record in world.shelf.listed(app.name))
-    return view.app(app, sum(machine.record.live for machine in machines), volumes)
+def _show(backend: Backend, app: App) -> JsonObject:
+    machines = backend.fleet.visible_machines(app.name)
+    volumes = sum(record.live for record in backend.volume_store.listed(app.name))
+    return rendering.app(app, sum(machine.record.live for machine in machines), volumes)
 
 
 OPERATIONS = (

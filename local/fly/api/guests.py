@@ -3,33 +3,33 @@
 import asyncio
 import shlex
 
-from local.fly import wire
-from local.fly.calls import Call, Operation, Reply
+from local.fly import go_json
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError, wrong_state
-from local.fly.faults import Occasion
-from local.fly.guests import ExecTimedOut, Guest
-from local.fly.limits import ACTION
-from local.fly.machines import Machine
-from local.fly.procfs import SORTABLE, processes, sorted_by
-from local.fly.wire import JsonObject
-from local.fly.world import World
+from local.fly.faults import FaultContext
+from local.fly.go_json import JsonObject
+from local.fly.guests.guest import ExecTimedOut, Guest
+from local.fly.guests.procfs import SORTABLE, processes, sorted_by
+from local.fly.machines.machine import Machine
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 _STEM = "/v1/apps/{app}/machines/{machine}"
 
 
-async def exec_(world: World, call: Call) -> Reply:
-    """Run a command in the guest; 200 also when the command failed."""
-    machine = call.machine(world)
+async def exec_(backend: Backend, call: Call) -> Reply:
+    """Run a command in the guest. The answer is 200 even when the command failed."""
+    machine = call.machine(backend)
     body = call.json("fly.MachineExecRequest")
     argv = _command(body)
     guest = _running_guest(machine, "exec")
-    failed = _injected(world, machine)
+    failed = _injected(backend, machine)
     if failed is not None:
         return failed
     stdin = b""
-    if world.settings.exec_stdin == "delivered":
-        stdin = (wire.text(body, "stdin") or "").encode()
-    timeout_s = wire.number(body, "timeout") or world.settings.exec_timeout_s
+    if backend.settings.exec_stdin == "delivered":
+        stdin = (go_json.text(body, "stdin") or "").encode()
+    timeout_s = go_json.number(body, "timeout") or backend.settings.exec_timeout_s
     try:
         result = await guest.exec(argv, stdin, timeout_s)
     except ExecTimedOut:
@@ -45,15 +45,15 @@ async def exec_(world: World, call: Call) -> Reply:
     )
 
 
-async def ps(world: World, call: Call) -> Reply:
-    """The guest's processes, by their ids unless another member is to sort them."""
+async def ps(backend: Backend, call: Call) -> Reply:
+    """List the guest's processes, sorted by `sort_by` (default: pid)."""
     member, order = call.query.get("sort_by") or "pid", call.query.get("order") or "asc"
     if member not in SORTABLE:
         raise ApiError(400, f"invalid_argument: sort_by must be one of {', '.join(SORTABLE)}")
     if order not in ("asc", "desc"):
         raise ApiError(400, "invalid_argument: order must be asc or desc")
-    guest = _running_guest(call.seen_machine(world), "list processes of")
-    found = await asyncio.to_thread(processes, guest.main.pid)
+    guest = _running_guest(call.visible_machine(backend), "list processes of")
+    found = await asyncio.to_thread(processes, guest.main.pid, guest.main.argv)
     return Reply(200, sorted_by(found, member, descending=order == "desc"))
 
 
@@ -64,9 +64,9 @@ def _running_guest(machine: Machine, verb: str) -> Guest:
 
 
 def _command(body: JsonObject) -> list[str]:
-    """The command: an array, or the deprecated string, which a shell's words are made of."""
-    argv = [part for part in wire.items(body, "command") if isinstance(part, str)]
-    line = wire.text(body, "cmd")
+    """The command: an array, or the deprecated string, split as a shell would."""
+    argv = [part for part in go_json.items(body, "command") if isinstance(part, str)]
+    line = go_json.text(body, "cmd")
     if not argv and line:
         try:
             argv = shlex.split(line)
@@ -77,8 +77,8 @@ def _command(body: JsonObject) -> list[str]:
     return argv
 
 
-def _injected(world: World, machine: Machine) -> Reply | None:
-    fault = world.faults.fire("exec_fails", Occasion("exec", machine.record.app, machine.id))
+def _injected(backend: Backend, machine: Machine) -> Reply | None:
+    fault = backend.faults.fire("exec_fails", FaultContext("exec", machine.record.app, machine.id))
     if fault is None:
         return None
     if fault.exit_code is None:

@@ -1,64 +1,64 @@
-"""Metadata: labels that can be changed without a new version of the machine."""
+"""Metadata: labels of a machine, changed without creating a new version of its config."""
 
-from local.fly import wire
-from local.fly.calls import Call, Operation, Reply
+from local.fly import go_json
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError
-from local.fly.limits import ACTION
-from local.fly.machines import Machine
-from local.fly.world import World
+from local.fly.machines.machine import Machine
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 _PATH = "/v1/apps/{app}/machines/{machine}/metadata"
 _NO_CONTENT = Reply(204)
 
 
-async def get_all(world: World, call: Call) -> Reply:
+async def get_all(backend: Backend, call: Call) -> Reply:
     """All labels."""
-    return Reply(200, call.seen_machine(world).record.metadata)
+    return Reply(200, call.visible_machine(backend).record.metadata)
 
 
-async def get_one(world: World, call: Call) -> Reply:
+async def get_one(backend: Backend, call: Call) -> Reply:
     """One label."""
-    labels = call.seen_machine(world).record.metadata
+    labels = call.visible_machine(backend).record.metadata
     if call.path["key"] not in labels:
         raise ApiError(404, "metadata key not found")
     return Reply(200, {"value": labels[call.path["key"]]})
 
 
-async def set_one(world: World, call: Call) -> Reply:
+async def set_one(backend: Backend, call: Call) -> Reply:
     """Set one label."""
-    machine = call.machine(world)
-    value = wire.text(call.json("main.upsertMetadataKeyRequest"), "value")
+    machine = call.machine(backend)
+    value = go_json.text(call.json("main.upsertMetadataKeyRequest"), "value")
     if value is None:
         raise ApiError(400, "invalid_argument: value is required")
-    _merge(world, machine, {call.path["key"]: value})
+    _merge(backend, machine, {call.path["key"]: value})
     return _NO_CONTENT
 
 
-async def merge(world: World, call: Call) -> Reply:
-    """Set several labels; null and the empty string delete."""
-    machine = call.machine(world)
+async def merge(backend: Backend, call: Call) -> Reply:
+    """Set several labels; null or an empty string deletes one."""
+    machine = call.machine(backend)
     body = call.json("main.updateMetadataRequest")
-    version = wire.text(body, "machine_version")
+    version = go_json.text(body, "machine_version")
     if version and version != machine.record.instance_id:
         raise ApiError(412, "failed_precondition: machine_version does not match")
-    given = wire.mapping(body, "metadata") or {}
-    _merge(world, machine, {key: wire.text(given, key) for key in given})
+    given = go_json.mapping(body, "metadata") or {}
+    _merge(backend, machine, {key: go_json.text(given, key) for key in given})
     return _NO_CONTENT
 
 
-async def delete_one(world: World, call: Call) -> Reply:
-    """Delete one label; one that is not there is as good."""
-    _merge(world, call.machine(world), {call.path["key"]: None})
+async def delete_one(backend: Backend, call: Call) -> Reply:
+    """Delete one label; a missing one is no error."""
+    _merge(backend, call.machine(backend), {call.path["key"]: None})
     return _NO_CONTENT
 
 
-def _merge(world: World, machine: Machine, changes: dict[str, str | None]) -> None:
+def _merge(backend: Backend, machine: Machine, changes: dict[str, str | None]) -> None:
     kept = {**machine.record.metadata, **changes}
     labels = {key: value for key, value in kept.items() if value}
-    # A new config object: the versions of the machine share the old one.
+    # A new object, because the machine's versions share the old one.
     machine.record.config = {**machine.record.config, "metadata": labels}
     machine.touch()
-    world.actions.machine(machine.record, "metadata", "user", {"keys": sorted(changes)})
+    backend.actions.machine(machine.record, "metadata", "user", {"keys": sorted(changes)})
 
 
 OPERATIONS = (

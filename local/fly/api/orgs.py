@@ -3,29 +3,29 @@
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from local.fly import view
+from local.fly.api import rendering
 from local.fly.api.machines import machine_filter
-from local.fly.calls import Call, Operation, Reply
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError
-from local.fly.limits import ACTION
-from local.fly.machines import Machine
-from local.fly.world import World
+from local.fly.machines.machine import Machine
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 if TYPE_CHECKING:
-    from local.fly.wire import JsonObject
+    from local.fly.go_json import JsonObject
 
 PAGE_MAX = 1000
 
 
-async def list_machines(world: World, call: Call) -> Reply:
-    """A page of machines; `cursor` is the id that the page before ended with."""
+async def list_machines(backend: Backend, call: Call) -> Reply:
+    """One page of machines. `cursor` is the last id of the previous page."""
     wanted, since = machine_filter(call), _since(call)
     cursor, limit = call.query.get("cursor", ""), _limit(call)
     found = sorted(
         (
             machine
-            for app in world.fleet.apps(call.path["org"])
-            for machine in world.fleet.seen_machines(app.name)
+            for app in backend.fleet.apps(call.path["org"])
+            for machine in backend.fleet.visible_machines(app.name)
             if machine.id > cursor and wanted(machine) and _later(machine, since)
         ),
         key=lambda machine: machine.id,
@@ -33,7 +33,7 @@ async def list_machines(world: World, call: Call) -> Reply:
     page = found[:limit]
     summary = call.flag("summary")
     body: JsonObject = {
-        "machines": [view.org_machine(machine.record, summary=summary) for machine in page],
+        "machines": [rendering.org_machine(machine.record, summary=summary) for machine in page],
         "error_regions": [],
     }
     if page:
@@ -52,7 +52,7 @@ def _limit(call: Call) -> int:
 
 
 def _since(call: Call) -> datetime | None:
-    """The time after which a machine must have changed; a cursor takes precedence."""
+    """The lower limit for `updated_at`, or None. It is ignored when a cursor is given."""
     given = call.query.get("updated_after")
     if not given or call.query.get("cursor"):
         return None

@@ -1,44 +1,44 @@
-"""Tokens, regions and placements, as far as a client of machines asks for them."""
+"""Tokens, regions and placements, as far as clients of the Machines API use them."""
 
 import base64
 import json
 import time
 
-from local.fly import ids, regions, wire
-from local.fly.calls import Call, Operation, Reply
+from local.fly import go_json, ids, regions
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError
-from local.fly.faults import Occasion
-from local.fly.limits import ACTION
-from local.fly.wire import JsonObject
-from local.fly.world import World
+from local.fly.faults import FaultContext
+from local.fly.go_json import JsonObject
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 ROOM = 100
-"""How many machines every region says that it has room for."""
+"""The free capacity, in machines, that every region reports."""
 
 
-async def list_regions(world: World, call: Call) -> Reply:
-    """All regions. In Go's own spelling, which is what the field sees."""
+async def list_regions(backend: Backend, call: Call) -> Reply:
+    """All regions, with Go's capitalised member names, as Fly sends them."""
     rows = [regions.row(code) for code in regions.REGIONS]
-    return Reply(200, {"Regions": rows, "Nearest": world.settings.region})
+    return Reply(200, {"Regions": rows, "Nearest": backend.settings.region})
 
 
-async def place(world: World, call: Call) -> Reply:
-    """A dry run of placing machines: a region with no room is left out."""
+async def place(backend: Backend, call: Call) -> Reply:
+    """A dry run of a placement. A region without capacity is left out."""
     body = call.json("main.getPlacementsRequest")
-    org_slug = wire.text(body, "org_slug")
+    org_slug = go_json.text(body, "org_slug")
     if not org_slug:
         raise ApiError(400, "invalid_argument: org_slug is required")
-    count = wire.number(body, "count") or 0
-    if world.faults.fire("capacity", Occasion("place")) or count > ROOM:
+    count = go_json.number(body, "count") or 0
+    if backend.faults.fire("capacity", FaultContext("place")) or count > ROOM:
         return Reply(200, {"Regions": []})
-    region = regions.place(wire.text(body, "region") or "", world.settings.region)
+    region = regions.place(go_json.text(body, "region") or "", backend.settings.region)
     return Reply(
         200, {"Regions": [{"Region": region, "Count": count or ROOM, "Concurrency": ROOM}]}
     )
 
 
-async def current_token(world: World, call: Call) -> Reply:
-    """Whose token it is: of an organisation that has every app."""
+async def current_token(backend: Backend, call: Call) -> Reply:
+    """The owner of the token: an organisation with access to every app."""
     shown: JsonObject = {
         "token_id": ids.owner(call.token).partition("@")[0],
         "org_slug": "personal",
@@ -49,19 +49,19 @@ async def current_token(world: World, call: Call) -> Reply:
     return Reply(200, {"tokens": [shown]})
 
 
-async def authenticate(world: World, call: Call) -> Reply:
-    """The tokens of a header, none of them looked into."""
+async def authenticate(backend: Backend, call: Call) -> Reply:
+    """Accept any token header."""
     return Reply(200, [{"header": _header(call)}])
 
 
-async def authorize(world: World, call: Call) -> Reply:
-    """Every token may do everything."""
+async def authorize(backend: Backend, call: Call) -> Reply:
+    """Authorize every token for everything."""
     return Reply(200, {"verified_token": {"header": _header(call)}})
 
 
-async def oidc_token(world: World, call: Call) -> Reply:
-    """A JWT that says who asks and is signed by nobody, as plain text."""
-    audience = wire.text(call.json("main.createOIDCTokenRequest"), "aud")
+async def oidc_token(backend: Backend, call: Call) -> Reply:
+    """An unsigned JWT that names the caller, as plain text."""
+    audience = go_json.text(call.json("main.createOIDCTokenRequest"), "aud")
     now = int(time.time())
     claims = {
         "aud": audience or "https://fly.io/personal",
@@ -73,20 +73,20 @@ async def oidc_token(world: World, call: Call) -> Reply:
     return Reply(200, text=f"{_part({'alg': 'none', 'typ': 'JWT'})}.{_part(claims)}.")
 
 
-async def kms_token(world: World, call: Call) -> Reply:
-    """A token for Fly's key store, as plain text. There is none here that would take it."""
+async def kms_token(backend: Backend, call: Call) -> Reply:
+    """A token for Fly's key store, as plain text. The emulator has no key store."""
     return Reply(200, text=f"FlyV1 fm2_{ids.owner(call.token).partition('@')[0]}")
 
 
-async def deploy_token(world: World, call: Call) -> Reply:
-    """A token for the app; as good as the caller's."""
-    world.fleet.app(call.app)
-    wire.text(call.json("main.createDeployTokenRequest"), "expiry")
+async def deploy_token(backend: Backend, call: Call) -> Reply:
+    """A token for the app: the caller's own."""
+    backend.fleet.app(call.app)
+    go_json.text(call.json("main.createDeployTokenRequest"), "expiry")
     return Reply(200, {"token": f"FlyV1 {call.token}"})
 
 
 def _header(call: Call) -> str:
-    header = wire.text(call.json("main.tokenRequest"), "header")
+    header = go_json.text(call.json("main.tokenRequest"), "header")
     if not header:
         raise ApiError(400, "invalid_argument: header is required")
     return header

@@ -3,119 +3,127 @@
 import asyncio
 import re
 
-from local.fly import config_shape, view, wire
-from local.fly.calls import Call, Operation, Reply
-from local.fly.copies import size_of
+from local.fly import go_json
+from local.fly.api import rendering
+from local.fly.api.operation import Call, Operation, Reply
+from local.fly.config import type_check
 from local.fly.errors import ApiError
-from local.fly.limits import ACTION
-from local.fly.volume_records import VolumeRecord
-from local.fly.volumes import RETENTION_DAYS, VolumeWish, checked_retention
-from local.fly.wire import JsonObject
-from local.fly.world import World
+from local.fly.go_json import JsonObject
+from local.fly.rate_limits import ACTION
+from local.fly.records.volume_records import VolumeRecord
+from local.fly.volumes.folder_copies import size_of
+from local.fly.volumes.volumes import RETENTION_DAYS, VolumeRequest, checked_retention
+from local.fly.wiring import Backend
 
 _STEM = "/v1/apps/{app}/volumes"
 _NAME = re.compile(r"[a-z0-9_]{1,30}")
 
 
-async def create(world: World, call: Call) -> Reply:
-    """Make a volume: empty, from a snapshot, or as a fork."""
-    world.fleet.app(call.app)
-    record = world.volumes.create(call.app, _wish(call.json("main.createVolumeRequest")))
-    return Reply(200, view.volume(record))
+async def create(backend: Backend, call: Call) -> Reply:
+    """Create a volume: empty, from a snapshot, or as a fork."""
+    backend.fleet.app(call.app)
+    record = backend.volumes.create(
+        call.app, _volume_request(call.json("main.createVolumeRequest"))
+    )
+    return Reply(200, rendering.volume(record))
 
 
-async def list_(world: World, call: Call) -> Reply:
+async def list_(backend: Backend, call: Call) -> Reply:
     """The volumes of an app."""
-    world.fleet.app(call.app)
-    found = world.shelf.listed(call.app)
+    backend.fleet.app(call.app)
+    found = backend.volume_store.listed(call.app)
     if call.flag("summary"):
-        return Reply(200, [view.volume(record) for record in found])
-    return Reply(200, [await _show(world, record) for record in found])
+        return Reply(200, [rendering.volume(record) for record in found])
+    return Reply(200, [await _show(backend, record) for record in found])
 
 
-async def list_org(world: World, call: Call) -> Reply:
+async def list_org(backend: Backend, call: Call) -> Reply:
     """The volumes of all apps of an organisation, in one page."""
-    apps = {app.name for app in world.fleet.apps(call.path["org"])}
-    found = [record for app in sorted(apps) for record in world.shelf.listed(app)]
-    rows = [view.volume(record) | {"app_name": record.app} for record in found]
+    apps = {app.name for app in backend.fleet.apps(call.path["org"])}
+    found = [record for app in sorted(apps) for record in backend.volume_store.listed(app)]
+    rows = [rendering.volume(record) | {"app_name": record.app} for record in found]
     return Reply(200, {"volumes": rows})
 
 
-async def get(world: World, call: Call) -> Reply:
+async def get(backend: Backend, call: Call) -> Reply:
     """One volume."""
-    return Reply(200, await _show(world, world.shelf.find(call.app, call.volume_id)))
+    return Reply(200, await _show(backend, backend.volume_store.find(call.app, call.volume_id)))
 
 
-async def update(world: World, call: Call) -> Reply:
-    """Change how it is backed up."""
-    record = world.shelf.live(call.app, call.volume_id)
+async def update(backend: Backend, call: Call) -> Reply:
+    """Change the backup settings."""
+    record = backend.volume_store.live(call.app, call.volume_id)
     body = call.json("main.updateVolumeRequest")
-    retention = wire.number(body, "snapshot_retention")
-    world.volumes.update(record, retention, wire.flag(body, "auto_backup_enabled"))
-    return Reply(200, await _show(world, record))
+    retention = go_json.number(body, "snapshot_retention")
+    backend.volumes.update(record, retention, go_json.flag(body, "auto_backup_enabled"))
+    return Reply(200, await _show(backend, record))
 
 
-async def extend(world: World, call: Call) -> Reply:
-    """Make it larger."""
-    record = world.shelf.live(call.app, call.volume_id)
-    size_gb = wire.number(call.json("main.extendVolumeRequest"), "size_gb")
+async def extend(backend: Backend, call: Call) -> Reply:
+    """Extend the volume."""
+    record = backend.volume_store.live(call.app, call.volume_id)
+    size_gb = go_json.number(call.json("main.extendVolumeRequest"), "size_gb")
     if size_gb is None:
         raise ApiError(400, "invalid_argument: size_gb is required")
-    world.volumes.extend(record, size_gb)
-    needs_restart = bool(record.machine) and world.settings.extend_needs_restart
-    shown = await _show(world, record)
+    backend.volumes.extend(record, size_gb)
+    needs_restart = bool(record.machine) and backend.settings.extend_needs_restart
+    shown = await _show(backend, record)
     return Reply(200, {"volume": shown, "needs_restart": needs_restart})
 
 
-async def delete(world: World, call: Call) -> Reply:
-    """Delete it. The answer says `destroyed` (Fly docs); reads say what it is, a day long."""
-    record = world.volumes.delete(world.shelf.live(call.app, call.volume_id))
-    return Reply(200, view.volume(record) | {"state": "destroyed"})
+async def delete(backend: Backend, call: Call) -> Reply:
+    """Delete it. The answer says `destroyed` (Fly docs); reads show `pending_destroy` for a day."""
+    record = backend.volumes.delete(backend.volume_store.live(call.app, call.volume_id))
+    return Reply(200, rendering.volume(record) | {"state": "destroyed"})
 
 
-async def list_snapshots(world: World, call: Call) -> Reply:
-    """Its snapshots, also those of a volume that was deleted."""
-    record = world.shelf.ever(call.app, call.volume_id)
-    return Reply(200, [view.snapshot(one) for one in world.snapshots.listed(record)])
+async def list_snapshots(backend: Backend, call: Call) -> Reply:
+    """The snapshots of a volume, also of a deleted one."""
+    record = backend.volume_store.ever(call.app, call.volume_id)
+    return Reply(200, [rendering.snapshot(one) for one in backend.snapshots.listed(record)])
 
 
-async def take_snapshot(world: World, call: Call) -> Reply:
+async def take_snapshot(backend: Backend, call: Call) -> Reply:
     """Schedule a snapshot."""
-    record = world.shelf.live(call.app, call.volume_id)
-    snapshot = world.snapshots.take(record)
-    return Reply(200, {"Msg": {"backup": view.snapshot(snapshot)}})
+    record = backend.volume_store.live(call.app, call.volume_id)
+    snapshot = backend.snapshots.take(record)
+    return Reply(200, {"Msg": {"backup": rendering.snapshot(snapshot)}})
 
 
-async def _show(world: World, record: VolumeRecord) -> JsonObject:
-    used = await asyncio.to_thread(size_of, world.shelf.files(record.id)) if record.live else 0
-    return view.volume(record, bytes_used=used)
+async def _show(backend: Backend, record: VolumeRecord) -> JsonObject:
+    used = (
+        await asyncio.to_thread(size_of, backend.volume_store.files(record.id))
+        if record.live
+        else 0
+    )
+    return rendering.volume(record, bytes_used=used)
 
 
-def _wish(body: JsonObject) -> VolumeWish:
-    name = wire.text(body, "name") or ""
+def _volume_request(body: JsonObject) -> VolumeRequest:
+    name = go_json.text(body, "name") or ""
     if not _NAME.fullmatch(name):
         text = "name must be 1 to 30 lower-case letters, digits and underscores"
         raise ApiError(400, f"invalid_argument: {text}")
-    fstype = wire.text(body, "fstype") or "ext4"
+    fstype = go_json.text(body, "fstype") or "ext4"
     if fstype not in ("ext4", "raw"):
         raise ApiError(400, "invalid_argument: fstype must be ext4 or raw")
-    # Fly places the volume where a machine like this has room; here every host has.
-    config_shape.check(
-        {"guest": wire.mapping(body, "compute"), "image": wire.text(body, "compute_image")}
+    # Fly uses these to choose a host with capacity; here every host has it. Types are checked.
+    type_check.check(
+        {"guest": go_json.mapping(body, "compute"), "image": go_json.text(body, "compute_image")}
     )
-    retention = wire.number(body, "snapshot_retention")
-    return VolumeWish(
+    retention = go_json.number(body, "snapshot_retention")
+    return VolumeRequest(
         name=name,
-        region=wire.text(body, "region") or "",
-        size_gb=wire.number(body, "size_gb") or 0,
-        encrypted=_or(wire.flag(body, "encrypted"), True),
+        region=go_json.text(body, "region") or "",
+        size_gb=go_json.number(body, "size_gb") or 0,
+        encrypted=_or(go_json.flag(body, "encrypted"), True),
         fstype=fstype,
-        snapshot_id=wire.text(body, "snapshot_id") or "",
-        source_volume_id=wire.text(body, "source_volume_id") or "",
+        snapshot_id=go_json.text(body, "snapshot_id") or "",
+        source_volume_id=go_json.text(body, "source_volume_id") or "",
         retention=RETENTION_DAYS if retention is None else checked_retention(retention),
-        auto_backup=_or(wire.flag(body, "auto_backup_enabled"), True),
-        unique_zone=_or(wire.flag(body, "require_unique_zone"), True),
-        app_wide=_or(wire.flag(body, "unique_zone_app_wide"), False),
+        auto_backup=_or(go_json.flag(body, "auto_backup_enabled"), True),
+        unique_zone=_or(go_json.flag(body, "require_unique_zone"), True),
+        app_wide=_or(go_json.flag(body, "unique_zone_app_wide"), False),
     )
 
 

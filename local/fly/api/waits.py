@@ -1,27 +1,27 @@
-"""Wait: hold a request until a machine is in a state."""
+"""Wait: a request that is answered once a machine is in a given state."""
 
 import asyncio
 
 from local.fly import errors
-from local.fly.calls import Call, Operation, Reply
+from local.fly.api.operation import Call, Operation, Reply
 from local.fly.errors import ApiError
-from local.fly.limits import ACTION
-from local.fly.machines import Machine
-from local.fly.states import SETTLED, WAITABLE
-from local.fly.wire import go_seconds
-from local.fly.world import World
+from local.fly.go_json import go_seconds
+from local.fly.machines.machine import Machine
+from local.fly.machines.states import SETTLED, WAITABLE
+from local.fly.rate_limits import ACTION
+from local.fly.wiring import Backend
 
 TIMEOUT_S = 60.0
 
 
-async def wait(world: World, call: Call) -> Reply:
-    """Answer when the machine is in one of the states, or 408 when the time is over.
+async def wait(backend: Backend, call: Call) -> Reply:
+    """Answer once the machine is in one of the states, or 408 after the timeout.
 
-    A machine that is destroyed while another state is waited for is a 404 (Fly docs; flyctl). A
-    version that was superseded can't be waited for: the text says `currently replaced`.
+    If the machine is destroyed while the caller waits for another state, the answer is 404 (Fly
+    docs; flyctl). A wait for a superseded version fails at once with `currently replaced`.
     """
-    machine = call.seen_machine(world)
-    wanted, timeout_s = _states(world, call), _timeout(call)
+    machine = call.visible_machine(backend)
+    wanted, timeout_s = _states(backend, call), _timeout(call)
     version = call.query.get("version") or call.query.get("instance_id") or ""
     after_event = call.query.get("from_event_id", "")
     loop = asyncio.get_running_loop()
@@ -29,7 +29,7 @@ async def wait(world: World, call: Call) -> Reply:
     while True:
         if _reached(machine, wanted, version, after_event):
             return _success(machine)
-        if world.fleet.closing:
+        if backend.fleet.closing:
             raise ApiError(503, "the emulator is shutting down")
         try:
             await machine.change(deadline - loop.time())
@@ -68,20 +68,20 @@ def _success(machine: Machine) -> Reply:
     return Reply(200, found)
 
 
-def _states(world: World, call: Call) -> list[str]:
-    """The states asked for, repeated or as a comma list; `started` when none is."""
+def _states(backend: Backend, call: Call) -> list[str]:
+    """The requested states, repeated or comma-separated; `started` by default."""
     states = [word for value in call.query.getlist("state") for word in value.split(",") if word]
     unknown = [state for state in states if state not in WAITABLE]
     if unknown:
         raise ApiError(400, f"invalid_argument: cannot wait for state {unknown[0]}")
     versioned = call.query.get("version") or call.query.get("instance_id")
-    if "stopped" in states and not versioned and world.settings.wait_stopped_needs_version:
+    if "stopped" in states and not versioned and backend.settings.wait_stopped_needs_version:
         raise ApiError(400, "invalid_argument: instance_id is required to wait for stopped")
     return states or ["started"]
 
 
 def _timeout(call: Call) -> float:
-    """Seconds, as a number or a Go duration; outside of 1 s to 60 s is refused, not clamped."""
+    """The timeout in seconds, from a number or a Go duration. Outside 1 s to 60 s: a 400."""
     given = call.query.get("timeout")
     if given is None:
         return TIMEOUT_S

@@ -1,7 +1,8 @@
-"""The tables, as SQLAlchemy Core describes them; `migrations/` builds them, a test compares.
+"""The tables as SQLAlchemy Core describes them. `migrations/` creates them, and a test compares the
+two.
 
-A module for what belongs together. This one names them all: whoever imports one table has all of
-them in `metadata`, which comparing and creating need.
+Each module has the tables of one subject. This package imports all of them, so that `metadata` is
+complete after the import of any table. The comparison needs the complete metadata.
 """
 
 from session_service.storage.tables.checkpoint import (
@@ -9,19 +10,45 @@ from session_service.storage.tables.checkpoint import (
     checkpoint_chunks,
     checkpoint_numbers,
     checkpoints,
+    volumes,
 )
-from session_service.storage.tables.choice import choice_tokens, choices
-from session_service.storage.tables.decision import REQUEST, decisions, session_ends
+from session_service.storage.tables.decision import (
+    REQUEST,
+    choice_tokens,
+    choices,
+    decisions,
+    session_ends,
+)
 from session_service.storage.tables.policy import policies, tiers, user_preferences
 from session_service.storage.tables.schema import metadata
-from session_service.storage.tables.session import LIVE_KEY, containers, session_events, sessions
-from session_service.storage.tables.survey import installation, orphans, sweeps
-from session_service.storage.tables.volume import volumes
+from session_service.storage.tables.session import (
+    LIVE_KEY,
+    LIVE_STATES,
+    SEEN_LAG,
+    activity_passes,
+    containers,
+    installation,
+    orphans,
+    session_events,
+    sessions,
+    sweeps,
+)
+from session_service.storage.tables.stats import (
+    live_session_changes,
+    live_session_counts,
+    stats_changes,
+    stats_gauges,
+    stats_progress,
+    stats_rollups,
+)
 
 __all__ = [
     "LIVE_KEY",
+    "LIVE_STATES",
     "REQUEST",
+    "SEEN_LAG",
     "WRITING",
+    "activity_passes",
     "checkpoint_chunks",
     "checkpoint_numbers",
     "checkpoints",
@@ -30,12 +57,18 @@ __all__ = [
     "containers",
     "decisions",
     "installation",
+    "live_session_changes",
+    "live_session_counts",
     "metadata",
     "orphans",
     "policies",
     "session_ends",
     "session_events",
     "sessions",
+    "stats_changes",
+    "stats_gauges",
+    "stats_progress",
+    "stats_rollups",
     "sweeps",
     "tiers",
     "user_preferences",

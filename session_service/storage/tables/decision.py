@@ -1,17 +1,17 @@
-"""What was decided, and how sessions ended: rows that outlive their sessions."""
+"""Decisions, offers, choices and ends of sessions: rows that exist longer than the session."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from session_service.storage.tables.schema import TIME, UUID, metadata
+from session_service.storage.tables.schema import TIME, UUID, key_columns, metadata
 
-#: The index that makes a request id count once, per tenant and method.
+#: The unique index on request ids, per tenant and method.
 REQUEST = "decisions_request"
 
-#: One row per mutating call: what was asked, what was decided and why, what came of it. It has no
-#: foreign key, since decisions outlive their sessions.
+#: One row per mutating call: the request, the decision with its reason, and the result. There is no
+#: foreign key, because decisions exist longer than their sessions.
 decisions = sa.Table(
     "decisions",
     metadata,
@@ -34,10 +34,12 @@ decisions = sa.Table(
     sa.Column("inputs", JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
     sa.Column("finish_time", TIME),
-    # None where it is about no project, and in rows older than the column whose session was gone.
+    # NULL if the decision belongs to no project, and in rows that are older than this column if
+    # their session was deleted before the column was added.
     sa.Column("project_id", sa.Text),
     sa.Column("replay_count", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    # What is counted from an index alone must be on pages that were vacuumed since.
+    # An index-only scan is fast only for pages that were vacuumed after their last change. Rows are
+    # mostly inserted, and so autovacuum must run after fewer inserts than by default.
     postgresql_with={
         "autovacuum_vacuum_insert_scale_factor": "0.01",
         "autovacuum_vacuum_insert_threshold": "10000",
@@ -53,14 +55,14 @@ sa.Index(
 )
 sa.Index("decisions_session", decisions.c.session_id, decisions.c.decision_id)
 sa.Index("decisions_time", decisions.c.create_time, postgresql_using="brin")
-#: What outcomes took lately. Reuses are most, take no time, and are left out.
+#: For the recent durations of outcomes. Reuses are left out: they are most rows and take no time.
 sa.Index(
     "decisions_outcome",
     decisions.c.outcome,
     decisions.c.decision_id,
     postgresql_where=sa.text("outcome <> 'REUSED' AND NOT joined"),
 )
-#: A project's figures: reuses, which are most, are counted from it without a look at their rows.
+#: For the statistics of a project. Reuses, which are most rows, are counted by an index-only scan.
 sa.Index(
     "decisions_project",
     decisions.c.tenant,
@@ -77,7 +79,8 @@ sa.Index(
     postgresql_where=sa.text("replay_count > 0"),
 )
 
-#: One row per session that is over, which outlives it; `lifetime` is NULL where it never stood.
+#: One row per ended session, which exists longer than the session's row. `lifetime` is NULL if the
+#: session was never ACTIVE.
 session_ends = sa.Table(
     "session_ends",
     metadata,
@@ -95,3 +98,47 @@ sa.Index(
     session_ends.c.end_time,
 )
 sa.Index("session_ends_time", session_ends.c.end_time, postgresql_using="brin")
+
+
+#: One row per offered candidate. Only the SHA-256 of its token is stored, never the token.
+choice_tokens = sa.Table(
+    "choice_tokens",
+    metadata,
+    sa.Column("token_hash", sa.LargeBinary, primary_key=True),
+    *key_columns(),
+    sa.Column("choice", sa.Text, nullable=False),
+    sa.Column("session_id", UUID, nullable=False),
+    sa.Column("start_count", sa.BigInteger, nullable=False),
+    sa.Column("expected_continuity", sa.SmallInteger, nullable=False),
+    sa.Column("checkpoint_id", UUID),
+    sa.Column("offered", JSONB, nullable=False),
+    sa.Column("decision_id", UUID),
+    sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("expire_time", TIME, nullable=False),
+)
+sa.Index("choice_tokens_expire", choice_tokens.c.expire_time)
+
+#: One row per choice, by the decision that carried it out. `asked` is false if the user was not
+#: asked, because a stored preference decided. `offered` has the candidates.
+choices = sa.Table(
+    "choices",
+    metadata,
+    sa.Column("decision_id", UUID, primary_key=True),
+    *key_columns(),
+    sa.Column("session_id", UUID, nullable=False),
+    sa.Column("choice", sa.Text, nullable=False),
+    sa.Column("checkpoint_id", UUID),
+    sa.Column("offered", JSONB, nullable=False),
+    sa.Column("asked", sa.Boolean, nullable=False),
+    sa.Column("remember", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("create_time", TIME, nullable=False, server_default=sa.func.now()),
+)
+sa.Index(
+    "choices_key",
+    choices.c.tenant,
+    choices.c.project_id,
+    choices.c.user_id,
+    choices.c.slot,
+    choices.c.decision_id,
+)
+sa.Index("choices_time", choices.c.create_time, postgresql_using="brin")

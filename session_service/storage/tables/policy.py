@@ -1,4 +1,4 @@
-"""What projects, tenants and users have set."""
+"""The policies of projects, the tiers of tenants and the preferences of users."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from session_service.storage.tables.schema import TIME, metadata
 
-#: What projects have set of their policies. Until `spread_until` live sessions are told of it.
+#: Projects' policy settings. Until `spread_until` a change is copied to live sessions.
 policies = sa.Table(
     "policies",
     metadata,
@@ -25,7 +25,7 @@ sa.Index(
     postgresql_where=sa.text("spread_until IS NOT NULL"),
 )
 
-#: Tenants that have another tier than the operator's default.
+#: Tenants with a tier of their own. A tenant without a row has the operator's default tier.
 tiers = sa.Table(
     "tiers",
     metadata,
@@ -40,7 +40,7 @@ sa.Index(
     postgresql_where=sa.text("spread_until IS NOT NULL"),
 )
 
-#: What users prefer where they would be asked.
+#: Users' preferences, which decide instead of asking the user.
 user_preferences = sa.Table(
     "user_preferences",
     metadata,

@@ -1,9 +1,14 @@
-"""What all tables have in common: the metadata that they are in, and types that keep recurring."""
+"""The metadata of all tables, and the types and columns that several tables use."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 metadata = sa.MetaData(
     naming_convention={
@@ -15,6 +20,33 @@ metadata = sa.MetaData(
 
 UUID = postgresql.UUID(as_uuid=True)
 TIME = sa.DateTime(timezone=True)
+
+#: Indexes of lists compare texts as bytes, and the conditions of lists too (`bytewise`). So only
+#: the index that a list is made for can serve it. Without that the planner may prefer an index of
+#: all sessions and skip those that do not match, and then reads every session where they come
+#: first.
+BYTEWISE = 'COLLATE "C"'
+
+
+def bytewise(column: sa.Column[str]) -> sa.ColumnElement[str]:
+    """The column as the indexes of lists have it."""
+    return sa.collate(column, "C")
+
+
+def list_index(
+    name: str,
+    texts: Sequence[sa.Column[str]],
+    order: Sequence[sa.Column[Any]],
+    where: str | None = None,
+) -> sa.Index:
+    """An index for a list that is filtered by texts. Any: columns of every type."""
+    return sa.Index(
+        name,
+        *texts,
+        *order,
+        postgresql_ops={column.name: BYTEWISE for column in texts},
+        postgresql_where=None if where is None else sa.text(where),
+    )
 
 
 def key_columns(*, primary_key: bool = False) -> list[sa.Column[str]]:

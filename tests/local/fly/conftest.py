@@ -1,4 +1,4 @@
-"""A real emulator on free ports for each test, and a client that speaks its wire."""
+"""Fixtures: an emulator on free ports for each test, and a client of its API."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from local.fly.admin import Admin
 from local.fly.emulator import Emulator, serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import App, WireClient
+from tests.local.fly.api_client import ApiClient, App
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Fast, on free ports, and without rate limits; a test module may override it."""
+    """Short transitions, free ports, no rate limits; a test module may override it."""
     return Settings(
         data=tmp_path / "fly",
         port=0,
@@ -36,15 +36,15 @@ async def emulator(settings: Settings) -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def client(emulator: Emulator) -> AsyncIterator[WireClient]:
+async def client(emulator: Emulator) -> AsyncIterator[ApiClient]:
     """Requests to the emulator's API, with a token."""
-    async with WireClient(emulator.api_url) as speaking:
+    async with ApiClient(emulator.api_url) as speaking:
         yield speaking
 
 
 @pytest.fixture
-async def app(client: WireClient) -> App:
-    """An app to make machines in."""
+async def app(client: ApiClient) -> App:
+    """An app for machines."""
     await client.expect(201, "POST", "/v1/apps", {"app_name": "birds", "org_slug": "personal"})
     return App(client, "birds")
 

@@ -8,11 +8,12 @@ import pytest
 
 from local.fly.emulator import Emulator, serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import App, WireClient, error_of
+from tests.cases import each
+from tests.local.fly.api_client import ApiClient, App, error_of
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "FlyV1", "test-token"])
-async def test_a_call_with_no_token_is_refused(emulator: Emulator, header: str | None) -> None:
+@each("header", [None, "", "Bearer", "FlyV1", "test-token"])
+async def test_a_call_with_no_token_is_rejected(emulator: Emulator, header: str | None) -> None:
     """Fly conformance case 1."""
     headers = {} if header is None else {"authorization": header}
     async with httpx.AsyncClient(trust_env=False) as http:
@@ -36,8 +37,8 @@ async def test_every_form_of_a_token_is_taken(settings: Settings, header: str) -
         assert (await http.get(url, headers={"authorization": "Bearer no"})).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/v1/apps/none", "/v1/nothing", "/v1/apps?org_slug=x", "/"])
-async def test_every_response_has_a_request_id(client: WireClient, path: str) -> None:
+@each("path", ["/v1/apps/none", "/v1/nothing", "/v1/apps?org_slug=x", "/"])
+async def test_every_response_has_a_request_id(client: ApiClient, path: str) -> None:
     """Fly conformance case 3."""
     reply = await client.send("GET", path)
     assert len(reply.headers["fly-request-id"].partition("-")[0]) == 26
@@ -46,7 +47,7 @@ async def test_every_response_has_a_request_id(client: WireClient, path: str) ->
 
 
 @pytest.mark.parametrize("name_field", ["app_name", "name"])
-async def test_an_app_is_created_and_found(client: WireClient, name_field: str) -> None:
+async def test_an_app_is_created_and_found(client: ApiClient, name_field: str) -> None:
     """Fly conformance case 4."""
     body = {name_field: "birds", "org_slug": "personal", "network": "own"}
     made = await client.expect(201, "POST", "/v1/apps", body)
@@ -60,19 +61,19 @@ async def test_an_app_is_created_and_found(client: WireClient, name_field: str) 
     )
 
 
-async def test_an_app_created_with_wait_is_answered_whole(client: WireClient) -> None:
+async def test_an_app_created_with_wait_is_answered_whole(client: ApiClient) -> None:
     body = {"name": "birds", "org_slug": "personal"}
     assert (await client.expect(201, "POST", "/v1/apps", body, wait="true"))["name"] == "birds"
 
 
-async def test_a_second_app_of_a_name_is_refused(app: App) -> None:
+async def test_a_second_app_of_a_name_is_rejected(app: App) -> None:
     """Fly conformance case 5."""
     body = {"app_name": app.name, "org_slug": "other"}
-    refused = await app.client.expect(422, "POST", "/v1/apps", body)
-    assert refused["status"] == "name_taken"
+    error = await app.client.expect(422, "POST", "/v1/apps", body)
+    assert error["status"] == "name_taken"
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "status"),
     [
         ({"app_name": "birds"}, 400),
@@ -82,8 +83,8 @@ async def test_a_second_app_of_a_name_is_refused(app: App) -> None:
         ([], 400),
     ],
 )
-async def test_an_app_that_cannot_be_is_refused(
-    client: WireClient, body: object, status: int
+async def test_an_app_that_is_invalid_is_rejected(
+    client: ApiClient, body: object, status: int
 ) -> None:
     reply = await client.send("POST", "/v1/apps", body)
     assert reply.status_code == status
@@ -96,7 +97,7 @@ async def test_a_missing_app_is_404_and_a_foreign_one_403(
     """Fly conformance case 6."""
     async with (
         serve(replace(settings, foreign_apps="theirs")) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         missing = await client.expect(404, "GET", "/v1/apps/none")
         assert missing["error"] == "app not found"

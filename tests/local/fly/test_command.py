@@ -1,4 +1,4 @@
-"""The command line: options, announcements, refusals."""
+"""The command line of the emulator: options, the ready line, invalid settings."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import pytest
 
 from local.fly.command import arguments, main, parse
 from local.fly.settings import SettingError, Settings
-from tests.local.fly.wire_client import WireClient
+from tests.local.fly.api_client import ApiClient
 
 
 async def run(*args: str) -> tuple[int | None, str, str]:
@@ -31,11 +31,11 @@ async def test_it_announces_itself_serves_and_ends_on_a_signal(tmp_path: Path) -
         stdout=PIPE,
     )
     assert process.stdout is not None
-    told = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
-    assert told["pid"] == process.pid
-    async with WireClient(told["api_url"], "secret") as client:
+    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+    assert line["pid"] == process.pid
+    async with ApiClient(line["api_url"], "secret") as client:
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
-    async with WireClient(told["api_url"], "other") as client:
+    async with ApiClient(line["api_url"], "other") as client:
         await client.expect(401, "GET", "/v1/apps/birds")
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 10) == 0
@@ -82,16 +82,16 @@ def test_a_wrong_setting_is_one_line_and_status_2(
 
 
 async def test_a_taken_port_is_one_line_and_status_2(tmp_path: Path) -> None:
-    async def nobody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    server = await asyncio.start_server(nobody, "127.0.0.1", 0)
+    server = await asyncio.start_server(ignore, "127.0.0.1", 0)
     async with server:
         port = str(server.sockets[0].getsockname()[1])
         status, _, err = await run("--data", str(tmp_path), "--port", port)
     assert status == 2
-    told = f"cannot listen on 127.0.0.1:{port}: Address already in use; 0 takes a free one"
-    assert err == f"local fly: port: {told}\n"
+    message = f"cannot listen on 127.0.0.1:{port}: Address already in use; 0 chooses a free one"
+    assert err == f"local fly: port: {message}\n"
 
 
 def test_a_command_line_says_all_that_settings_hold(settings: Settings) -> None:

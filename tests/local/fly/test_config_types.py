@@ -1,15 +1,15 @@
-"""The committed table of types, held to Fly's document where that is at hand."""
+"""The table of types, compared with Fly's document if that is available."""
 
 import json
 from typing import Any
 
 import pytest
 
-from local.fly.config_types import CONFIG_TYPES, ROOT
+from local.fly.config.config_types import CONFIG_TYPES, ROOT
 from tests.conformance.schema import find
 
 _PLAIN = {"string": "string", "integer": "int", "boolean": "bool", "number": "float64"}
-#: Where the field takes more than the document says, as the table's own words tell.
+#: Members that accept more than the document says; see the table's docstring.
 WIDER = {
     ("MachineService", "autostop"): "string or bool",
     ("MachineGuest", "persist_rootfs"): "string or int",
@@ -51,7 +51,7 @@ def expected_type(schemas: Any, name: str, member: str, schema: Any) -> str:
 
 
 def written(schemas: Any, schema: Any) -> str:
-    """A schema in the table's words."""
+    """A schema in the notation of the table."""
     if "$ref" in schema:
         full = schema["$ref"].rpartition("/")[2]
         plain = _PLAIN.get(schemas[full].get("type", ""))

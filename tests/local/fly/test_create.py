@@ -1,15 +1,14 @@
-"""Creating machines, finding them, and what they look like."""
+"""Create, list and get machines."""
 
 import asyncio
 import re
 from dataclasses import replace
 
-import pytest
-
 from local.fly.admin import Admin
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import COUNTER, App, Machine, WireClient
+from tests.cases import each
+from tests.local.fly.api_client import COUNTER, ApiClient, App, Machine
 
 
 async def test_a_new_machine_has_all_that_clients_read(app: App) -> None:
@@ -37,13 +36,13 @@ async def test_a_new_machine_starts_by_itself(app: App) -> None:
     assert newest["id"] == waited["event_id"]
 
 
-async def test_a_machine_of_an_unknown_app_is_not_made(client: WireClient) -> None:
+async def test_a_machine_of_an_unknown_app_is_not_made(client: ApiClient) -> None:
     """Fly conformance case 11."""
     body = {"config": {"image": COUNTER}}
     await client.expect(404, "POST", "/v1/apps/none/machines", body)
 
 
-@pytest.mark.parametrize(
+@each(
     "body",
     [
         {},
@@ -65,16 +64,16 @@ async def test_a_machine_of_an_unknown_app_is_not_made(client: WireClient) -> No
 )
 async def test_a_malformed_machine_is_refused_and_leaves_nothing(app: App, body: object) -> None:
     """Fly conformance cases 12 and 77."""
-    refused = await app.client.expect(400, "POST", app.machines, body)
-    assert isinstance(refused["error"], str)
+    error = await app.client.expect(400, "POST", app.machines, body)
+    assert isinstance(error["error"], str)
     assert await app.list(include_deleted="true") == []
 
 
 async def test_the_name_of_a_live_machine_is_taken(app: App, admin: Admin) -> None:
     """Fly conformance case 13."""
     first = await app.create(name="one")
-    refused = await app.create(409, name="one")
-    assert refused["error"] == (
+    error = await app.create(409, name="one")
+    assert error["error"] == (
         f"already_exists: unique machine name violation, machine ID {first['id']} "
         'already exists with name "one"'
     )
@@ -99,7 +98,7 @@ async def test_the_name_of_a_destroyed_machine_is_free(app: App) -> None:
     assert (await app.create(name="one"))["id"] != first.id
 
 
-async def test_a_machine_that_skips_its_launch_comes_to_rest_stopped(app: App) -> None:
+async def test_a_machine_that_skips_its_launch_ends_stopped(app: App) -> None:
     """Fly conformance case 15."""
     made = await app.create(skip_launch=True)
     machine = Machine(app, made["id"])
@@ -112,13 +111,13 @@ async def test_a_machine_still_being_prepared_cannot_be_started(settings: Settin
     """Fly conformance case 16."""
     async with (
         serve(replace(settings, create_ms=60_000)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         app = App(client, "birds")
         machine = Machine(app, (await app.create())["id"])
-        refused = await machine.post("start", status=412)
-        assert refused["error"] == (
+        error = await machine.post("start", status=412)
+        assert error["error"] == (
             "failed_precondition: unable to start machine from current state: 'created'"
         )
 
@@ -141,7 +140,7 @@ async def test_a_machine_whose_image_is_unknown_can_be_destroyed_instead(
     """Fly conformance case 53, the other way it ends."""
     async with (
         serve(replace(settings, unknown_image="destroyed")) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         app = App(client, "birds")

@@ -1,18 +1,21 @@
 """How machines end: destroyed, exited, restarted by their policy."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
 from local.fly.admin import Admin
-from tests.local.fly.wire_client import BASE, App, Machine, until
+from local.fly.emulator import serve
+from local.fly.settings import Settings
+from tests.local.fly.api_client import BASE, ApiClient, App, Machine, until
 
 
 async def test_a_running_machine_is_not_destroyed_without_force(app: App) -> None:
     """Fly conformance case 47."""
     machine = await app.started()
-    refused = await machine.delete(412)
-    assert refused["error"] == (
+    error = await machine.delete(412)
+    assert error["error"] == (
         "failed_precondition: unable to destroy machine, "
         "not currently stopped, suspended, failed or created"
     )
@@ -31,7 +34,7 @@ async def test_a_running_machine_is_destroyed_by_force(app: App, word: str) -> N
         os.kill(pid, 0)
 
 
-async def test_a_resting_machine_is_destroyed_without_force(app: App) -> None:
+async def test_a_stopped_machine_is_destroyed_without_force(app: App) -> None:
     """Fly conformance case 49."""
     created = Machine(app, (await app.create(skip_launch=True))["id"])
     await created.delete()
@@ -45,14 +48,20 @@ async def test_a_resting_machine_is_destroyed_without_force(app: App) -> None:
         await machine.wait("destroyed")
 
 
-async def test_destroying_a_destroyed_machine_is_404(app: App) -> None:
+async def test_destroying_a_destroyed_machine_is_404(settings: Settings) -> None:
     """Fly conformance case 50."""
-    machine = await app.started()
-    await machine.delete(force="true")
-    await machine.delete(force="true")
-    await machine.wait("destroyed")
-    await machine.delete(404, force="true")
-    await machine.delete(404)
+    async with (
+        # Long enough that the second delete arrives while the first is in progress.
+        serve(replace(settings, destroy_ms=1000)) as emulator,
+        ApiClient(emulator.api_url) as client,
+    ):
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "personal"})
+        machine = await App(client, "birds").started()
+        await machine.delete(force="true")
+        await machine.delete(force="true")
+        await machine.wait("destroyed")
+        await machine.delete(404, force="true")
+        await machine.delete(404)
 
 
 async def test_a_machine_that_destroys_itself_is_never_found_stopped(app: App) -> None:

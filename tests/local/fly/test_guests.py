@@ -1,13 +1,19 @@
 """Inside a machine: exec, its boot id, its environment."""
 
 import json
+import os
+import signal
+import sys
+from pathlib import Path
 
 import pytest
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
+from tests.cases import each
 from tests.eventually import eventually
-from tests.local.fly.wire_client import App, Json, WireClient
+from tests.local.fly.api_client import BASE, ApiClient, App, Json, Machine
+from tests.local.fly.process_state import GONE, process_state
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -19,7 +25,7 @@ BOOT_ID = "/proc/sys/kernel/random/boot_id"
         {"cmd": "sh -c 'echo out; echo err >&2; exit 3'"},
     ],
 )
-async def test_exec_tells_how_a_command_ended(app: App, body: Json) -> None:
+async def test_exec_returns_how_a_command_ended(app: App, body: Json) -> None:
     """Fly conformance case 65."""
     machine = await app.started()
     ran = await machine.post("exec", body)
@@ -45,7 +51,7 @@ async def test_the_boot_id_is_the_machines_own(app: App, body: Json) -> None:
 
 
 async def test_the_tcp_table_has_the_guests_own_sockets_at_its_own_port(app: App) -> None:
-    """Guests share the host's network, whose table would show everybody's."""
+    """Guests share the host's network, whose table lists all sockets."""
     first, _ = await app.started(), await app.started()
 
     async def listening() -> list[list[str]]:
@@ -90,17 +96,15 @@ async def test_much_output_comes_whole(app: App) -> None:
 async def test_stdin_is_delivered_when_it_is_set(settings: Settings, choice: str, got: str) -> None:
     async with (
         serve(settings.with_texts({"exec_stdin": choice})) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         machine = await App(client, "birds").started()
         assert (await machine.run("cat", stdin="given"))["stdout"] == got
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"command": []}, {"cmd": ""}, {"cmd": "'"}, {"command": "ls"}, {"cmd": ["ls"]}]
-)
-async def test_an_exec_without_a_command_is_refused(app: App, body: Json) -> None:
+@each("body", [{}, {"command": []}, {"cmd": ""}, {"cmd": "'"}, {"command": "ls"}, {"cmd": ["ls"]}])
+async def test_an_exec_without_a_command_is_rejected(app: App, body: Json) -> None:
     machine = await app.started()
     await machine.post("exec", body, status=400)
 
@@ -142,6 +146,47 @@ async def test_machines_do_not_share_files(app: App) -> None:
 
 async def test_ps_lists_the_main_process(app: App) -> None:
     machine = await app.started()
-    listed = await app.client.expect(200, "GET", f"{machine.path}/ps")
-    assert "local.counter" in listed[0]["command"]
-    assert listed[0]["rss"] > 0
+
+    async def listed() -> bool:
+        # A process that has just been started has its command before it has any memory resident.
+        processes = await app.client.expect(200, "GET", f"{machine.path}/ps")
+        assert "local.counter" in processes[0]["command"]
+        return bool(processes[0]["rss"] > 0)
+
+    assert await eventually(listed)
+
+
+async def test_a_command_that_cannot_start_ends_no_other_guest(app: App) -> None:
+    """A module that is not there is executed like any command, and its interpreter says so."""
+    machine = await app.started()
+    before = await pid_of(machine)
+    failing = [sys.executable, "-m", "local.nothing"]
+    other = Machine(
+        app, (await app.create(config={"image": BASE, "init": {"exec": failing}}))["id"]
+    )
+
+    async def ended() -> bool:
+        return await other.state() in ("stopped", "failed")
+
+    assert await eventually(ended)
+    assert await pid_of(machine) == before
+
+
+async def test_a_killed_process_server_takes_its_guests_along_and_is_replaced(app: App) -> None:
+    """The emulator sees the guests end, and the next start works."""
+    machine = await app.started(restart={"policy": "no"})
+    os.kill(parent_of(await pid_of(machine)), signal.SIGKILL)
+    await machine.wait("stopped")
+    again = await app.started()
+    assert process_state(await pid_of(again)) not in GONE
+
+
+def parent_of(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+async def pid_of(machine: Machine) -> int:
+    """The process id of its main process."""
+    found = await machine._client.expect(200, "GET", f"{machine.path}/ps")
+    return int(found[0]["pid"])

@@ -1,4 +1,4 @@
-"""Kill -9 of the emulator in the middle of everything: it comes back as after a host's reboot."""
+"""SIGKILL of the emulator under load: it restarts as after a reboot of its host."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from local.fly.child import running
-from tests.local.fly.processes import GONE, process_state
-from tests.local.fly.wire_client import BASE, App, Json, Machine, WireClient, until
-from tests.processes import using
+from local.fly.emulator_process import running
+from tests.local.fly.api_client import BASE, ApiClient, App, Json, Machine, until
+from tests.local.fly.process_state import GONE, process_state
+from tests.open_processes import using
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from local.fly.settings import Settings
 
 STEM = "/v1/apps/birds"
-AT_REST = {"stopped", "failed", "destroyed"}
+FINAL_STATES = {"stopped", "failed", "destroyed"}
 
 
 @pytest.fixture
 def slow(settings: Settings) -> Settings:
-    """Transitions that are under way when the kill comes."""
+    """Settings with long transitions, so that some are in progress at the kill."""
     slow = ("create_ms", "start_ms", "suspend_ms", "replace_ms", "destroy_ms")
     volumes = ("volume_fill_ms", "volume_release_ms", "snapshot_ms")
     return settings.with_texts(dict.fromkeys(slow + volumes, "150"))
 
 
 @dataclass
-class Told:
-    """What the emulator said before it was killed."""
+class Acknowledged:
+    """The ids that the emulator returned before it was killed."""
 
     machines: set[str] = field(default_factory=set)
     volumes: set[str] = field(default_factory=set)
@@ -45,15 +45,15 @@ class Told:
 
 
 class Storm:
-    """Callers who do everything at once until nobody answers."""
+    """Concurrent callers of every operation, until the emulator is killed."""
 
-    def __init__(self, client: WireClient, seed: int) -> None:
-        self.told = Told()
+    def __init__(self, client: ApiClient, seed: int) -> None:
+        self.acknowledged = Acknowledged()
         self._client = client
         self._dice = random.Random(seed)
 
-    async def rage(self) -> None:
-        """One caller's part."""
+    async def run(self) -> None:
+        """Run one caller."""
         acts: tuple[Callable[[], Awaitable[None]], ...] = (
             self._create,
             self._create,
@@ -76,29 +76,29 @@ class Storm:
     async def _create(self) -> None:
         script = "sleep 1000 & sleep 1000"
         config: Json = {"image": BASE, "init": {"exec": ["sh", "-c", script]}}
-        volume = self._any(self.told.volumes)
+        volume = self._any(self.acknowledged.volumes)
         if volume and self._dice.random() < 0.5:
             config["mounts"] = [{"volume": volume, "path": "/data"}]
         made = await self._send("POST", "/machines", {"config": config})
         if made:
-            self.told.machines.add(made["id"])
+            self.acknowledged.machines.add(made["id"])
 
     async def _make_volume(self) -> None:
         body: Json = {"name": "data", "size_gb": 1}
-        if (snapshot := self._any(self.told.snapshots)) and self._dice.random() < 0.5:
+        if (snapshot := self._any(self.acknowledged.snapshots)) and self._dice.random() < 0.5:
             body["snapshot_id"] = snapshot
         made = await self._send("POST", "/volumes", body)
         if made:
-            self.told.volumes.add(made["id"])
+            self.acknowledged.volumes.add(made["id"])
 
     async def _snapshot(self) -> None:
-        if volume := self._any(self.told.volumes):
+        if volume := self._any(self.acknowledged.volumes):
             begun = await self._send("POST", f"/volumes/{volume}/snapshots")
             if begun:
-                self.told.snapshots.add(begun["Msg"]["backup"]["id"])
+                self.acknowledged.snapshots.add(begun["Msg"]["backup"]["id"])
 
     async def _act(self) -> None:
-        if machine := self._any(self.told.machines):
+        if machine := self._any(self.acknowledged.machines):
             verb = self._dice.choice(["start", "stop", "suspend", "update", "destroy", "exec"])
             path = f"/machines/{machine}"
             if verb == "destroy":
@@ -110,22 +110,22 @@ class Storm:
                 await self._send("POST", f"{path}/{verb}", command)
 
     async def _look(self) -> None:
-        if machine := self._any(self.told.machines):
+        if machine := self._any(self.acknowledged.machines):
             found = await self._send("GET", f"/machines/{machine}/ps")
-            self.told.pids |= {one["pid"] for one in found or []}
+            self.acknowledged.pids |= {one["pid"] for one in found or []}
 
     def _any(self, ids: set[str]) -> str:
         return self._dice.choice(sorted(ids)) if ids else ""
 
 
-async def rebooted(client: WireClient, told: Told) -> None:
-    """All that was answered is there, at rest, and every claim is one that can be."""
+async def rebooted(client: ApiClient, acknowledged: Acknowledged) -> None:
+    """Assert that everything acknowledged exists, in a final state, with valid claims."""
     app = App(client, "birds")
     machines = {one["id"]: one for one in await app.list(include_deleted="true")}
-    assert told.machines <= set(machines)
-    assert {one["state"] for one in machines.values()} <= AT_REST
+    assert acknowledged.machines <= set(machines)
+    assert {one["state"] for one in machines.values()} <= FINAL_STATES
     volumes = {one["id"]: one for one in await client.expect(200, "GET", f"{STEM}/volumes")}
-    assert told.volumes <= set(volumes)
+    assert acknowledged.volumes <= set(volumes)
     claims = {one["id"]: one.get("attached_machine_id") for one in volumes.values()}
     for volume, holder in claims.items():
         if holder:
@@ -142,7 +142,7 @@ async def rebooted(client: WireClient, told: Told) -> None:
             for one in shown
         ]
         found = {one["id"]: one["status"] for listing in listings for one in listing}
-        assert told.snapshots <= set(found)
+        assert acknowledged.snapshots <= set(found)
         return {one["state"] for one in shown} | set(found.values()) <= {"created"}
 
     await until(finished)
@@ -151,31 +151,31 @@ async def rebooted(client: WireClient, told: Told) -> None:
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_kill_in_the_middle_of_everything_is_a_reboot(slow: Settings, seed: int) -> None:
     moment = random.Random(seed).uniform(0.4, 1.2)
-    async with running(slow) as emulator, WireClient(emulator.api_url) as client:
+    async with running(slow) as emulator, ApiClient(emulator.api_url) as client:
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         storm = Storm(client, seed)
-        callers = asyncio.gather(*(storm.rage() for _ in range(6)))
+        callers = asyncio.gather(*(storm.run() for _ in range(6)))
         await asyncio.wait({asyncio.ensure_future(callers)}, timeout=moment)
         emulator.process.kill()
         await emulator.process.wait()
         await callers
-    assert storm.told.machines
-    assert storm.told.volumes
-    await until(lambda: all_gone(storm.told.pids, slow.data))
-    async with running(slow) as again, WireClient(again.api_url) as client:
-        await rebooted(client, storm.told)
-        # Nothing is adopted: a machine runs again when it is asked to, by a process of its own.
+    assert storm.acknowledged.machines
+    assert storm.acknowledged.volumes
+    await until(lambda: all_ended(storm.acknowledged.pids, slow.data))
+    async with running(slow) as again, ApiClient(again.api_url) as client:
+        await rebooted(client, storm.acknowledged)
+        # No process is adopted: a machine that is started again has a new process.
         machines = [one for one in await App(client, "birds").list() if one["state"] == "stopped"]
         for one in machines[:2]:
             machine = Machine(App(client, "birds"), one["id"])
             await machine.resumed()
             assert len(await pids(machine)) >= 1
-            assert not storm.told.pids & set(await pids(machine))
-    await until(lambda: all_gone(set(), slow.data))
+            assert not storm.acknowledged.pids & set(await pids(machine))
+    await until(lambda: all_ended(set(), slow.data))
 
 
 async def test_a_file_that_was_there_before_the_kill_is_there_after_it(slow: Settings) -> None:
-    async with running(slow) as emulator, WireClient(emulator.api_url) as client:
+    async with running(slow) as emulator, ApiClient(emulator.api_url) as client:
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         volume = await client.expect(200, "POST", f"{STEM}/volumes", {"name": "data"})
         mounts = [{"volume": volume["id"], "path": "/data"}]
@@ -185,7 +185,7 @@ async def test_a_file_that_was_there_before_the_kill_is_there_after_it(slow: Set
         begun = (await client.expect(200, "POST", snapshots))["Msg"]["backup"]
         emulator.process.kill()
         await emulator.process.wait()
-    async with running(slow) as again, WireClient(again.api_url) as client:
+    async with running(slow) as again, ApiClient(again.api_url) as client:
         machine = Machine(App(client, "birds"), machine.id)
         await machine.resumed()
         assert (await machine.run("cat", "/data/mark"))["stdout"] == "kept\n"
@@ -199,7 +199,7 @@ async def test_a_file_that_was_there_before_the_kill_is_there_after_it(slow: Set
         restored = await client.expect(200, "POST", f"{STEM}/volumes", body)
         again.process.kill()
         await again.process.wait()
-    async with running(slow) as third, WireClient(third.api_url) as client:
+    async with running(slow) as third, ApiClient(third.api_url) as client:
         path = f"{STEM}/volumes/{restored['id']}"
 
         async def filled() -> bool:
@@ -216,7 +216,7 @@ async def pids(machine: Machine) -> list[int]:
     return [one["pid"] for one in found]
 
 
-async def all_gone(pids: set[int], folder: Path) -> bool:
-    """Whether none of these runs any more, nor anything else that uses the folder."""
+async def all_ended(pids: set[int], folder: Path) -> bool:
+    """Whether none of these processes runs, nor any other that uses the folder."""
     left = await asyncio.to_thread(using, folder)
     return not left and all(process_state(pid) in GONE for pid in pids)

@@ -1,4 +1,4 @@
-"""Leases: who may change a machine."""
+"""Leases: the exclusive right to change a machine."""
 
 import time
 
@@ -6,7 +6,8 @@ import pytest
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import COUNTER, App, Json, Machine, WireClient, until
+from tests.cases import each
+from tests.local.fly.api_client import COUNTER, ApiClient, App, Json, Machine, until
 
 GUARDED = (
     ("POST", "/start"),
@@ -21,7 +22,7 @@ GUARDED = (
 
 
 async def take(machine: Machine, ttl: int = 30) -> str:
-    """The nonce of a lease just taken."""
+    """Acquire a lease; return its nonce."""
     return str((await machine.post("lease", {"ttl": ttl}, status=201))["data"]["nonce"])
 
 
@@ -30,8 +31,8 @@ async def test_a_machine_is_created_under_a_lease(app: App) -> None:
     made = await app.create(lease_ttl=30)
     machine = Machine(app, made["id"])
     await machine.wait("started")
-    refused = await machine.post("stop", status=409)
-    assert f"machine ID {machine.id} lease currently held by" in refused["message"]
+    error = await machine.post("stop", status=409)
+    assert f"machine ID {machine.id} lease currently held by" in error["message"]
     reply = await app.client.send("POST", f"{machine.path}/stop", nonce=made["nonce"])
     assert reply.status_code == 200
     assert "nonce" not in await machine.get()
@@ -59,11 +60,11 @@ async def test_a_lease_has_one_holder(app: App) -> None:
     """Fly conformance case 61."""
     machine = await app.started()
     await take(machine)
-    refused = await machine.post("lease", {"ttl": 30}, status=409)
-    assert refused["status"] == "error"
-    assert refused["code"] == "invalid"
-    assert "lease currently held by" in refused["message"]
-    assert "expires at" in refused["message"]
+    error = await machine.post("lease", {"ttl": 30}, status=409)
+    assert error["status"] == "error"
+    assert error["code"] == "invalid"
+    assert "lease currently held by" in error["message"]
+    assert "expires at" in error["message"]
 
 
 async def test_a_lease_is_refreshed_with_its_nonce(app: App) -> None:
@@ -94,12 +95,12 @@ async def test_a_lease_that_ran_out_frees_the_machine_and_its_nonce_is_worth_not
     await machine.post("suspend")
 
 
-async def test_a_stale_nonce_can_be_accepted_while_nobody_holds_a_lease(
+async def test_a_stale_nonce_can_be_accepted_while_there_is_no_lease(
     settings: Settings,
 ) -> None:
     async with (
         serve(settings.with_texts({"stale_nonce": "accept"})) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         machine = await App(client, "birds").started()
@@ -134,7 +135,7 @@ async def test_reads_exec_and_metadata_need_no_nonce(app: App) -> None:
 
 
 @pytest.mark.parametrize("nonce", ["", "000000000000"])
-async def test_every_mutation_is_guarded_and_a_refused_one_changes_nothing(
+async def test_every_mutation_is_guarded_and_a_rejected_one_changes_nothing(
     app: App, nonce: str
 ) -> None:
     machine = await app.started()
@@ -149,8 +150,8 @@ async def test_every_mutation_is_guarded_and_a_refused_one_changes_nothing(
     assert await machine.get() == before
 
 
-@pytest.mark.parametrize("ttl", [0, -1, "30", 1.5])
-async def test_a_lease_of_no_time_is_refused(app: App, ttl: Json) -> None:
+@each("ttl", [0, -1, "30", 1.5])
+async def test_a_lease_of_no_time_is_rejected(app: App, ttl: Json) -> None:
     machine = await app.started()
     await machine.post("lease", {"ttl": ttl}, status=400)
 

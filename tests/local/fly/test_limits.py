@@ -6,9 +6,9 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from local.fly.limits import ACTION, DELETE_APP, GET_MACHINE, Limits, Rate
+from local.fly.rate_limits import ACTION, DELETE_APP, GET_MACHINE, Rate, RateLimits
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import COUNTER, App, Machine, error_of
+from tests.local.fly.api_client import COUNTER, App, Machine, error_of
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def settings(settings: Settings) -> Settings:
     return replace(settings, limits=True)
 
 
-# Many at once, as a bucket fills while a loaded machine sends them one by one.
+# Concurrently: on a busy machine a bucket would refill between sequential requests.
 async def burst(app: App, method: str, path: str, body: object = None) -> list[httpx.Response]:
     return await asyncio.gather(*(app.client.send(method, path, body) for _ in range(30)))
 
@@ -52,22 +52,22 @@ async def test_limits_are_apart_by_action_and_by_machine(app: App) -> None:
 @pytest.mark.parametrize("rate", [ACTION, GET_MACHINE, DELETE_APP])
 def test_a_bucket_gives_its_burst_and_then_its_rate(rate: Rate) -> None:
     now = 0.0
-    limits = Limits(lambda: now)
-    assert [limits.admits("a", "m", rate) for _ in range(rate.burst)] == [True] * rate.burst
-    assert not limits.admits("a", "m", rate)
+    limits = RateLimits(lambda: now)
+    assert [limits.allow("a", "m", rate) for _ in range(rate.burst)] == [True] * rate.burst
+    assert not limits.allow("a", "m", rate)
     now += 1.001 / rate.per_second
-    assert limits.admits("a", "m", rate)
-    assert not limits.admits("a", "m", rate)
+    assert limits.allow("a", "m", rate)
+    assert not limits.allow("a", "m", rate)
     now += 3600
-    assert [limits.admits("a", "m", rate) for _ in range(rate.burst)] == [True] * rate.burst
-    assert not limits.admits("a", "m", rate)
+    assert [limits.allow("a", "m", rate) for _ in range(rate.burst)] == [True] * rate.burst
+    assert not limits.allow("a", "m", rate)
 
 
-def test_idle_buckets_are_forgotten() -> None:
+def test_idle_buckets_are_dropped() -> None:
     now = 0.0
-    limits = Limits(lambda: now)
+    limits = RateLimits(lambda: now)
     for number in range(10_000):
-        limits.admits("get", str(number), ACTION)
+        limits.allow("get", str(number), ACTION)
     now += 61
-    limits.admits("get", "one more", ACTION)
+    limits.allow("get", "one more", ACTION)
     assert len(limits) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from local.fly.admin import Admin
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import COUNTER, App, Machine, until
+from tests.local.fly.api_client import COUNTER, App, Machine, until
 
 
 async def test_committed_actions_are_logged_in_order_with_labels(
@@ -45,7 +45,7 @@ async def test_committed_actions_are_logged_in_order_with_labels(
     assert [json.loads(line) for line in lines.splitlines()] == [vars(one) for one in actions]
 
 
-async def test_what_is_refused_is_a_request_and_no_action(app: App, admin: Admin) -> None:
+async def test_a_rejected_request_is_no_action(app: App, admin: Admin) -> None:
     machine = await app.started()
     actions, requests = await admin.actions(), await admin.requests()
     await machine.delete(412)
@@ -82,5 +82,5 @@ async def test_a_request_is_logged_when_it_comes(app: App, admin: Admin) -> None
     assert (await admin.requests(after=newest.sequence - 1))[0].status == 200
 
 
-async def test_a_bad_position_in_a_log_is_refused(app: App) -> None:
+async def test_a_bad_position_in_a_log_is_rejected(app: App) -> None:
     await app.client.expect(400, "GET", "/_emulator/log", after="x")

@@ -1,8 +1,8 @@
-"""Labels that change without a new version."""
+"""Metadata: labels that change without a new version."""
 
 import pytest
 
-from tests.local.fly.wire_client import App, Json
+from tests.local.fly.api_client import App, Json
 
 
 async def test_a_label_is_set_read_and_deleted(app: App) -> None:
@@ -32,7 +32,7 @@ async def test_labels_are_merged_and_null_or_nothing_deletes(app: App, method: s
     assert await app.client.expect(200, "GET", path) == {"c": "3", "d": "4"}
 
 
-async def test_labels_for_another_version_are_refused(app: App) -> None:
+async def test_labels_for_another_version_are_rejected(app: App) -> None:
     """Fly conformance case 68."""
     machine = await app.started()
     path = f"{machine.path}/metadata"
@@ -43,7 +43,7 @@ async def test_labels_for_another_version_are_refused(app: App) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"value": 1}, []])
-async def test_a_label_without_a_value_is_refused(app: App, body: Json) -> None:
+async def test_a_label_without_a_value_is_rejected(app: App, body: Json) -> None:
     machine = await app.started()
     await machine.post("metadata/colour", body, status=400)
     assert await app.client.expect(200, "GET", f"{machine.path}/metadata") == {}

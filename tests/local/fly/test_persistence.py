@@ -1,4 +1,4 @@
-"""What a second emulator on the same folder finds, and what no end of the first leaves behind."""
+"""A second emulator on the same folder: it finds all data, and no process of the first is left."""
 
 import asyncio
 import json
@@ -8,24 +8,24 @@ import signal
 import pytest
 
 from local.fly.admin import Admin
-from local.fly.child import running
 from local.fly.emulator import serve
+from local.fly.emulator_process import running
 from local.fly.settings import SettingError, Settings
-from tests.local.fly.processes import GONE, process_state
-from tests.local.fly.wire_client import COUNTER, App, Machine, WireClient, until
+from tests.local.fly.api_client import COUNTER, ApiClient, App, Machine, until
+from tests.local.fly.process_state import GONE, process_state
 
 
-async def pids(machine: Machine, client: WireClient) -> list[int]:
+async def pids(machine: Machine, client: ApiClient) -> list[int]:
     return [one["pid"] for one in await client.expect(200, "GET", f"{machine.path}/ps")]
 
 
-async def make_app(client: WireClient) -> App:
+async def make_app(client: ApiClient) -> App:
     await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "personal"})
     return App(client, "birds")
 
 
-async def test_a_second_run_finds_everything_at_rest(settings: Settings) -> None:
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+async def test_a_second_run_finds_everything_stopped(settings: Settings) -> None:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         app = await make_app(client)
         config = {"rootfs": {"persist": "restart"}, "metadata": {"a": "1"}}
         started = await app.started(**config)
@@ -39,7 +39,7 @@ async def test_a_second_run_finds_everything_at_rest(settings: Settings) -> None
         boot_id, before = await started.boot_id(), await started.get()
         async with Admin(emulator.api_url) as admin:
             actions = await admin.actions()
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         app = App(client, "birds")
         states = {one["id"]: one["state"] for one in await app.list(include_deleted="true")}
         assert list(states.items()) == [
@@ -68,22 +68,22 @@ async def test_what_was_answered_is_on_disk_when_the_emulator_is_killed(
     settings: Settings,
 ) -> None:
     names = [f"machine-{number}" for number in range(10)]
-    async with running(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with running(settings) as emulator, ApiClient(emulator.api_url) as client:
         app = await make_app(client)
         for name in names:
             await app.create(name=name, skip_launch=True)
         emulator.process.kill()
         await emulator.process.wait()
-    async with serve(settings) as again, WireClient(again.api_url) as client:
+    async with serve(settings) as again, ApiClient(again.api_url) as client:
         assert [found["name"] for found in await App(client, "birds").list()] == names
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 async def test_no_guest_outlives_the_emulator(settings: Settings, number: int) -> None:
-    async with running(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with running(settings) as emulator, ApiClient(emulator.api_url) as client:
         app = await make_app(client)
         started, suspended = await app.started(), await app.started()
-        # One that ignores what can be ignored, with a child of its own and an exec under way.
+        # A guest that ignores all signals it can, with a child process and an exec in progress.
         stubborn = await app.running("sh", "-c", "trap '' INT TERM HUP; sleep 1001 & sleep 1000")
         exec_ = asyncio.create_task(
             client.send("POST", f"{stubborn.path}/exec", {"cmd": "sleep 1002"})
@@ -130,12 +130,12 @@ async def test_the_ready_file_says_where_the_emulator_is(settings: Settings) -> 
 
 
 async def test_an_action_cut_short_by_a_crash_is_dropped(settings: Settings) -> None:
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         await make_app(client)
     log = settings.data / "actions.jsonl"
     whole = await asyncio.to_thread(log.read_text)
     await asyncio.to_thread(log.write_text, whole + '{"sequence": 2, "time')
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         await App(client, "birds").create(config={"image": COUNTER}, skip_launch=True)
         async with Admin(emulator.api_url) as admin:
             assert [action.sequence for action in await admin.actions()] == [1, 2]
@@ -144,7 +144,7 @@ async def test_an_action_cut_short_by_a_crash_is_dropped(settings: Settings) -> 
 
 
 async def test_many_machines_change_at_once_and_all_is_kept(settings: Settings) -> None:
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         app = await make_app(client)
         machines = await asyncio.gather(*(app.started() for _ in range(20)))
         await asyncio.gather(*(machine.suspended() for machine in machines[:10]))

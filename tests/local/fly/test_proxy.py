@@ -1,4 +1,4 @@
-"""The proxy: reaching guests, and waking them."""
+"""The proxy: it forwards to guests, and starts their machines."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ import pytest
 from local.fly.admin import Admin
 from local.fly.emulator import Emulator, serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import App, Machine, WireClient, until
+from tests.local.fly.api_client import ApiClient, App, Machine, until
 
 STREAMS = """
 import os, pathlib, time
@@ -59,7 +59,7 @@ class Browser:
         return await self.http.get(path, headers=named)
 
     async def text(self, path: str, machine: Machine) -> str:
-        """What one machine answers."""
+        """GET from one machine."""
         reply = await self.get(path, fly_force_instance_id=machine.id)
         assert reply.status_code == 200, reply.text
         return reply.text
@@ -94,7 +94,7 @@ async def test_a_host_name_reaches_a_machine_or_any_of_an_app(app: App, browser:
         assert (await browser.get("/", **headers)).status_code == 404
 
 
-async def test_a_suspended_machine_is_woken_with_its_memory(
+async def test_a_suspended_machine_is_resumed_with_its_memory(
     app: App, browser: Browser, admin: Admin
 ) -> None:
     """Fly conformance case 80."""
@@ -106,14 +106,16 @@ async def test_a_suspended_machine_is_woken_with_its_memory(
     assert [(start.machine, start.source) for start in starts] == [(machine.id, "proxy")]
 
 
-async def test_a_stopped_machine_is_woken_for_all_who_wait(app: App, browser: Browser) -> None:
+async def test_a_stopped_machine_is_started_for_all_waiting_requests(
+    app: App, browser: Browser
+) -> None:
     machine = await app.started()
     await machine.stopped()
     counts = await asyncio.gather(*(browser.text("/click", machine) for _ in range(10)))
     assert sorted(map(int, counts)) == list(range(1, 11))
 
 
-async def test_a_request_during_a_suspend_waits_for_it_and_wakes_the_machine(
+async def test_a_request_during_a_suspend_waits_for_it_and_resumes_the_machine(
     app: App, browser: Browser
 ) -> None:
     machine = await app.started()
@@ -123,7 +125,7 @@ async def test_a_request_during_a_suspend_waits_for_it_and_wakes_the_machine(
 
 
 @pytest.mark.parametrize(
-    ("default", "services", "woken"),
+    ("default", "services", "started"),
     [
         (True, [], True),
         (False, [], False),
@@ -132,12 +134,12 @@ async def test_a_request_during_a_suspend_waits_for_it_and_wakes_the_machine(
         (True, [{"internal_port": 80, "autostart": False}], False),
     ],
 )
-async def test_autostart_says_whether_traffic_wakes(
-    settings: Settings, default: bool, services: list[object], woken: bool
+async def test_autostart_decides_whether_traffic_starts_a_machine(
+    settings: Settings, default: bool, services: list[object], started: bool
 ) -> None:
     async with (
         serve(replace(settings, autostart_default=default)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
         httpx.AsyncClient(trust_env=False, verify=False) as http,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
@@ -145,8 +147,8 @@ async def test_autostart_says_whether_traffic_wakes(
         await machine.suspended()
         headers = {"fly-force-instance-id": machine.id}
         reply = await http.get(emulator.proxy_url, headers=headers)
-        assert reply.status_code == (200 if woken else 503)
-        assert await machine.state() == ("started" if woken else "suspended")
+        assert reply.status_code == (200 if started else 503)
+        assert await machine.state() == ("started" if started else "suspended")
 
 
 async def test_a_cordoned_machine_gets_no_traffic(app: App, browser: Browser) -> None:
@@ -165,7 +167,7 @@ async def test_a_cordoned_machine_gets_no_traffic(app: App, browser: Browser) ->
     assert await browser.text("/", machine) == "0"
 
 
-async def test_a_leased_machine_is_not_woken(app: App, browser: Browser) -> None:
+async def test_a_leased_machine_is_not_started(app: App, browser: Browser) -> None:
     machine = await app.started()
     await machine.suspended()
     await machine.post("lease", {"ttl": 30}, status=201)
@@ -190,7 +192,7 @@ async def test_a_request_is_streamed_as_it_was_sent(app: App, browser: Browser) 
 
     async def body() -> AsyncIterator[bytes]:
         yield b"first"
-        # The rest is only sent when the first part has arrived: nothing holds it on its way.
+        # The second part is sent only after the first has arrived: the proxy does not buffer.
         await until(noted)
         yield b"second"
 
@@ -222,7 +224,7 @@ async def test_an_answer_cut_short_is_cut_short_for_the_client(app: App, browser
 async def test_a_guest_that_never_listens_is_a_503(settings: Settings) -> None:
     async with (
         serve(replace(settings, ready_ms=200)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
         httpx.AsyncClient(trust_env=False, verify=False) as http,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
@@ -263,10 +265,10 @@ async def test_a_guest_has_a_request_replayed_at_another(app: App, browser: Brow
         "x-goes": f"app=birds;instance={second.id};state=x",
     }
     reply = await browser.http.post("/", content=b"x" * 1000, headers=headers)
-    told = reply.text.split(" ")
-    # The target was started for it, has the whole body, and learns who sent it on.
-    assert told[:2] == [second.id, "1000"]
-    assert f"instance={first.id};" in told[3]
+    fields = reply.text.split(" ")
+    # The target was started, gets the whole body, and the header names the first machine.
+    assert fields[:2] == [second.id, "1000"]
+    assert f"instance={first.id};" in fields[3]
     assert "fly-replay" not in reply.headers
 
 

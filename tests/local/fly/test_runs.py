@@ -1,4 +1,4 @@
-"""Stopping, starting, suspending and resuming real processes."""
+"""Stop, start, suspend and resume of real processes."""
 
 import asyncio
 import os
@@ -9,10 +9,11 @@ import pytest
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.processes import GONE, process_state
-from tests.local.fly.wire_client import App, Machine, WireClient, until
+from tests.cases import each
+from tests.local.fly.api_client import ApiClient, App, Machine, until
+from tests.local.fly.process_state import GONE, process_state
 
-# Notes each signal it gets; only SIGKILL ends it.
+# Prints each signal that it gets; only SIGKILL ends it.
 STUBBORN = (
     "sh",
     "-c",
@@ -23,14 +24,14 @@ STUBBORN = (
 )
 
 
-async def machine_with(settings: Settings, client: WireClient, *command: str) -> Machine:
+async def machine_with(settings: Settings, client: ApiClient, *command: str) -> Machine:
     await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
     app = App(client, "birds")
     return await app.running(*command) if command else await app.started()
 
 
 async def ready(machine: Machine) -> None:
-    """Wait until the guest has made the file `ready`."""
+    """Wait until the guest has created the file `ready`."""
 
     async def there() -> bool:
         return bool((await machine.run("test", "-e", "ready"))["exit_code"] == 0)
@@ -51,7 +52,7 @@ async def test_a_started_machine_stops(app: App, body: object) -> None:
 
 
 async def test_a_stop_is_not_lost_on_a_guest_that_only_begins(app: App) -> None:
-    """Also where we ignore SIGINT ourselves, as a shell's background job does."""
+    """Also if the emulator ignores SIGINT, as a shell's background job does."""
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         machine = await app.running("sleep", "infinity")
@@ -85,16 +86,14 @@ async def test_the_config_says_how_to_stop(app: App) -> None:
     assert (await machine.run("cat", "signals"))["stdout"].split()[0] == "USR1"
 
 
-@pytest.mark.parametrize(
-    "body", [[], "SIGTERM", {"signal": "SIGSTOP"}, {"signal": 9}, {"timeout": "soon"}]
-)
-async def test_a_malformed_stop_is_refused(app: App, body: object) -> None:
+@each("body", [[], "SIGTERM", {"signal": "SIGSTOP"}, {"signal": 9}, {"timeout": "soon"}])
+async def test_a_malformed_stop_is_rejected(app: App, body: object) -> None:
     """Fly conformance case 28."""
     machine = await app.started()
-    refused = await machine.post("stop", body, status=400)
+    error = await machine.post("stop", body, status=400)
     if body == []:
         text = "json: cannot unmarshal array into Go value of type main.stopRequest"
-        assert refused["error"] == text
+        assert error["error"] == text
     assert await machine.state() == "started"
 
 
@@ -120,12 +119,12 @@ async def test_a_machine_just_stopped_may_still_be_active(settings: Settings) ->
     """Fly conformance case 31."""
     async with (
         serve(replace(settings, still_active_ms=700)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         machine = await machine_with(settings, client)
         await machine.stopped()
-        refused = await machine.post("start", status=412)
-        assert "machine still active, refusing to start" in refused["error"]
+        error = await machine.post("start", status=412)
+        assert "machine still active, refusing to start" in error["error"]
 
         async def starts() -> bool:
             return (await client.send("POST", f"{machine.path}/start")).status_code == 200
@@ -155,17 +154,17 @@ async def test_a_persistent_root_file_system_outlives_a_stop(app: App, persist: 
     assert (await machine.run("ls"))["stdout"].split() == ["mark"]
 
 
-async def test_a_start_while_starting_is_refused(settings: Settings) -> None:
+async def test_a_start_while_starting_is_rejected(settings: Settings) -> None:
     """Fly conformance case 33."""
     async with (
         serve(replace(settings, start_ms=1000)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         machine = await machine_with(settings, client)
         await machine.stopped()
         await machine.post("start")
-        refused = await machine.post("start", status=409)
-        assert refused["error"] == "aborted: machine still attempting to start"
+        error = await machine.post("start", status=409)
+        assert error["error"] == "aborted: machine still attempting to start"
 
 
 @pytest.mark.parametrize(("choice", "status"), [("ok", 200), ("conflict", 409)])
@@ -175,7 +174,7 @@ async def test_a_start_of_a_started_machine_is_as_it_is_set(
     """Fly conformance case 34."""
     async with (
         serve(settings.with_texts({"start_on_started": choice})) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         machine = await machine_with(settings, client)
         answer = await machine.post("start", status=status)
@@ -191,11 +190,11 @@ async def test_a_suspended_machine_keeps_memory_process_and_files(app: App) -> N
     assert await machine.post("suspend") == {"ok": True}
     await machine.wait("suspended")
 
-    async def frozen() -> bool:
-        # The kernel stops a process when it next has its turn: on a busy machine not at once.
+    async def stopped() -> bool:
+        # The kernel stops a process when it is next scheduled: on a busy machine not at once.
         return process_state(pids[0]) == "T"
 
-    await until(frozen)
+    await until(stopped)
     started = await machine.post("start")
     assert started["previous_state"] == "suspended"
     await machine.wait("started")
@@ -209,7 +208,7 @@ async def test_a_start_interrupts_a_suspend(settings: Settings) -> None:
     """Fly conformance case 38."""
     async with (
         serve(replace(settings, suspend_ms=60_000)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         machine = await machine_with(settings, client)
         boot_id = await machine.boot_id()
@@ -220,10 +219,10 @@ async def test_a_start_interrupts_a_suspend(settings: Settings) -> None:
         assert await machine.boot_id() == boot_id
 
 
-async def test_a_start_during_a_suspend_can_be_refused_instead(settings: Settings) -> None:
-    """Fly conformance case 38, as others saw it."""
+async def test_a_start_during_a_suspend_can_be_rejected_instead(settings: Settings) -> None:
+    """Fly conformance case 38, as other users observed it."""
     slow = replace(settings, suspend_ms=60_000, start_while_suspending="refuse")
-    async with serve(slow) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(slow) as emulator, ApiClient(emulator.api_url) as client:
         machine = await machine_with(settings, client)
         await machine.post("suspend")
         assert "refusing to start" in (await machine.post("start", status=412))["error"]
@@ -239,8 +238,8 @@ async def test_a_machine_that_cannot_be_snapshot_is_not_suspended(
     assert await machine.state() == "started"
 
 
-@pytest.mark.parametrize("verb", ["suspend", "restart", "exec", "signal"])
-async def test_verbs_for_running_machines_are_refused_on_stopped_ones(app: App, verb: str) -> None:
+@each("verb", ["suspend", "restart", "exec", "signal"])
+async def test_verbs_for_running_machines_are_rejected_on_stopped_ones(app: App, verb: str) -> None:
     machine = await app.started()
     await machine.stopped()
     body = {"signal": "SIGUSR1"} if verb == "signal" else {"cmd": "true"}

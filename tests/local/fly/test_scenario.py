@@ -1,4 +1,4 @@
-"""Faults that a file sets from the start."""
+"""Faults that a file sets at start-up."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from local.fly.emulator import serve
 from local.fly.faults import KINDS, Faults
 from local.fly.settings import SettingError, Settings
-from tests.local.fly.wire_client import App, WireClient
+from tests.local.fly.api_client import ApiClient, App
 
 
 async def test_a_scenario_is_there_from_the_first_request(
@@ -28,7 +28,7 @@ async def test_a_scenario_is_there_from_the_first_request(
     )
     async with (
         serve(replace(settings, scenario=str(path))) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         app = App(client, "birds")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import COUNTER, App, Json, Machine, WireClient
+from tests.local.fly.api_client import COUNTER, ApiClient, App, Json, Machine
 
 
 async def update(machine: Machine, status: int = 200, /, **body: Json) -> Json:
@@ -47,18 +47,18 @@ async def test_while_it_is_replaced_a_machine_takes_no_start_and_no_update(
     """Fly conformance cases 41 and 42."""
     async with (
         serve(replace(settings, replace_ms=60_000)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         machine = await App(client, "birds").started()
         await machine.stopped()
         await update(machine)
-        refused = await machine.post("start", status=412)
-        assert "machine getting replaced, refusing to start" in refused["error"]
+        error = await machine.post("start", status=412)
+        assert "machine getting replaced, refusing to start" in error["error"]
         assert "concurrent update" in (await update(machine, 409))["error"]
 
 
-async def test_an_update_from_an_older_version_is_refused(app: App) -> None:
+async def test_an_update_from_an_older_version_is_rejected(app: App) -> None:
     """Fly conformance case 43."""
     machine = await app.started()
     first = (await machine.get())["instance_id"]
@@ -76,7 +76,7 @@ async def test_an_update_replaces_the_whole_config(app: App) -> None:
     assert "metadata" not in updated["config"]
 
 
-async def test_an_update_under_the_lease_of_another_is_refused(app: App) -> None:
+async def test_an_update_under_the_lease_of_another_is_rejected(app: App) -> None:
     """Fly conformance case 45."""
     machine = await app.started()
     nonce = (await machine.post("lease", {"ttl": 30}, status=201))["data"]["nonce"]

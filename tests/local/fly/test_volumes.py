@@ -1,19 +1,18 @@
-"""Volumes: who has them, what is in them, how they end."""
+"""Volumes: claims, contents, snapshots and deletion."""
 
 import json
 from dataclasses import replace
 
-import pytest
-
 from local.fly.admin import Admin
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import BASE, App, Json, Machine, WireClient, until
+from tests.cases import each
+from tests.local.fly.api_client import BASE, ApiClient, App, Json, Machine, until
 
 STEM = "/v1/apps/birds/volumes"
 
 
-async def make(client: WireClient, status: int = 200, /, **body: Json) -> Json:
+async def make(client: ApiClient, status: int = 200, /, **body: Json) -> Json:
     return await client.expect(status, "POST", STEM, {"name": "data", **body})
 
 
@@ -22,8 +21,8 @@ async def machine_with(app: App, volume: Json, **more: Json) -> Machine:
     return await app.started(**{"image": BASE, "mounts": mounts, **more})
 
 
-async def settled(client: WireClient, volume: Json) -> Json:
-    """The volume once it is `created`."""
+async def settled(client: ApiClient, volume: Json) -> Json:
+    """Wait until the volume is `created`; return it."""
     shown: list[Json] = []
 
     async def created() -> bool:
@@ -34,8 +33,8 @@ async def settled(client: WireClient, volume: Json) -> Json:
     return shown[-1]
 
 
-async def snapshot(client: WireClient, volume: Json) -> Json:
-    """A snapshot that is `created`."""
+async def snapshot(client: ApiClient, volume: Json) -> Json:
+    """Take a snapshot and wait until it is `created`."""
     await client.expect(200, "POST", f"{STEM}/{volume['id']}/snapshots")
     shown: list[Json] = []
 
@@ -64,7 +63,7 @@ async def test_a_new_volume_has_all_that_clients_read(app: App) -> None:
     assert [one["app_name"] for one in of_org["volumes"]] == ["birds"]
 
 
-@pytest.mark.parametrize(
+@each(
     "body",
     [
         {"name": ""},
@@ -77,7 +76,7 @@ async def test_a_new_volume_has_all_that_clients_read(app: App) -> None:
         {"snapshot_id": "vs_1", "source_volume_id": "vol_1"},
     ],
 )
-async def test_a_volume_that_cannot_be_is_refused(app: App, body: Json) -> None:
+async def test_a_volume_that_is_invalid_is_rejected(app: App, body: Json) -> None:
     await make(app.client, 400, **body)
     assert await app.client.expect(200, "GET", STEM) == []
 
@@ -113,8 +112,8 @@ async def test_a_volume_has_one_machine(app: App) -> None:
     shown = await app.client.expect(200, "GET", f"{STEM}/{volume['id']}")
     assert shown["attached_machine_id"] == machine.id
     config = {"image": BASE, "mounts": [{"volume": volume["id"], "path": "/data"}]}
-    refused = await app.create(412, config=config)
-    assert refused["error"].endswith(f"volume already claimed by machine {machine.id}")
+    error = await app.create(412, config=config)
+    assert error["error"].endswith(f"volume already claimed by machine {machine.id}")
     by_name = {"image": BASE, "mounts": [{"name": "data", "path": "/data"}]}
     await app.create(400, config=by_name)
     await make(app.client)
@@ -122,7 +121,7 @@ async def test_a_volume_has_one_machine(app: App) -> None:
     assert len(await app.list()) == 2
 
 
-@pytest.mark.parametrize(
+@each(
     "mounts",
     [
         [{"volume": "vol_unknown", "path": "/data"}],
@@ -134,7 +133,7 @@ async def test_a_volume_has_one_machine(app: App) -> None:
         ["vol_1"],
     ],
 )
-async def test_a_mount_that_cannot_be_is_refused(app: App, mounts: Json) -> None:
+async def test_a_mount_that_is_invalid_is_rejected(app: App, mounts: Json) -> None:
     await app.create(400, config={"image": BASE, "mounts": mounts})
     assert await app.list() == []
 
@@ -147,23 +146,23 @@ async def test_a_machine_is_placed_where_its_volume_is(app: App) -> None:
     assert made["region"] == "lhr"
 
 
-async def test_a_volume_is_deleted_when_nobody_has_it(settings: Settings) -> None:
+async def test_a_volume_is_deleted_when_no_machine_claims_it(settings: Settings) -> None:
     """Fly conformance case 72."""
     async with (
         serve(replace(settings, volume_release_ms=300, volume_linger_ms=60_000)) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         volume = await make(client)
         path = f"{STEM}/{volume['id']}"
         machine = await machine_with(App(client, "birds"), volume)
-        refused = await client.expect(412, "DELETE", path)
-        assert refused["error"] == (
+        error = await client.expect(412, "DELETE", path)
+        assert error["error"] == (
             f"failed_precondition: volume is currently bound to machine: {machine.id}"
         )
         await machine.delete(force="true")
         await machine.wait("destroyed")
-        # The claim outlives the machine for a while.
+        # The claim is released some time after the machine's end.
         await client.expect(412, "DELETE", path)
 
         async def deleted() -> bool:
@@ -171,7 +170,7 @@ async def test_a_volume_is_deleted_when_nobody_has_it(settings: Settings) -> Non
 
         await until(deleted)
         assert (await client.expect(200, "GET", path))["state"] == "pending_destroy"
-        # And the listing lags.
+        # The listing shows the deleted volume for some time.
         listed = await client.expect(200, "GET", STEM)
         assert [one["state"] for one in listed] == ["pending_destroy"]
         await client.expect(404, "DELETE", path)
@@ -221,12 +220,12 @@ async def test_a_snapshot_is_restored_into_a_new_volume(app: App, admin: Admin) 
     assert {"snapshot", "snapshot_created"} <= set(actions)
 
 
-async def test_a_second_snapshot_at_once_is_refused(app: App) -> None:
+async def test_a_second_snapshot_at_once_is_rejected(app: App) -> None:
     """Fly conformance case 74."""
     volume = await make(app.client)
     await app.client.expect(200, "POST", f"{STEM}/{volume['id']}/snapshots")
-    refused = await app.client.expect(412, "POST", f"{STEM}/{volume['id']}/snapshots")
-    assert "snapshot is already scheduled at" in refused["error"]
+    error = await app.client.expect(412, "POST", f"{STEM}/{volume['id']}/snapshots")
+    assert "snapshot is already scheduled at" in error["error"]
     listed = await app.client.expect(200, "GET", f"{STEM}/{volume['id']}/snapshots")
     assert len(listed) == 1
     await make(app.client, 412, snapshot_id=listed[0]["id"])
@@ -277,14 +276,14 @@ async def test_an_update_gives_a_volume_back_or_keeps_it(app: App) -> None:
     assert (await machine.run("ls"))["stdout"] == ""
 
 
-async def test_a_full_host_and_a_full_region_refuse(app: App, admin: Admin) -> None:
+async def test_a_full_host_and_a_full_region_reject(app: App, admin: Admin) -> None:
     """Fly conformance case 20."""
     volume = await make(app.client)
     await admin.set_fault("capacity", action="create")
     config = {"image": BASE, "mounts": [{"volume": volume["id"], "path": "/data"}]}
-    refused = await app.create(412, config=config)
-    assert refused["status"] == "volume_placement_capacity"
-    assert volume["id"] in refused["error"]
+    error = await app.create(412, config=config)
+    assert error["status"] == "volume_placement_capacity"
+    assert volume["id"] in error["error"]
     await app.create(config=config)
     await admin.set_fault("capacity", action="volume_create")
     assert "insufficient resources" in (await make(app.client, 412))["error"]
@@ -302,7 +301,7 @@ async def test_the_end_of_an_app_is_the_end_of_its_volumes(app: App) -> None:
 
 async def test_a_snapshot_whose_time_is_over_is_removed(settings: Settings) -> None:
     settings = replace(settings, auto_backup_ms=200)
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "personal"})
         volume = await make(client, auto_backup_enabled=False, snapshot_retention=1)
         kept, old = await snapshot(client, volume), await snapshot(client, volume)
@@ -311,7 +310,7 @@ async def test_a_snapshot_whose_time_is_over_is_removed(settings: Settings) -> N
     stored = json.loads((folder / "volume.json").read_text())
     next(one for one in stored["snapshots"] if one["id"] == old["id"])["created_s"] -= 90_000
     (folder / "volume.json").write_text(json.dumps(stored))
-    async with serve(settings) as emulator, WireClient(emulator.api_url) as client:
+    async with serve(settings) as emulator, ApiClient(emulator.api_url) as client:
 
         async def removed() -> bool:
             return [path.name for path in (folder / "snapshots").iterdir()] == [kept["id"]]

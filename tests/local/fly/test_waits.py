@@ -1,4 +1,4 @@
-"""Waiting for a state."""
+"""Waits for a state."""
 
 import asyncio
 
@@ -6,7 +6,8 @@ import pytest
 
 from local.fly.emulator import serve
 from local.fly.settings import Settings
-from tests.local.fly.wire_client import App, Machine, WireClient
+from tests.cases import each
+from tests.local.fly.api_client import ApiClient, App, Machine
 
 
 async def test_a_wait_without_parameters_is_for_started(app: App) -> None:
@@ -18,13 +19,13 @@ async def test_a_wait_without_parameters_is_for_started(app: App) -> None:
     assert waited["version"] == made["instance_id"]
 
 
-@pytest.mark.parametrize("timeout", ["0", "90", "61s", "-1", "soon", "500ms"])
-async def test_a_wait_out_of_range_is_refused_and_not_clamped(app: App, timeout: str) -> None:
+@each("timeout", ["0", "90", "61s", "-1", "soon", "500ms"])
+async def test_a_wait_out_of_range_is_rejected_and_not_clamped(app: App, timeout: str) -> None:
     """Fly conformance case 55."""
     machine = await app.started()
-    refused = await machine.wait("started", status=400, timeout=timeout)
-    assert refused["error"].startswith("invalid_argument")
-    assert "value must be inside range [1s, 1m0s]" in refused["error"]
+    error = await machine.wait("started", status=400, timeout=timeout)
+    assert error["error"].startswith("invalid_argument")
+    assert "value must be inside range [1s, 1m0s]" in error["error"]
 
 
 async def test_a_wait_that_is_not_met_says_what_is(app: App) -> None:
@@ -54,7 +55,7 @@ async def test_settled_is_not_met_on_the_way(app: App) -> None:
     assert (await machine.wait("settled"))["state"] == "started"
 
 
-async def test_a_wait_for_a_state_that_there_is_not_is_refused(app: App) -> None:
+async def test_a_wait_for_an_unknown_state_is_rejected(app: App) -> None:
     machine = await app.started()
     await machine.wait("asleep", status=400)
 
@@ -66,7 +67,7 @@ async def test_a_wait_for_stopped_may_need_a_version(
     """Fly conformance case 58."""
     async with (
         serve(settings.with_texts({"wait_stopped_needs_version": needed})) as emulator,
-        WireClient(emulator.api_url) as client,
+        ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         app = App(client, "birds")
@@ -94,7 +95,7 @@ async def test_many_waits_end_with_one_change(app: App) -> None:
     assert {waited["state"] for waited in await asyncio.gather(*waits)} == {"suspended"}
 
 
-async def test_a_wait_on_a_machine_that_is_destroyed_meanwhile_is_404(app: App) -> None:
+async def test_a_wait_on_a_machine_that_is_destroyed_during_the_wait_is_404(app: App) -> None:
     machine = await app.started()
     waiting = asyncio.create_task(machine.wait("suspended", status=404))
     await machine.delete(force="true")

@@ -26,21 +26,22 @@ if _version_not_supported:
 
 
 class AgentSessionServiceStub:
-    """Keeps the conversations of LLM agents: begun in one process, continued in any other.
+    """Keeps conversations of LLM agents (agent sessions). A conversation that one process begins, any
+    other process can continue by its id.
 
-    An acknowledged turn is durable, in order, exactly once. Turns are append-only: a rewind or a fork
-    makes a branch, and copies and changes nothing.
+    A turn whose append was answered is durable, in order, and there exactly once. Turns are
+    append-only: a rewind or a fork makes a branch, and neither copies nor changes a turn.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on:
     AGENT_SESSION_NOT_FOUND, AGENT_SESSION_EXISTS, AGENT_SESSION_EXPIRED, TURN_CONFLICT,
     SESSION_STATE_CONFLICT, REQUEST_ID_REUSED, and INVALID_FIELD with a google.rpc.BadRequest that
     names each field. UNAVAILABLE comes with a google.rpc.RetryInfo: repeat the same call, with the
-    same `request_id`, after that long.
+    same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for at least 24 hours. The same id and
-    body are answered with the recorded outcome and the session as it is now, at any replica, also
-    after a crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a
-    failure that can be retried frees the id.
+    `request_id` (AIP-155): a UUID of the caller's choice, recorded for at least 24 hours. A request
+    with the same id and body is answered with the recorded outcome and the session as it is now, by
+    any replica, also after a crash. The same id with another body is REQUEST_ID_REUSED. Successes and
+    final refusals are recorded. A failure that can be retried is not, and the id stays free.
     """
 
     def __init__(self, channel):
@@ -132,32 +133,33 @@ class AgentSessionServiceStub:
 
 
 class AgentSessionServiceServicer:
-    """Keeps the conversations of LLM agents: begun in one process, continued in any other.
+    """Keeps conversations of LLM agents (agent sessions). A conversation that one process begins, any
+    other process can continue by its id.
 
-    An acknowledged turn is durable, in order, exactly once. Turns are append-only: a rewind or a fork
-    makes a branch, and copies and changes nothing.
+    A turn whose append was answered is durable, in order, and there exactly once. Turns are
+    append-only: a rewind or a fork makes a branch, and neither copies nor changes a turn.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on:
     AGENT_SESSION_NOT_FOUND, AGENT_SESSION_EXISTS, AGENT_SESSION_EXPIRED, TURN_CONFLICT,
     SESSION_STATE_CONFLICT, REQUEST_ID_REUSED, and INVALID_FIELD with a google.rpc.BadRequest that
     names each field. UNAVAILABLE comes with a google.rpc.RetryInfo: repeat the same call, with the
-    same `request_id`, after that long.
+    same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for at least 24 hours. The same id and
-    body are answered with the recorded outcome and the session as it is now, at any replica, also
-    after a crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a
-    failure that can be retried frees the id.
+    `request_id` (AIP-155): a UUID of the caller's choice, recorded for at least 24 hours. A request
+    with the same id and body is answered with the recorded outcome and the session as it is now, by
+    any replica, also after a crash. The same id with another body is REQUEST_ID_REUSED. Successes and
+    final refusals are recorded. A failure that can be retried is not, and the id stays free.
     """
 
     def CreateAgentSession(self, request, context):
-        """Begins a conversation.
+        """Creates a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AppendTurn(self, request, context):
-        """Appends a turn. Writers of one session take turns: none is lost, none overtakes another.
+        """Appends a turn. Appends of several callers to one session are executed one after the other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,101 +173,107 @@ class AgentSessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAgentSessions(self, request, context):
-        """Lists sessions, a page at a time (AIP-158), by the time of their creation.
+        """Lists sessions, a page at a time (AIP-158), by the time of their creation or of their newest
+        turn. A page may have fewer sessions than `page_size`, or none, and yet not be the last: only an
+        empty `next_page_token` says that it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTurns(self, request, context):
-        """Lists a session's turns, a page at a time, from either end. A page also ends where the reply
-        would be over 3 MiB.
+        """Lists a session's turns, a page at a time, from the first or from the newest. A page has fewer
+        turns than `page_size` if its reply would be larger than 3 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetContext(self, request, context):
-        """Reads what to give to the model: the startup context, and the newest turns that fit.
+        """Reads the context to give to a model: the startup context, and the newest turns that fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchTurns(self, request, context):
-        """Streams turns as they are appended, from a given one on, and says when the session is rewound.
-        A stream that ends without an error was ended by a replica that stops: resume it.
+        """Streams turns as they are appended, after a given turn, and reports rewinds and changes of state.
+        A stream that ends without an error was ended by a replica that stops: call again to resume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkAgentSession(self, request, context):
-        """Begins another conversation that shares this one's turns up to a given one. Copies nothing, and
-        outlives this one.
+        """Creates a session that shares the turns of another one up to a given turn. It copies no turn. The
+        new session stays when the other one is purged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RewindAgentSession(self, request, context):
-        """Goes back to a turn: what came after is set aside, and the next turn follows that one.
+        """Goes back to an earlier turn: the later turns are set aside, and the next append follows the
+        earlier turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndoRewind(self, request, context):
-        """Takes the last rewind back: the session is as before it, and what was appended since is set
-        aside. SESSION_STATE_CONFLICT where there is none.
+        """Undoes the last rewind: the session has the turns from before it again, and turns appended since
+        are set aside. SESSION_STATE_CONFLICT if there is no rewind to undo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchTurns(self, request, context):
-        """Finds messages by their words, best first.
+        """Searches messages by their words, best match first.
 
-        Turns are indexed in the background, some seconds after their append at most: the reply says how
-        many are not yet. Only the first 100,000 characters of a message are indexed. Of more than 1,000
-        messages that match, the newest 1,000 are ranked, and the reply says so.
+        A turn is indexed in the background, usually within seconds of its append; the reply says how
+        many turns are not indexed yet. Only the first 100,000 characters of a message are indexed. If
+        more than 1,000 messages match, only those whose turns were appended or imported last are
+        ranked. A search ends after a second with what it has found. The reply says both by
+        `older_left_out`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAgentStats(self, request, context):
-        """Counts what the sessions that were created in a time span have done, by role.
+        """Reads figures of the sessions that were created in a time span, by role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndAgentSession(self, request, context):
-        """Ends a conversation. Soft: until `purge_time` UndeleteAgentSession brings it back. Idempotent.
+        """Ends a session. Until `purge_time` UndeleteAgentSession makes it ACTIVE again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndeleteAgentSession(self, request, context):
-        """Brings an ended or expired session back. Idempotent.
+        """Makes an ended or expired session ACTIVE again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportAgentSessions(self, request_iterator, context):
-        """Takes a dump in: for each session one record, then one for each of its turns. What is there
-        already and equal is left as it is, so that a broken-off import is repeated from the start. What
-        cannot be taken is reported, and does not end the import.
+        """Imports a dump: for each session one record, then one for each of its turns. Sessions and turns
+        that exist already and are equal are left as they are, so an import that broke off can be
+        repeated from the start. A record that cannot be imported is reported, and does not end the
+        import.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportAgentSessions(self, request, context):
-        """Gives a dump out, as ImportAgentSessions takes it. Turns that a rewind set aside are left out.
+        """Exports a dump, as ImportAgentSessions reads it. Turns that a rewind set aside are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,21 +371,22 @@ def add_AgentSessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AgentSessionService:
-    """Keeps the conversations of LLM agents: begun in one process, continued in any other.
+    """Keeps conversations of LLM agents (agent sessions). A conversation that one process begins, any
+    other process can continue by its id.
 
-    An acknowledged turn is durable, in order, exactly once. Turns are append-only: a rewind or a fork
-    makes a branch, and copies and changes nothing.
+    A turn whose append was answered is durable, in order, and there exactly once. Turns are
+    append-only: a rewind or a fork makes a branch, and neither copies nor changes a turn.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on:
     AGENT_SESSION_NOT_FOUND, AGENT_SESSION_EXISTS, AGENT_SESSION_EXPIRED, TURN_CONFLICT,
     SESSION_STATE_CONFLICT, REQUEST_ID_REUSED, and INVALID_FIELD with a google.rpc.BadRequest that
     names each field. UNAVAILABLE comes with a google.rpc.RetryInfo: repeat the same call, with the
-    same `request_id`, after that long.
+    same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for at least 24 hours. The same id and
-    body are answered with the recorded outcome and the session as it is now, at any replica, also
-    after a crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a
-    failure that can be retried frees the id.
+    `request_id` (AIP-155): a UUID of the caller's choice, recorded for at least 24 hours. A request
+    with the same id and body is answered with the recorded outcome and the session as it is now, by
+    any replica, also after a crash. The same id with another body is REQUEST_ID_REUSED. Successes and
+    final refusals are recorded. A failure that can be retried is not, and the id stays free.
     """
 
     @staticmethod

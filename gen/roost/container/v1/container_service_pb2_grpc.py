@@ -26,14 +26,14 @@ if _version_not_supported:
 
 
 class ContainerServiceStub:
-    """Wraps the machine lifecycle of the provider (Fly.io), suspend and resume included.
+    """Manages containers at the provider (Fly Machines), suspend and resume included.
 
-    The service keeps no state: the provider is the truth about containers. Errors carry a
-    google.rpc.ErrorInfo with domain "roost"; where the provider told a request id, its metadata has
-    it as `fly_request_id`. A container that the provider does not know is CONTAINER_NOT_FOUND; that
-    is one observation, not yet proof of loss.
+    The service stores nothing: the provider is the source of truth about containers. Errors have a
+    google.rpc.ErrorInfo with domain "roost". If the provider returned a request id, the metadata of
+    the ErrorInfo contains it as `fly_request_id`. CONTAINER_NOT_FOUND means that the provider knows no
+    such container now: one observation, no proof of loss.
 
-    Every call honours the caller's deadline and hands down what is left of it.
+    Every call ends by the caller's deadline.
     """
 
     def __init__(self, channel):
@@ -56,6 +56,11 @@ class ContainerServiceStub:
                 '/roost.container.v1.ContainerService/ListContainers',
                 request_serializer=roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersRequest.SerializeToString,
                 response_deserializer=roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersResponse.FromString,
+                _registered_method=True)
+        self.StreamContainers = channel.unary_stream(
+                '/roost.container.v1.ContainerService/StreamContainers',
+                request_serializer=roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersRequest.SerializeToString,
+                response_deserializer=roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersResponse.FromString,
                 _registered_method=True)
         self.StartContainer = channel.unary_unary(
                 '/roost.container.v1.ContainerService/StartContainer',
@@ -160,153 +165,168 @@ class ContainerServiceStub:
 
 
 class ContainerServiceServicer:
-    """Wraps the machine lifecycle of the provider (Fly.io), suspend and resume included.
+    """Manages containers at the provider (Fly Machines), suspend and resume included.
 
-    The service keeps no state: the provider is the truth about containers. Errors carry a
-    google.rpc.ErrorInfo with domain "roost"; where the provider told a request id, its metadata has
-    it as `fly_request_id`. A container that the provider does not know is CONTAINER_NOT_FOUND; that
-    is one observation, not yet proof of loss.
+    The service stores nothing: the provider is the source of truth about containers. Errors have a
+    google.rpc.ErrorInfo with domain "roost". If the provider returned a request id, the metadata of
+    the ErrorInfo contains it as `fly_request_id`. CONTAINER_NOT_FOUND means that the provider knows no
+    such container now: one observation, no proof of loss.
 
-    Every call honours the caller's deadline and hands down what is left of it.
+    Every call ends by the caller's deadline.
     """
 
     def CreateContainer(self, request, context):
         """Creates a container, or finds the one that an earlier attempt created.
 
-        Idempotent by `name`: the hash of the spec is kept in the container's labels. The same name and
-        spec give the same container (`adopted` = true); the same name with another spec is
-        REQUEST_ID_REUSED. After an answer that was lost, the container is looked up by name and labels
-        before anything is created again. Does not wait for the container to run.
+        Idempotent by `name`: the labels of the container contain the hash of its spec. The same name and
+        spec return the same container (`adopted` = true); the same name with a different spec is
+        REQUEST_ID_REUSED. After a lost answer of the provider, the service looks for the container by
+        name and labels before it creates one again. Does not wait until the container runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetContainer(self, request, context):
-        """Reads one container. A destroyed one is still readable for a while, with state DESTROYED.
+        """Reads a container. A destroyed container can be read for some time, with state DESTROYED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListContainers(self, request, context):
-        """Lists an application's containers that carry all the given labels. Complete, or an error.
+        """Lists the containers of an app that have all the given labels. The list is complete, or the call
+        fails. For an app with many containers call StreamContainers: one response of 100,000 has 27 MB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamContainers(self, request, context):
+        """Lists the same containers in parts, as the provider sends them. The memory that it takes does not
+        grow with the list.
+
+        The list is complete only if the stream ended with status OK, its last message has `complete`, and
+        `container_count` containers were received. A part that was received before a failure is true of
+        its containers, and says nothing of others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartContainer(self, request, context):
-        """Starts a container that is not running and waits until it runs. Of one that runs already it
-        only reports. Memory is not looked at: use ResumeContainer for one that was suspended.
+        """Starts a container and waits until it runs. Returns at once if it runs already. Does not check
+        memory: use ResumeContainer for a suspended container.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SuspendContainer(self, request, context):
-        """Freezes a container with its memory, and waits to see what came of it.
+        """Suspends a container with its memory, and waits for the result.
 
-        Suspending is asynchronous at the provider and may fail after it was accepted: look at the
-        state in the reply, which is what was observed, not what was asked for. Refused by the provider
-        for the container's shape: SUSPEND_UNSUPPORTED. Not observed in time: UNAVAILABLE.
+        The provider suspends asynchronously and may fail after it accepted the request. So check the
+        state in the response: it is the observed state and need not be SUSPENDED. If the provider does
+        not suspend containers of this configuration: SUSPEND_UNSUPPORTED. If the result was not observed
+        in time: UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeContainer(self, request, context):
-        """Thaws a suspended container, waits until it runs, and proves by its boot id whether its memory
-        survived: the provider may quietly boot it cold instead.
+        """Resumes a suspended container, waits until it runs, and proves by its boot id whether its memory
+        survived. The provider may boot it cold instead, without an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopContainer(self, request, context):
-        """Stops a container: memory is lost, files stay where its root file system persists.
+        """Stops a container. Its memory is lost; its files remain if its root file system persists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DestroyContainer(self, request, context):
-        """Destroys a container for good. Idempotent: one that is gone already is a success.
+        """Destroys a container. Idempotent: succeeds if the container does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CordonContainer(self, request, context):
-        """Takes a container out of the provider's routing; it goes on as it is otherwise. Idempotent.
+        """Excludes a container from the provider's routing and changes nothing else. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UncordonContainer(self, request, context):
-        """Puts a container back into the provider's routing. Idempotent.
+        """Includes a container in the provider's routing again. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WaitContainer(self, request, context):
-        """Waits until a container is in one of the given states. Not there in time: DEADLINE_EXCEEDED.
+        """Waits until a container is in one of the given states; DEADLINE_EXCEEDED if it is not in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecContainer(self, request, context):
-        """Runs a command in a running container, to its end. Never retried.
+        """Runs a command in a running container and waits for its end. The service never retries it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcquireLease(self, request, context):
-        """Takes the container's lease: until it expires or is released, the provider refuses changes by
-        anybody who does not show its nonce. The nonce is the fencing token of a transition.
+        """Acquires the lease of a container. Until the lease expires or is released, the provider rejects
+        every change by a caller that does not give its nonce. The nonce is the fencing token of a
+        transition.
 
-        Held by another: waits for up to `wait_timeout` for it to run out, then LEASE_HELD.
+        If another caller holds the lease: waits for up to `wait_timeout`, then LEASE_HELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshLease(self, request, context):
-        """Moves the expiry of a lease that is still held; its nonce stays the same.
+        """Extends a lease that is still held. Its nonce stays the same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseLease(self, request, context):
-        """Gives a lease back. Idempotent: one that has run out already is a success.
+        """Releases a lease. Idempotent: succeeds if the lease has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CaptureState(self, request, context):
-        """Streams the application's own state out of a running container, through its hook. See StateHook.
+        """Reads the application's own state from a running container, through its hook; see StateHook.
 
-        Ends OK only when the whole has come: the last message then tells its size and its SHA-256. Cut
-        off in the middle, or the container out of reach: UNAVAILABLE, and what came is to be thrown
-        away. The application refuses or fails: STATE_HOOK_FAILED, with what it said. More than the
-        service is set to carry: STATE_TOO_LARGE (RESOURCE_EXHAUSTED). A container that does not run is
-        not woken: CONTAINER_STATE_CONFLICT.
+        Ends with OK only after the complete state. The last message has its size and SHA-256. If the
+        state was cut off or the container cannot be reached: UNAVAILABLE, and the caller must discard
+        the pieces that it got. If the application fails: STATE_HOOK_FAILED, with the application's
+        message. If the state exceeds the limit of the service: STATE_TOO_LARGE (RESOURCE_EXHAUSTED). If
+        the container does not run: CONTAINER_STATE_CONFLICT, and it is not started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RestoreState(self, request_iterator, context):
-        """Streams state into a running container, through its hook; the errors are those of CaptureState.
+        """Writes state into a running container, through its hook. The errors are those of CaptureState.
 
-        Never retried by the service. UNAVAILABLE may mean that the application has taken the state all
-        the same; the same state once more does no harm where the hook replaces what there was.
+        The service never retries it. After UNAVAILABLE the application may have the state. A retry with
+        the same state is safe if the hook replaces the application's state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -320,35 +340,35 @@ class ContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVolume(self, request, context):
-        """Reads one volume.
+        """Reads a volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumes(self, request, context):
-        """Lists an application's volumes.
+        """Lists the volumes of an app.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """Deletes a volume. Idempotent; refused while a container still claims it.
+        """Deletes a volume. Idempotent. VOLUME_IN_USE while a container has claimed it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateVolumeSnapshot(self, request, context):
-        """Takes a snapshot of a volume now.
+        """Begins a snapshot of a volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumeSnapshots(self, request, context):
-        """Lists a volume's snapshots, also of a volume that was deleted.
+        """Lists the snapshots of a volume. Works for a deleted volume too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -371,6 +391,11 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.ListContainers,
                     request_deserializer=roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersRequest.FromString,
                     response_serializer=roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersResponse.SerializeToString,
+            ),
+            'StreamContainers': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamContainers,
+                    request_deserializer=roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersRequest.FromString,
+                    response_serializer=roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersResponse.SerializeToString,
             ),
             'StartContainer': grpc.unary_unary_rpc_method_handler(
                     servicer.StartContainer,
@@ -481,14 +506,14 @@ def add_ContainerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ContainerService:
-    """Wraps the machine lifecycle of the provider (Fly.io), suspend and resume included.
+    """Manages containers at the provider (Fly Machines), suspend and resume included.
 
-    The service keeps no state: the provider is the truth about containers. Errors carry a
-    google.rpc.ErrorInfo with domain "roost"; where the provider told a request id, its metadata has
-    it as `fly_request_id`. A container that the provider does not know is CONTAINER_NOT_FOUND; that
-    is one observation, not yet proof of loss.
+    The service stores nothing: the provider is the source of truth about containers. Errors have a
+    google.rpc.ErrorInfo with domain "roost". If the provider returned a request id, the metadata of
+    the ErrorInfo contains it as `fly_request_id`. CONTAINER_NOT_FOUND means that the provider knows no
+    such container now: one observation, no proof of loss.
 
-    Every call honours the caller's deadline and hands down what is left of it.
+    Every call ends by the caller's deadline.
     """
 
     @staticmethod
@@ -562,6 +587,33 @@ class ContainerService:
             '/roost.container.v1.ContainerService/ListContainers',
             roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersRequest.SerializeToString,
             roost_dot_container_dot_v1_dot_container__service__pb2.ListContainersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamContainers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roost.container.v1.ContainerService/StreamContainers',
+            roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersRequest.SerializeToString,
+            roost_dot_container_dot_v1_dot_container__service__pb2.StreamContainersResponse.FromString,
             options,
             channel_credentials,
             insecure,

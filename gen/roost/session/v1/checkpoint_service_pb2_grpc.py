@@ -26,16 +26,16 @@ if _version_not_supported:
 
 
 class CheckpointServiceStub:
-    """Saves the state of sessions, so that it outlives their containers, and goes back to it.
+    """Saves the state of sessions, so that it outlives their containers, and restores it.
 
-    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … A session whose container is gone
-    is brought back by StartSession from the checkpoint that its state descends from; if that one
-    is damaged, from the next older. Beyond `keep_checkpoints` of the policy the oldest are deleted,
-    but for pinned ones and for those that a session needs to come back.
+    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … StartSession brings a session
+    whose container is gone back from the checkpoint that its state descends from, or, if that one is
+    damaged, from the next older one. When a key has more than the policy's `keep_checkpoints`, the
+    oldest are deleted, except for pinned ones and those that a session needs to come back.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost". CHECKPOINT_MISSING (NOT_FOUND): no such
     checkpoint, or it was deleted. CHECKPOINT_CORRUPT (DATA_LOSS): what is stored is not what was
-    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or never came to be.
+    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or it failed.
     """
 
     def __init__(self, channel):
@@ -82,27 +82,27 @@ class CheckpointServiceStub:
 
 
 class CheckpointServiceServicer:
-    """Saves the state of sessions, so that it outlives their containers, and goes back to it.
+    """Saves the state of sessions, so that it outlives their containers, and restores it.
 
-    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … A session whose container is gone
-    is brought back by StartSession from the checkpoint that its state descends from; if that one
-    is damaged, from the next older. Beyond `keep_checkpoints` of the policy the oldest are deleted,
-    but for pinned ones and for those that a session needs to come back.
+    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … StartSession brings a session
+    whose container is gone back from the checkpoint that its state descends from, or, if that one is
+    damaged, from the next older one. When a key has more than the policy's `keep_checkpoints`, the
+    oldest are deleted, except for pinned ones and those that a session needs to come back.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost". CHECKPOINT_MISSING (NOT_FOUND): no such
     checkpoint, or it was deleted. CHECKPOINT_CORRUPT (DATA_LOSS): what is stored is not what was
-    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or never came to be.
+    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or it failed.
     """
 
     def CreateCheckpoint(self, request, context):
-        """Saves the state of a session now. Answered once the checkpoint is READY: its bytes are durable,
-        and what was read back is what was captured.
+        """Saves the state of a session now. The call returns when the checkpoint is READY: its bytes are
+        durable, and reading them back gave what was captured.
 
-        APPLICATION needs a session that is ACTIVE; VOLUME takes one at rest, too. One whose spec says
-        no way to its state is refused with CHECKPOINT_UNSUPPORTED (FAILED_PRECONDITION), an application
-        that does not hand it out with STATE_HOOK_FAILED (FAILED_PRECONDITION), more state than may be
-        kept with CHECKPOINT_TOO_LARGE (RESOURCE_EXHAUSTED, of no use to repeat). What broke off is
-        FAILED and is never restored.
+        APPLICATION needs an ACTIVE session; VOLUME also works for a PAUSED one. CHECKPOINT_UNSUPPORTED
+        (FAILED_PRECONDITION): the spec has neither a state hook nor a volume. STATE_HOOK_FAILED
+        (FAILED_PRECONDITION): the application did not export its state. CHECKPOINT_TOO_LARGE
+        (RESOURCE_EXHAUSTED, not worth a retry): the state is larger than the limit. A checkpoint that
+        was interrupted is FAILED and is never restored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,41 +123,41 @@ class CheckpointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RestoreCheckpoint(self, request, context):
-        """Puts a session back to one of its key's checkpoints. It stays the same session.
+        """Restores a checkpoint of the session's key into the session, which keeps its id.
 
-        What there is now is saved first, with reason ROLLBACK, so that restoring that one undoes this;
-        where that fails nothing is restored. An APPLICATION checkpoint goes into the container that is
-        there, which is brought up if need be; where there is none, and for a VOLUME, a new container
-        is created. A session at rest without a container is what its newest checkpoint says: nothing
-        is saved then.
+        The present state is saved first, with reason ROLLBACK; restoring that checkpoint undoes the
+        call. If saving fails, nothing is restored. An APPLICATION checkpoint is restored into the
+        present container, which is brought up if it is paused. If there is no container, and for a
+        VOLUME checkpoint, a new container is created. Nothing is saved for a session without a
+        container, because its newest checkpoint is its present state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteCheckpoint(self, request, context):
-        """Deletes a checkpoint. One that is gone already is CHECKPOINT_MISSING, but for a repeat of the
-        same request_id.
+        """Deletes a checkpoint. CHECKPOINT_MISSING: it is gone already; a repeat with the same request_id
+        succeeds.
 
-        Refused with CHECKPOINT_PINNED or CHECKPOINT_IN_USE (FAILED_PRECONDITION): the latter where a
-        session rests on it without a container, a live fork has no checkpoint of its own yet, or it is
-        just being restored. What was saved after it is not touched: no checkpoint needs another.
+        CHECKPOINT_PINNED (FAILED_PRECONDITION): unpin it first. CHECKPOINT_IN_USE
+        (FAILED_PRECONDITION): a session without a container would come back from it, a live fork has no
+        checkpoint of its own yet, or it is being restored. Later checkpoints stay: each one is complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PinCheckpoint(self, request, context):
-        """Keeps a checkpoint from being deleted, or lets it go again. Idempotent.
+        """Protects a checkpoint from deletion, or removes the protection. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Starts a session at another key from a checkpoint; from then on the two go their own ways.
+        """Starts a session at another key from a checkpoint. The two sessions are independent afterwards.
 
-        Refused with LIVE_SESSION_EXISTS (ALREADY_EXISTS) where a live session stands at that key.
+        LIVE_SESSION_EXISTS (ALREADY_EXISTS): that key has a live session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,16 +210,16 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CheckpointService:
-    """Saves the state of sessions, so that it outlives their containers, and goes back to it.
+    """Saves the state of sessions, so that it outlives their containers, and restores it.
 
-    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … A session whose container is gone
-    is brought back by StartSession from the checkpoint that its state descends from; if that one
-    is damaged, from the next older. Beyond `keep_checkpoints` of the policy the oldest are deleted,
-    but for pinned ones and for those that a session needs to come back.
+    Checkpoints belong to a key and are numbered per key: 1, 2, 3 … StartSession brings a session
+    whose container is gone back from the checkpoint that its state descends from, or, if that one is
+    damaged, from the next older one. When a key has more than the policy's `keep_checkpoints`, the
+    oldest are deleted, except for pinned ones and those that a session needs to come back.
 
     Errors carry a google.rpc.ErrorInfo with domain "roost". CHECKPOINT_MISSING (NOT_FOUND): no such
     checkpoint, or it was deleted. CHECKPOINT_CORRUPT (DATA_LOSS): what is stored is not what was
-    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or never came to be.
+    saved. CHECKPOINT_NOT_READY (FAILED_PRECONDITION): it is still being written, or it failed.
     """
 
     @staticmethod

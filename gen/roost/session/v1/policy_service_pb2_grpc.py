@@ -26,18 +26,16 @@ if _version_not_supported:
 
 
 class PolicyServiceStub:
-    """Says how sessions are kept.
+    """Reads and sets how sessions are kept.
 
-    The policy in force for a session is made of three: what the project has set, or else the
-    operator's default; held to what the tenant's tier allows; and less than that where the start
-    asked for less. `Session.policy` has it, with the source of each value.
+    The effective policy of a session has three sources. The project's value, or the operator's
+    default if the project has none, comes first. The tenant's tier limits it. A start can ask for
+    less. `Session.policy` shows the result, with the source of each value.
 
-    A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
-    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
-    the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
-    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
+    A change never destroys anything of a live session by itself. These values apply to live sessions
+    at once: durations (`idle_timeout`, `deepen_after`, `expire_after`, `checkpoint_after`,
+    `grace_period`, `max_lifetime`, `checkpoint_every`), `recover_at_once`, a persistence that keeps
+    more, and a higher `min_continuity`. All others apply at the session's next start or stop.
 
     Errors are those of SessionService.
     """
@@ -71,45 +69,43 @@ class PolicyServiceStub:
 
 
 class PolicyServiceServicer:
-    """Says how sessions are kept.
+    """Reads and sets how sessions are kept.
 
-    The policy in force for a session is made of three: what the project has set, or else the
-    operator's default; held to what the tenant's tier allows; and less than that where the start
-    asked for less. `Session.policy` has it, with the source of each value.
+    The effective policy of a session has three sources. The project's value, or the operator's
+    default if the project has none, comes first. The tenant's tier limits it. A start can ask for
+    less. `Session.policy` shows the result, with the source of each value.
 
-    A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
-    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
-    the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
-    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
+    A change never destroys anything of a live session by itself. These values apply to live sessions
+    at once: durations (`idle_timeout`, `deepen_after`, `expire_after`, `checkpoint_after`,
+    `grace_period`, `max_lifetime`, `checkpoint_every`), `recover_at_once`, a persistence that keeps
+    more, and a higher `min_continuity`. All others apply at the session's next start or stop.
 
     Errors are those of SessionService.
     """
 
     def GetProjectPolicy(self, request, context):
-        """Reads what a project has set, and what is in force there.
+        """Reads a project's policy and its effective policy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateProjectPolicy(self, request, context):
-        """Sets some or all of a project's policy.
+        """Updates a project's policy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUserPreference(self, request, context):
-        """Reads what a user prefers where the project's policy is ASK.
+        """Reads a user's preference, which applies if the project's policy is ASK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetUserPreference(self, request, context):
-        """Sets what a user prefers where the project's policy is ASK.
+        """Sets a user's preference, which applies if the project's policy is ASK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,18 +143,16 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PolicyService:
-    """Says how sessions are kept.
+    """Reads and sets how sessions are kept.
 
-    The policy in force for a session is made of three: what the project has set, or else the
-    operator's default; held to what the tenant's tier allows; and less than that where the start
-    asked for less. `Session.policy` has it, with the source of each value.
+    The effective policy of a session has three sources. The project's value, or the operator's
+    default if the project has none, comes first. The tenant's tier limits it. A start can ask for
+    less. `Session.policy` shows the result, with the source of each value.
 
-    A change never breaks a live session. Spans (`idle_timeout`, `deepen_after`, `expire_after`,
-    `checkpoint_after`, `grace_period`, `max_lifetime`, `checkpoint_every`) and `recover_at_once` hold
-    for live sessions at once; everything else at their next start or stop, and nothing of what is there is destroyed by
-    the change itself.
-    A persistence that keeps more holds at once, too, so that nothing ends that is now to be kept; and so
-    does a `min_continuity` that asks for more, so that no rest goes deeper than a start may come back from.
+    A change never destroys anything of a live session by itself. These values apply to live sessions
+    at once: durations (`idle_timeout`, `deepen_after`, `expire_after`, `checkpoint_after`,
+    `grace_period`, `max_lifetime`, `checkpoint_every`), `recover_at_once`, a persistence that keeps
+    more, and a higher `min_continuity`. All others apply at the session's next start or stop.
 
     Errors are those of SessionService.
     """

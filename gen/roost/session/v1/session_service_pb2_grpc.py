@@ -31,12 +31,12 @@ class SessionServiceStub:
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on; the message
     says what to do next. INVALID_FIELD comes with a google.rpc.BadRequest that names each field.
     UNAVAILABLE and RESOURCE_EXHAUSTED come with a google.rpc.RetryInfo: repeat the same call, with
-    the same `request_id`, after that long.
+    the same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for 24 hours. The same id and body
-    are answered with the recorded outcome and the session as it is now, at any replica, also after a
-    crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a failure
-    that can be retried frees the id.
+    `request_id` (AIP-155) is a UUID that the caller chooses. It is kept for 24 hours. A repeat with
+    the same id and body gets the recorded outcome and the session as it is now, from any replica,
+    also after a crash. A repeat with another body is REQUEST_ID_REUSED. Successes and final refusals
+    are recorded; a failure that can be retried frees the id.
     """
 
     def __init__(self, channel):
@@ -138,39 +138,40 @@ class SessionServiceServicer:
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on; the message
     says what to do next. INVALID_FIELD comes with a google.rpc.BadRequest that names each field.
     UNAVAILABLE and RESOURCE_EXHAUSTED come with a google.rpc.RetryInfo: repeat the same call, with
-    the same `request_id`, after that long.
+    the same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for 24 hours. The same id and body
-    are answered with the recorded outcome and the session as it is now, at any replica, also after a
-    crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a failure
-    that can be retried frees the id.
+    `request_id` (AIP-155) is a UUID that the caller chooses. It is kept for 24 hours. A repeat with
+    the same id and body gets the recorded outcome and the session as it is now, from any replica,
+    also after a crash. A repeat with another body is REQUEST_ID_REUSED. Successes and final refusals
+    are recorded; a failure that can be retried frees the id.
     """
 
     def StartSession(self, request, context):
-        """Opens a project for a user: reuses, resumes, restarts or creates, whichever keeps the most, and
-        says what survived.
+        """Opens a project for a user. It reuses, resumes, restarts, restores or creates a session,
+        whichever keeps the most, and reports what survived.
 
-        Concurrent starts of one key join: one works, the others are answered with its outcome. The
-        caller going away does not undo a start in flight.
+        Concurrent starts of one key join: one does the work, and the others get its outcome. A start
+        continues when its caller goes away.
 
-        Where the policy in force is ASK, a start that names no mode and finds a session at its key is
-        answered CHOICE_REQUIRED, with a ChoiceRequired among the status's details; a start with one of
-        its tokens does what was chosen. CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED, CHOICE_TOKEN_INVALID
-        and CHOICE_STALE (what was chosen is no longer as it was offered) say to start without a token.
+        If the effective policy is ASK, a start without a mode that finds a live session at its key
+        gets CHOICE_REQUIRED, with a ChoiceRequired in the status details. A start with one of its
+        tokens does what was chosen. After CHOICE_TOKEN_USED, CHOICE_TOKEN_EXPIRED,
+        CHOICE_TOKEN_INVALID or CHOICE_STALE (the candidate has changed since it was offered), start
+        again without a token.
 
-        A session that EndSession with `now` ends in the middle of its start answers the start
-        SESSION_STATE_CONFLICT.
+        If EndSession with `now` ends the session during the start, the start gets
+        SESSION_STATE_CONFLICT. The starts that had joined it start again by themselves.
 
-        QUOTA_EXCEEDED (RESOURCE_EXHAUSTED) refuses one more live session than the tenant may have, paused
-        ones included. Its metadata says how many (`limit`) and whose limit that is: `source` is TIER, with
-        the `tier`, or OPERATOR. The same holds for UndeleteSession and ForkSession.
+        QUOTA_EXCEEDED (RESOURCE_EXHAUSTED): the tenant already has as many live sessions, paused ones
+        included, as it may have. The metadata has the `limit` and its `source`: TIER, with the `tier`,
+        or OPERATOR. UndeleteSession and ForkSession are limited likewise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewStart(self, request, context):
-        """Says what StartSession would do now, and why. Changes nothing.
+        """Reports what StartSession would do now, and why. Changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,14 +185,15 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FindLiveSession(self, request, context):
-        """Finds the live session at a key; SESSION_NOT_FOUND where there is none.
+        """Finds the live session at a key; SESSION_NOT_FOUND if there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Lists sessions, a page at a time (AIP-158).
+        """Lists sessions, a page at a time (AIP-158). A page may have fewer sessions than `page_size`, or
+        none, and yet not be the last: only an empty `next_page_token` says that it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,88 +207,90 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TouchSession(self, request, context):
-        """Says that the user is there: moves `last_active_time`. Of a session at rest it changes nothing.
+        """Reports user activity: sets `last_active_time`. Changes nothing if the session is paused or has
+        ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutHold(self, request, context):
-        """Keeps a session from going idle for a while: a build is running. Repeating it sets its end anew.
-        At most 32 holds at once, none longer than a day.
+        """Keeps a session from going idle for a while, for example while a build runs. A repeat sets a new
+        expiry. A session has at most 32 holds, none longer than a day.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseHold(self, request, context):
-        """Gives a hold back. Idempotent.
+        """Releases a hold. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExplainIdle(self, request, context):
-        """Says what keeps a session awake, what happens next, and when.
+        """Reports what keeps a session from going idle, what Roost does next, and when.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseSession(self, request, context):
-        """Puts a session to rest, with its memory where that can be. Idempotent.
+        """Pauses a session: suspends its container with its memory, or stops it. Idempotent.
 
-        A suspend that failed is told, not hidden: the container found still running is
-        SUSPEND_FAILED_STILL_RUNNING and the session is ACTIVE; found stopped, the session is PAUSED
-        with condition MEMORY_LOST. POLICY_FORBIDS where the policy in force keeps nothing over a pause.
+        A failed suspend is reported. If the container still runs, the call is
+        SUSPEND_FAILED_STILL_RUNNING and the session is ACTIVE. If the container stopped, the session is
+        PAUSED with the condition MEMORY_LOST. POLICY_FORBIDS: the effective policy keeps nothing over a
+        pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSession(self, request, context):
-        """Brings a session at rest back, by its id. A running one is only checked. Idempotent.
+        """Brings a paused session back by its id. A running one is only checked. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopSession(self, request, context):
-        """Does what the policy in force says stop means: HIBERNATE and ASK pause it; CHECKPOINT saves its
-        state and destroys its container, which stays where the save fails; EPHEMERAL and REUSE, which
-        keep nothing over a stop, end it. Idempotent.
+        """Stops a session as its effective policy says. HIBERNATE and ASK pause it. CHECKPOINT saves its
+        state and destroys its container; if saving fails, the container is kept. EPHEMERAL and REUSE end
+        it. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EndSession(self, request, context):
-        """Ends a session for its user. Soft: until `purge_time` UndeleteSession brings it back. Idempotent.
-        With `now` it is legal from every state, also in the middle of a start.
+        """Ends a session. Until `purge_time` UndeleteSession can bring it back. Idempotent. With `now` it is
+        allowed in every state, also during a start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndeleteSession(self, request, context):
-        """Brings an ended session back as PAUSED; LIVE_SESSION_EXISTS where its key has a live one.
+        """Brings an ended session back as PAUSED. LIVE_SESSION_EXISTS: its key has a live session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Streams what happens to a session, from a given event on, as it happens. Goes on until the
-        caller leaves or the session's record is deleted.
+        """Streams a session's events, beginning after a given one. The stream lasts until the caller
+        cancels it or the session's record is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSessionStats(self, request, context):
-        """Counts what sessions did in a time span, anew at each call from the decisions, choices and ends
-        that are kept, which outlive their sessions. What is older than their retention (90 days unless
-        configured otherwise) is not counted any more.
+        """Reports figures of a time range. Each call counts the decisions, choices and ends that are kept;
+        these outlive their sessions. What is older than their retention (90 days by default) is not
+        counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -394,12 +398,12 @@ class SessionService:
     Errors carry a google.rpc.ErrorInfo with domain "roost" and a `reason` to branch on; the message
     says what to do next. INVALID_FIELD comes with a google.rpc.BadRequest that names each field.
     UNAVAILABLE and RESOURCE_EXHAUSTED come with a google.rpc.RetryInfo: repeat the same call, with
-    the same `request_id`, after that long.
+    the same `request_id`, after that delay.
 
-    `request_id` (AIP-155): a UUID of the caller's choice, kept for 24 hours. The same id and body
-    are answered with the recorded outcome and the session as it is now, at any replica, also after a
-    crash; another body is REQUEST_ID_REUSED. Successes and final refusals are recorded; a failure
-    that can be retried frees the id.
+    `request_id` (AIP-155) is a UUID that the caller chooses. It is kept for 24 hours. A repeat with
+    the same id and body gets the recorded outcome and the session as it is now, from any replica,
+    also after a crash. A repeat with another body is REQUEST_ID_REUSED. Successes and final refusals
+    are recorded; a failure that can be retried frees the id.
     """
 
     @staticmethod

@@ -1,0 +1,127 @@
+"""What every subcommand shares: logs, running with a configuration, and one line on an error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from session_service.clients.bucket import LibraryMissing
+from session_service.config import Config, ConfigError
+from session_service.errors import StorageUnavailable
+from session_service.storage import refusals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class Sparse(logging.Filter):
+    """Passes each message, whatever its values, once in `EVERY` s. The pool writes one for each
+    connection that fails, several times a second while the database is away.
+    """
+
+    EVERY = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        key = str(record.msg)
+        if time.monotonic() - self._passed.get(key, -self.EVERY) < self.EVERY:
+            return False
+        self._passed[key] = time.monotonic()
+        return True
+
+
+class KeyValueFormatter(logging.Formatter):
+    """`time LEVEL logger: sentence key=value …`: one line per record, tracebacks apart."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, followed by the record's extra fields."""
+        keys = {k: v for k, v in vars(record).items() if k not in _STANDARD}
+        line = super().formatMessage(record).replace("\n", "\\n")
+        return " ".join([line, *(f"{key}={_value(value)}" for key, value in keys.items())])
+
+
+def configure(level: str) -> None:
+    """Send the process's log to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(KeyValueFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # These write a line per request, with addresses in it.
+    for name in ("httpx", "httpcore", "psycopg.pool", "alembic"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("psycopg.pool").addFilter(Sparse())
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    plain = text and all(char.isalnum() or char in "-_.:/+" for char in text)
+    return text if plain else json.dumps(text)
+
+
+#: How long to wait for PostgreSQL to accept a connection, in s.
+CONNECT_TIMEOUT = 3
+
+
+def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
+    """Run a command with the configuration of the environment. Returns its exit status; 2 after an
+    error. Logs errors only, unless ROOST_LOG_LEVEL is set. Any: the types of the values that are
+    sent to and yielded by the coroutine; neither is used.
+    """
+    try:
+        config = Config.from_env(os.environ)
+    except ConfigError as error:
+        return failed(name, str(error))
+    try:
+        configure(config.log_level if os.environ.get("ROOST_LOG_LEVEL") else "ERROR")
+        with asyncio.Runner() as runner:
+            return runner.run(work(config))
+    except LibraryMissing as error:
+        return failed(name, str(error))
+    except (StorageUnavailable, psycopg.OperationalError):
+        return failed(name, f"ROOST_DATABASE_URL: {why_not(config.database_url)}")
+    except psycopg.errors.UndefinedTable:
+        return failed(
+            name,
+            "ROOST_DATABASE_URL: the database has no tables of Roost. If it is the right database, "
+            "run `python -m session_service migrate`",
+        )
+    except KeyboardInterrupt:
+        return 130
+
+
+def why_not(database_url: str) -> str:
+    """Why the database cannot be used. Quotes the server's own FATAL message if there is one, and
+    nothing else of the driver's text, which may contain the password of the address.
+    """
+    try:
+        psycopg.connect(database_url, connect_timeout=CONNECT_TIMEOUT).close()
+    except psycopg.Error as error:
+        if message := refusals.said(error):
+            return f"the database rejects the connection: {message}"
+    return "the database does not answer; try again"
+
+
+def failed(name: str, message: str) -> int:
+    """Write the message as one line, and return the exit status 2."""
+    sys.stderr.write(f"session_service {name}: {message}\n")
+    return 2

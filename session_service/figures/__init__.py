@@ -1,1 +1,0 @@
-"""The figures of what sessions did: counted, told as a table, drawn as a picture."""

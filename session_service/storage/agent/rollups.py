@@ -1,0 +1,167 @@
+"""Rolling the figures of agent sessions up by the day of their creation.
+
+Each function that writes is one transaction, which first locks the row of the progress: of two
+replicas, the second sees what the first has done. Notes of changes are deleted before the count, in
+a statement of their own, so that the count sees every change whose note was deleted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from session_service.domain.rollups import DAY
+from session_service.storage.agent.activity import SUBJECT
+from session_service.storage.agent.stats import FIGURES, NAME
+from session_service.storage.database import BATCH_TIMEOUT
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from session_service.storage.database import Connection, Database
+
+#: Each tenant, by a search of the index for each: reading all sessions would take longer with each.
+_TENANTS = """
+    RECURSIVE tenant AS (
+        (SELECT tenant FROM llm_sessions ORDER BY tenant LIMIT 1)
+        UNION ALL
+        SELECT (SELECT s.tenant FROM llm_sessions s WHERE s.tenant > t.tenant
+                ORDER BY s.tenant LIMIT 1)
+        FROM tenant t WHERE t.tenant IS NOT NULL
+    )
+"""
+_BEGIN = f"""
+    WITH {_TENANTS}, first AS (
+        SELECT date_trunc('day', min(created_at), 'UTC') AS day FROM (
+            SELECT (SELECT min(s.created_at) FROM llm_sessions s WHERE s.tenant = t.tenant)
+                AS created_at
+            FROM tenant t WHERE t.tenant IS NOT NULL
+        ) AS each
+    )
+    UPDATE stats_progress SET start_time = first.day, days_end = first.day, check_time = now()
+    FROM first WHERE name = '{NAME}' AND start_time IS NULL AND first.day IS NOT NULL
+"""
+_LOCK = f"""
+    SELECT start_time, days_end, days_end + interval '1 day 5 minutes' <= now()
+    FROM stats_progress WHERE name = '{NAME}' AND start_time IS NOT NULL FOR UPDATE
+"""
+_DAYS_END = f"UPDATE stats_progress SET days_end = %(end)s WHERE name = '{NAME}'"
+_COLUMNS = """
+    agent_role, session_count, turn_count, total_tokens, lifetime, with_turn, with_second_turn
+"""
+_CLEAR_DAY = "DELETE FROM llm_stats_rollups WHERE start_time = %(start)s"
+_ROLL_UP_DAY = f"""
+    WITH {_TENANTS}
+    INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
+    SELECT t.tenant, %(start)s, each.*
+    FROM tenant t, LATERAL (
+        SELECT {FIGURES} FROM llm_sessions s
+        WHERE s.tenant = t.tenant AND s.created_at >= %(start)s AND s.created_at < %(end)s
+        GROUP BY agent_role
+    ) AS each
+    WHERE t.tenant IS NOT NULL
+"""
+_CLEAR = "DELETE FROM llm_stats_rollups WHERE tenant = %(tenant)s AND start_time = %(start)s"
+_ROLL_UP = f"""
+    INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
+    SELECT %(tenant)s, %(start)s, {FIGURES} FROM llm_sessions
+    WHERE tenant = %(tenant)s AND created_at >= %(start)s AND created_at < %(end)s
+    GROUP BY agent_role
+"""
+_LATE = "SELECT tenant, start_time FROM llm_stats_changes LIMIT 1"
+_FORGET = "DELETE FROM llm_stats_changes WHERE tenant = %(tenant)s AND start_time = %(start)s"
+# An append shows when a walk has moved `seen_at` to its time. So the next call looks from the
+# beginning of the last complete walk, whenever that was: what is later may not show yet. A walk
+# leaves out rows that were moved lately or are locked: hence some minutes more.
+_SINCE = f"""
+    SELECT (SELECT walk_time FROM activity_passes WHERE subject = '{SUBJECT}'),
+        check_time - interval '6 minutes', start_time, days_end
+    FROM stats_progress WHERE name = '{NAME}' AND start_time IS NOT NULL
+"""
+# The times are parameters, and not read from a table: the planner must know that few have such a
+# `seen_at`. Otherwise it would read all sessions.
+_SEEN = f"""
+    WITH {_TENANTS}
+    SELECT DISTINCT t.tenant, date_trunc('day', each.created_at, 'UTC')
+    FROM tenant t, LATERAL (
+        SELECT s.created_at FROM llm_sessions s
+        WHERE s.tenant = t.tenant AND s.seen_at >= %(since)s
+          AND s.created_at >= %(start)s AND s.created_at < %(end)s
+    ) AS each
+    WHERE t.tenant IS NOT NULL
+"""
+_SEEN_UNTIL = f"""
+    UPDATE stats_progress SET check_time = greatest(check_time, %(time)s) WHERE name = '{NAME}'
+"""
+
+
+async def begin(database: Database) -> None:
+    """Choose where roll-ups begin, if that was not done: on the day of the first session."""
+    async with database.connection(BATCH_TIMEOUT) as connection:
+        await connection.execute(_BEGIN.encode())
+
+
+async def roll_up_day(database: Database) -> bool:
+    """Roll the next finished day up, of all tenants; False if there is none. Raises
+    StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        row = await _row(connection, _LOCK, {})
+        if row is None or not row[2]:
+            return False
+        period = {"start": row[1], "end": row[1] + DAY}
+        await connection.execute(_CLEAR_DAY.encode(), period)
+        await connection.execute(_ROLL_UP_DAY.encode(), period, prepare=False)
+        await connection.execute(_DAYS_END.encode(), period)
+        return True
+
+
+async def roll_up_late(database: Database) -> bool:
+    """Roll a tenant's day up again whose change was noted; False if there is none. Raises
+    StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        progress = await _row(connection, _LOCK, {})
+        late = None if progress is None else await _row(connection, _LATE, {})
+        if progress is None or late is None:
+            return False
+        tenant, day = late
+        await connection.execute(_FORGET.encode(), {"tenant": tenant, "start": day})
+        # A day that is not rolled up yet will be, from what its rows are then.
+        if progress[0] <= day < progress[1]:
+            await _roll_up(connection, tenant, day)
+        return True
+
+
+async def roll_up_seen(database: Database) -> int:
+    """Roll the days up again whose sessions had an append since the last call; return how many.
+    Raises StorageUnavailable.
+    """
+    async with database.connection(BATCH_TIMEOUT) as connection:
+        progress = await _row(connection, _SINCE, {})
+        if progress is None:
+            return 0
+        walked, since, start, end = progress
+        params = {"since": since, "start": start, "end": end}
+        cursor = await connection.execute(_SEEN.encode(), params, prepare=False)
+        seen = await cursor.fetchall()
+    for tenant, day in seen:
+        async with database.transaction(BATCH_TIMEOUT) as connection:
+            if await _row(connection, _LOCK, {}) is not None:
+                await _roll_up(connection, tenant, day)
+    async with database.connection() as connection:
+        await connection.execute(_SEEN_UNTIL.encode(), {"time": walked})
+    return len(seen)
+
+
+async def _roll_up(connection: Connection, tenant: str, day: datetime) -> None:
+    params = {"tenant": tenant, "start": day, "end": day + DAY}
+    await connection.execute(_CLEAR.encode(), params)
+    await connection.execute(_ROLL_UP.encode(), params, prepare=False)
+
+
+# Any: columns of every type.
+async def _row(
+    connection: Connection, statement: str, params: dict[str, object]
+) -> tuple[Any, ...] | None:
+    cursor = await connection.execute(statement.encode(), params)
+    return await cursor.fetchone()

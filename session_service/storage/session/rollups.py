@@ -1,0 +1,276 @@
+"""Rolling the statistics of finished hours and days up, and rolling up again what changed later.
+
+Each function is one transaction that first locks the row of the progress: of two replicas, the
+second sees what the first has done. A period is rolled up when it is over for longer than any
+transaction takes (`_SETTLED`), so that no row of it is inserted afterwards. Rows that are changed
+or removed later, and ends that an import inserts with an earlier time, are noted in `stats_changes`
+by triggers, in the transaction of the change. A transaction here deletes these notes before it
+counts, in statements of their own: at READ COMMITTED the count sees every change whose note was
+deleted.
+
+Retention deletes rows of periods that were rolled up. It first moves `trim_time`, and a period that
+begins before it is not rolled up again: its roll-ups are kept as they are, until all of it is past
+the retention.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from session_service.domain.rollups import DAY, HOUR, day_of
+from session_service.storage.database import BATCH_TIMEOUT, Statement, scalar
+from session_service.storage.session import stats_sql
+from session_service.storage.session.retained import NAME
+from session_service.storage.session.stats import names
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from session_service.storage.database import Connection, Database
+
+_log = logging.getLogger(__name__)
+
+#: The least number of rows of a project in an hour with which the hour gets a roll-up for the
+#: project. Fewer are counted from their rows, in about the time in which a roll-up is read.
+LEAST_OF_HOUR = 100
+_SETTLED = "interval '5 minutes'"
+#: How long a day that changed waits to be rolled up again. Changes come in numbers, above all in
+#: the first 24 hours, and meanwhile its hours serve.
+_DAY_WAITS = "interval '1 hour'"
+
+_BEGIN = f"""
+    UPDATE stats_progress SET start_time = date_trunc('day', now() - %(kept)s, 'UTC'),
+        hours_end = date_trunc('day', now() - %(kept)s, 'UTC'),
+        days_end = date_trunc('day', now() - %(kept)s, 'UTC')
+    WHERE name = '{NAME}' AND start_time IS NULL
+"""
+_LOCK = f"""
+    SELECT start_time, hours_end, days_end, trim_time, check_time,
+        hours_end + interval '1 hour' + {_SETTLED} <= now()
+    FROM stats_progress WHERE name = '{NAME}' AND start_time IS NOT NULL FOR UPDATE
+"""
+_HOURS_END = f"UPDATE stats_progress SET hours_end = %(end)s WHERE name = '{NAME}'"
+_DAYS_END = f"UPDATE stats_progress SET days_end = %(end)s WHERE name = '{NAME}'"
+_CHECKED = f"UPDATE stats_progress SET check_time = %(end)s WHERE name = '{NAME}'"
+# A period of all tenants and projects is stored in one place, which the BRIN index on time finds.
+# The planner of PostgreSQL 18 would rather search another index once for each project and outcome.
+_BY_TIME = "SET LOCAL enable_indexscan = off"
+_CLEAR = "DELETE FROM stats_rollups WHERE hours = %(hours)s AND start_time = %(start)s"
+_DIGEST = """
+    SELECT md5(string_agg(tenant || '/' || project_id || figures, '' ORDER BY tenant, project_id))
+    FROM stats_rollups WHERE hours = %(hours)s AND start_time = %(start)s
+"""
+_LATE_HOUR = "SELECT at FROM stats_changes WHERE hours = 1 ORDER BY change_id LIMIT 1"
+_LATE_DAY = f"""
+    SELECT at FROM stats_changes WHERE hours = 24 AND create_time <= now() - {_DAY_WAITS}
+    ORDER BY change_id LIMIT 1
+"""
+_NOTED = "SELECT true FROM stats_changes WHERE hours = 1 AND at = %(start)s LIMIT 1"
+_FORGET = "DELETE FROM stats_changes WHERE hours = %(hours)s AND at = %(start)s"
+_NOTE_DAY = """
+    INSERT INTO stats_changes (hours, at) SELECT 24, %(day)s
+    WHERE NOT EXISTS (SELECT FROM stats_changes WHERE hours = 24 AND at = %(day)s)
+"""
+_NOTE_TRIM = Statement["datetime"](
+    f"""
+    WITH noted AS (
+        UPDATE stats_progress SET trim_time = greatest(trim_time, now() - %(age)s)
+        WHERE name = '{NAME}'
+    )
+    SELECT now() - %(age)s
+    """,
+    {},
+    lambda row: row[0],
+)
+_TRIM = Statement[int](
+    f"""
+    WITH gone AS (
+        DELETE FROM stats_rollups WHERE (tenant, project_id, hours, start_time) IN (
+            SELECT old.tenant, old.project_id, old.hours, old.start_time
+            FROM stats_progress p, unnest(ARRAY[1, 24]) AS length (hours), LATERAL (
+                SELECT r.tenant, r.project_id, r.hours, r.start_time FROM stats_rollups r
+                WHERE r.hours = length.hours
+                  AND r.start_time <= p.trim_time - length.hours * interval '1 hour'
+                ORDER BY r.start_time LIMIT %(most)s
+            ) AS old
+            WHERE p.name = '{NAME}' LIMIT %(most)s
+        )
+        RETURNING 1
+    )
+    SELECT count(*) FROM gone
+    """,
+    {},
+    scalar(int),
+)
+
+
+@cache
+def _of_period() -> bytes:
+    return stats_sql.of_period().encode()
+
+
+class _Locked:
+    """The progress, locked until the transaction ends."""
+
+    def __init__(self, connection: Connection, row: tuple[Any, ...]) -> None:
+        """`row` has the columns of `_LOCK`. Any: times and a truth."""
+        self.connection = connection
+        self.start: datetime = row[0]
+        self.hours_end: datetime = row[1]
+        self.days_end: datetime = row[2]
+        self.trim_time: datetime | None = row[3]
+        self.check_time: datetime | None = row[4]
+        self.hour_is_over: bool = row[5]
+
+    def is_kept(self, start: datetime) -> bool:
+        """Whether all rows of the period that begins at `start` are there to be counted again."""
+        return self.start <= start and (self.trim_time is None or self.trim_time <= start)
+
+    async def execute(self, statement: str, **params: object) -> None:
+        """Run a statement without a result."""
+        await self.connection.execute(statement.encode(), params)
+
+    async def value(self, statement: str, **params: object) -> Any:
+        """The one column of the statement's first row, or None. Any: of every type."""
+        cursor = await self.connection.execute(statement.encode(), params)
+        row = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def roll_up(self, start: datetime, length: timedelta) -> None:
+        """Make the roll-ups of the period from its rows, in place of those that there are."""
+        hours = length // HOUR
+        await self.execute(_CLEAR, hours=hours, start=start)
+        params = {
+            **names(),
+            "hours": hours,
+            "start": start,
+            "end": start + length,
+            "least": LEAST_OF_HOUR if hours == 1 else 1,
+        }
+        await self.execute(_BY_TIME)
+        # Not prepared, so that it is planned for this period.
+        await self.connection.execute(_of_period(), params, prepare=False)
+
+    async def note_day(self, hour: datetime) -> None:
+        """Note that the day of this hour is to be rolled up again, if it was."""
+        day = day_of(hour)
+        if day < self.days_end:
+            await self.execute(_NOTE_DAY, day=day)
+
+
+async def _lock(connection: Connection) -> _Locked | None:
+    cursor = await connection.execute(_LOCK.encode())
+    row = await cursor.fetchone()
+    return None if row is None else _Locked(connection, row)
+
+
+async def begin(database: Database, kept: timedelta) -> None:
+    """Choose where roll-ups begin, if that was not done: as far back as rows are kept."""
+    async with database.connection() as connection:
+        await connection.execute(_BEGIN.encode(), {"kept": kept})
+
+
+async def roll_up_hour(database: Database) -> bool:
+    """Roll the next finished hour up; False if there is none. Raises StorageUnavailable."""
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        locked = await _lock(connection)
+        if locked is None or not locked.hour_is_over:
+            return False
+        await locked.roll_up(locked.hours_end, HOUR)
+        await locked.execute(_HOURS_END, end=locked.hours_end + HOUR)
+        return True
+
+
+async def roll_up_day(database: Database) -> bool:
+    """Roll the next day up whose hours all are; False if there is none. Raises
+    StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        locked = await _lock(connection)
+        if locked is None or locked.hours_end < locked.days_end + DAY:
+            return False
+        await locked.roll_up(locked.days_end, DAY)
+        await locked.execute(_DAYS_END, end=locked.days_end + DAY)
+        return True
+
+
+async def roll_up_late_hour(database: Database) -> bool:
+    """Roll an hour up again that changed after its roll-up; False if there is none. Its day is
+    noted as changed. Raises StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        locked = await _lock(connection)
+        hour = None if locked is None else await locked.value(_LATE_HOUR)
+        if locked is None or hour is None:
+            return False
+        await locked.execute(_FORGET, hours=1, start=hour)
+        # An hour that is not rolled up yet will be, from what its rows are then.
+        if locked.is_kept(hour) and hour < locked.hours_end:
+            await locked.roll_up(hour, HOUR)
+            await locked.note_day(hour)
+        return True
+
+
+async def roll_up_late_day(database: Database) -> bool:
+    """Roll a day up again that changed a while ago; False if there is none. Raises
+    StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        locked = await _lock(connection)
+        day = None if locked is None else await locked.value(_LATE_DAY)
+        if locked is None or day is None:
+            return False
+        await locked.execute(_FORGET, hours=24, start=day)
+        if locked.is_kept(day):
+            await locked.roll_up(day, DAY)
+        return True
+
+
+async def recount(database: Database) -> datetime | None:
+    """Count the next hour again, of all in turn, and compare it with its roll-ups. What differs is
+    corrected, and logged: nothing that the services do causes a difference. Returns the hour if it
+    differed. Raises StorageUnavailable.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        locked = await _lock(connection)
+        if locked is None:
+            return None
+        hour = locked.check_time
+        if hour is None or not locked.is_kept(hour) or hour >= locked.hours_end:
+            hour = locked.start
+            if locked.trim_time is not None and locked.trim_time > hour:
+                hour = day_of(locked.trim_time) + DAY
+            if hour >= locked.hours_end:
+                return None
+        await locked.execute(_CHECKED, end=hour + HOUR)
+        period = {"hours": 1, "start": hour}
+        before = await locked.value(_DIGEST, **period)
+        await locked.roll_up(hour, HOUR)
+        if await locked.value(_DIGEST, **period) == before:
+            return None
+        if await locked.value(_NOTED, start=hour):
+            # A change that was noted is the reason. The note stays, and the day follows with it.
+            return None
+        await locked.note_day(hour)
+    _log.error(
+        "the statistics of the hour from %s differed from its rows, and were corrected",
+        hour.isoformat(),
+        extra={"action": "recount"},
+    )
+    return hour
+
+
+async def note_trim(database: Database, age: timedelta) -> datetime:
+    """Note that rows older than `age` will be deleted. Returns the time before which they are: the
+    deletions take minutes, and must not go beyond what was noted. Raises StorageUnavailable.
+    """
+    before = await database.fetch_one(_NOTE_TRIM, {"age": age})
+    assert before is not None, "a SELECT without FROM has a row"
+    return before
+
+
+async def trim(database: Database, most: int) -> int:
+    """Delete up to `most` roll-ups of periods past the retention; return how many."""
+    return await database.fetch_one(_TRIM, {"most": most}, BATCH_TIMEOUT) or 0

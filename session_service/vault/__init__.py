@@ -1,1 +1,0 @@
-"""How state is saved, proved and read back: durable before anybody relies on it."""

@@ -1,0 +1,41 @@
+"""Find processes by the files that they use, for tests that no process is left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def using(folder: Path) -> dict[int, str]:
+    """Processes with their working directory or an open file below the folder: pid → command."""
+    return {
+        int(process.name): _text(process / "cmdline").replace("\0", " ")
+        for process in Path("/proc").glob("[0-9]*")
+        if any(_points_below(link, folder) for link in _links(process))
+    }
+
+
+def children(pid: int) -> dict[int, str]:
+    """The children of a process: pid → command line."""
+    pids = _text(Path(f"/proc/{pid}/task/{pid}/children")).split()
+    return {int(pid): _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ") for pid in pids}
+
+
+def _links(process: Path) -> list[Path]:
+    try:
+        return [process / "cwd", *(process / "fd").iterdir()]
+    except OSError:  # it has ended, or belongs to another user
+        return []
+
+
+def _points_below(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(folder)
+    except OSError:
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
