@@ -90,7 +90,7 @@ async def test_a_pass_without_work_reads_a_few_pages(filled: Database) -> None:
     cases: dict[str, tuple[str, Mapping[str, object]]] = {
         "decisions, none of which is old": (
             decisions._TRIM.sql,
-            {"older_than": NOW - timedelta(days=90), "most": 5000},
+            {**decisions._TRIM.constants, "older_than": NOW - timedelta(days=90), "most": 5000},
         ),
         "roll-ups, none of which is old": (rollups._TRIM.sql, {"most": 5000}),
         "agent sessions without a turn": (
