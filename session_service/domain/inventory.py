@@ -146,6 +146,8 @@ class Labelled:
     current: bool
     state: State
     in_flight: bool
+    started: bool
+    """Whether a start succeeded on this container."""
     change_time: datetime
     """When the session, or this container's row, last changed."""
 
@@ -165,6 +167,11 @@ def judge_labelled(
     if row.container_id not in (None, listed.container_id):
         return LabelVerdict.ORPHAN, "its session has another container"
     if not row.destroyed:
+        given_up = row.container_id is None and row.state is State.PAUSED and not row.in_flight
+        if given_up and row.current and not row.started:
+            # Its create was in doubt, and the start went back to the paused session. It holds no
+            # state, and nothing else looks at it before the next start, which creates another.
+            return LabelVerdict.ORPHAN, "its start was given up before it was recorded"
         return LabelVerdict.KNOWN, "a session has it, or may still record it"
     if row.current and row.in_flight:
         return LabelVerdict.KNOWN, "its session has a transition in flight"

@@ -714,6 +714,33 @@ async def test_an_orphan_from_a_cut_off_create_is_destroyed_in_the_end(roost: Wo
     assert await machines(roost) == {}
 
 
+async def test_a_machine_of_a_start_that_was_given_up_is_destroyed(
+    emulator: Emulator, database_url: str
+) -> None:
+    """The session went back to PAUSED, and no row has the machine's id. The next start makes its
+    own.
+    """
+    quick = {**QUICK, "start_budget": timedelta(seconds=1.5)}
+    async with world(emulator, database_url, **quick) as roost:
+        session = (await roost.one.start()).session
+        await roost.one.stop(session.session_id)
+        await roost.destroy_behind_our_back(session)
+        await roost.admin.set_fault("slow_after", action="create", delay_ms=4000)
+        await roost.admin.set_fault("server_error", action="list", times=None)
+        assert (await failing(roost.one.start())).retry_seconds
+        await roost.admin.clear_faults()
+        (left,) = await machines(roost)
+        assert (await roost.one.get(session.session_id)).state == PAUSED
+
+        async def destroyed() -> bool:
+            return left in (await act(roost)).destroyed
+
+        assert await eventually(destroyed, timeout=30)
+        again = await roost.one.start()
+        assert again.outcome == pb.START_OUTCOME_CREATED
+        assert set(await machines(roost)) == {again.session.container.container_id}
+
+
 async def test_an_unwanted_container_without_a_recorded_id_is_destroyed(
     roost: World,
 ) -> None:

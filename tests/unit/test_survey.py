@@ -73,6 +73,7 @@ LABELLED = st.builds(
     current=st.booleans(),
     state=st.sampled_from(State),
     in_flight=st.booleans(),
+    started=st.booleans(),
     change_time=TIMES,
 )
 CAUTION = st.builds(
@@ -152,13 +153,17 @@ def test_only_the_verified_boot_is_verified_again(row: Tracked, listed: Listed) 
 
 @given(LISTED, st.one_of(st.none(), LABELLED))
 def test_a_machine_with_a_row_is_never_an_orphan(listed: Listed, row: Labelled | None) -> None:
-    """Nor is one that a row may still adopt, or whose row is in transition or changed lately."""
+    """Nor is one that a row may still adopt, or whose row is in transition or changed lately. Only
+    of a session that went back to PAUSED no start is left that could record it.
+    """
     verdict, why = inventory.judge_labelled(listed, row, BEGAN, LAG)
     assert why
     if row is None:
         assert verdict is LabelVerdict.ORPHAN
         return
-    has = row.container_id in (None, listed.container_id) and not row.destroyed
+    given_up = row.container_id is None and row.current and row.state is State.PAUSED
+    given_up = given_up and not row.started
+    has = row.container_id in (None, listed.container_id) and not row.destroyed and not given_up
     moving = row.current and row.in_flight and row.container_id in (None, listed.container_id)
     if has or moving or row.change_time + LAG >= BEGAN:
         assert verdict is LabelVerdict.KNOWN

@@ -159,6 +159,7 @@ _LABELLED = compiled(
             containers.c.generation == sessions.c.generation,
             sessions.c.state,
             sessions.c.transition.is_not(None),
+            containers.c.start_time.is_not(None),
             # greatest() ignores NULLs.
             sa.func.greatest(
                 sessions.c.change_time, containers.c.create_time, containers.c.destroy_time
