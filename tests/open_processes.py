@@ -1,8 +1,10 @@
-"""Find processes by the files that they use, for tests that no process is left behind."""
+"""Find processes by the files that they use, and ask whether one still runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import psutil
 
 
 def using(folder: Path) -> dict[int, str]:
@@ -18,6 +20,15 @@ def children(pid: int) -> dict[int, str]:
     """The children of a process: pid → command line."""
     pids = _text(Path(f"/proc/{pid}/task/{pid}/children")).split()
     return {int(pid): _text(Path(f"/proc/{pid}/cmdline")).replace("\0", " ") for pid in pids}
+
+
+def runs(process: psutil.Process | int) -> bool:
+    """Whether the process has not ended. An ended one that nobody has reaped yet does not run."""
+    try:
+        found = psutil.Process(process) if isinstance(process, int) else process
+        return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _links(process: Path) -> list[Path]:
