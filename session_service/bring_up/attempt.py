@@ -59,9 +59,10 @@ class InDoubt(RoostError):
 class LessSurvived(Exception):
     """The container runs, but with less continuity than required."""
 
-    def __init__(self, booted: Booted) -> None:
+    def __init__(self, booted: Booted, continuity: Continuity) -> None:
         super().__init__(booted.evidence)
         self.booted = booted
+        self.continuity = continuity
 
 
 @dataclass(slots=True)

@@ -72,13 +72,13 @@ def succeeded(bring_up: BringUp, result: Result, terms: Terms) -> Commit:
 
 
 def less_survived(bring_up: BringUp, less: LessSurvived) -> Commit:
-    """The container runs, with its files and without its memory. The start is refused, the
-    container runs on, and the next start reports the loss.
+    """The container runs, with less than the start requires. The start is refused, the container
+    runs on, and the next start reports the loss.
     """
     session = bring_up.session
     error = ContinuityUnavailable(
-        "the container runs, but its memory was lost; its files are kept. "
-        "Start with min_continuity FILESYSTEM or less to go on with it"
+        "the container runs, but less survived than min_continuity requires. "
+        f"Start with min_continuity {less.continuity.name} or less to go on with it"
     )
     change = Change(
         session.session_id,

@@ -158,7 +158,7 @@ class Recreator:
         if session.loss_untold:
             left = min(left, unreported_continuity(session))
         if bring_up.required is not None and left < bring_up.required:
-            raise LessSurvived(booted)
+            raise LessSurvived(booted, left)
         if left is Continuity.MEMORY:
             return
         boot = {"boot_id": booted.boot_id, "boot_time": None, "state": ContainerState.STARTED}

@@ -79,7 +79,7 @@ class Strategies:
                 raise ProviderUnavailable(
                     "the container runs, but its memory could not be proved yet; try again"
                 )
-            raise LessSurvived(booted)
+            raise LessSurvived(booted, result.continuity)
         kept = result.continuity is BEST_OF[rung]
         if result.continuity < Continuity.MEMORY:
             bring_up.conditions = (ConditionType.MEMORY_LOST,)

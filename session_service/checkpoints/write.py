@@ -135,7 +135,7 @@ class Saver:
             await asyncio.wait({job, renewal}, timeout=5)
 
     async def _is_ready(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint is READY, which is why its lease cannot be renewed."""
+        """Whether the lease cannot be renewed because the checkpoint is READY."""
         found = await reads.get(self._database, checkpoint.tenant, checkpoint.checkpoint_id)
         return found is not None and found.ready
 

@@ -1,4 +1,4 @@
-"""The driver runs every call that changes a session, from its request to its answer.
+"""The driver runs starts, stops and saves, from the request to the answer.
 
 A use case supplies a `Call`: how to decide the next step, and how to build the answer. The driver
 does the rest in the same manner for all of them: it answers a repeated request id from the earlier
@@ -103,7 +103,7 @@ class Call(Protocol[A_co]):
 
 
 class Driver:
-    """Runs calls to their answers."""
+    """Runs starts, stops and saves."""
 
     def __init__(
         self,

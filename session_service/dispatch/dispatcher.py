@@ -6,8 +6,7 @@ begin a follow-on transition: the end of a session that was replaced, or the pau
 that runs although its start failed. The follow-on is a value in the `Commit`, and is started here
 like any other transition.
 
-ARCHITECTURE.md has a table with a row per transition: the state that its next owner finds, and
-whether that owner finishes the transition or undoes it.
+ARCHITECTURE.md ("Taking over") has a table of what the next owner of each transition does.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: The pause between two tries to commit an outcome that the database refused, in s: the first one,
-#: which doubles with each try, and the longest one.
+#: The pause between tries to commit an outcome after StorageUnavailable, in s: the first, which
+#: doubles with each try, and the longest.
 FIRST_RETRY = 0.1
 LAST_RETRY = 1.0
 
@@ -145,8 +144,8 @@ class Dispatcher:
             },
         )
         if wanted and deepens(session):
-            # After the claim, since the worker regards only activity after it, and before the work.
-            # The work must begin also if this write fails: the row names this replica as its owner.
+            # Touch it after the claim: the worker counts only later activity. The work must begin
+            # even if this write fails: the row names this replica as its owner.
             with suppress(StorageUnavailable):
                 await reads.touch(self._database, session.tenant, session.session_id)
         return self.begin(session, began, taken_over=True)
@@ -163,10 +162,9 @@ class Dispatcher:
     async def _carry_out(self, session: Session, until: float, *, taken_over: bool) -> None:
         """Run the transition's worker and commit its outcome, both under the row's lease.
 
-        When the worker returns, it has given back the machine lease at the provider and its place
-        under the concurrency limit. The machine lease must be free before the commit, since the
-        next start may resume the machine as soon as the outcome is committed. The row's lease is
-        renewed until this method ends.
+        When the worker returns, it has released its slot and, unless that must fence a late
+        request, the machine lease: the next start may resume the machine as soon as the outcome is
+        committed. The row's lease is renewed until this method ends.
 
         The lease and the budget of a follow-on count from just before the successful try of the
         commit, so that they end before the times that this commit wrote into the row. If they
@@ -186,9 +184,9 @@ class Dispatcher:
             await self._discarder.discard(outcome.discards)
 
     async def _write(self, outcome: Commit, session: Session) -> tuple[Committed, float]:
-        """Commit the outcome. If the database refuses it, commit the same outcome again, for as
-        long as the lease is held; the loss of the lease cancels this. Returns the committed rows,
-        and the monotonic time before the try that succeeded.
+        """Commit the outcome. After StorageUnavailable, commit the same outcome again while the
+        lease is held; the loss of the lease cancels this. Returns the committed rows, and the
+        monotonic time before the try that succeeded.
 
         The work at the provider is done and stays done: a container that runs must not be paused
         because the database did not answer for a moment. To try again is safe, since the writes are

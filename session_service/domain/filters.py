@@ -25,19 +25,19 @@ _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"(?:AND|OR)\b")
 #: The longest filter, in characters.
 LIMIT = 1024
-#: The most alternatives of a filter. Each is a scan of an index.
+#: The most alternatives of a filter. Each takes one or more scans of an index.
 ALTERNATIVES = 10
 #: How deep parentheses may be nested.
 DEPTH = 10
 
 
 class BadFilter(ValueError):
-    """The filter is not valid; the message says where, and gives a valid form."""
+    """The filter is not valid; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One comparison: a field, =, <, <=, > or >=, and a value of the field's kind."""
+    """One comparison: a field, an operator, and a value of the field's type."""
 
     field: str
     operator: str
@@ -154,16 +154,16 @@ def _comparison(term: re.Match[str]) -> Comparison:
     value = term["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
     if field in TIMES:
         return Comparison(field, operator, _time(field, value))
+    if field not in TEXTS and field not in ("state", "live"):
+        fields = ", ".join(sorted(TEXTS | TIMES | {"state", "live"}))
+        raise BadFilter(f"knows no field {field}; it knows {fields}")
     if operator != "=":
         raise BadFilter(f"can compare {field} by = only")
-    if field in TEXTS:
-        return Comparison(field, operator, _text(field, value))
     if field == "state":
         return Comparison(field, operator, _state(value))
     if field == "live":
         return Comparison(field, operator, _truth(value))
-    fields = ", ".join(sorted(TEXTS | TIMES | {"state", "live"}))
-    raise BadFilter(f"knows no field {field}; it knows {fields}")
+    return Comparison(field, operator, _text(field, value))
 
 
 def _text(field: str, value: str) -> str:

@@ -1,4 +1,4 @@
-"""Histograms of durations whose percentiles are within 1 % of the exact ones, and can be added.
+"""Histograms of durations that can be added, with percentiles within 1 % of the exact ones.
 
 The buckets are those of DDSketch (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable
 quantile sketch with relative-error guarantees", VLDB 2019): bucket i has the durations from
@@ -40,8 +40,8 @@ class Histogram:
         return Histogram(self.counts + other.counts)
 
     def percentiles(self, *parts: float) -> list[timedelta]:
-        """For each part the smallest duration that this share of all does not exceed, within 1 %.
-        The parts must rise. Empty if nothing was counted.
+        """The percentile of each part (0.5: the median), within 1 %. The parts must be in ascending
+        order. Empty if nothing was counted.
         """
         size = (self.counts.bit_length() + BITS - 1) // BITS
         counts = struct.unpack(f"<{size}I", self.counts.to_bytes(size * (BITS // 8), "little"))

@@ -68,7 +68,7 @@ class Rung(StrEnum):
 
 
 class AttemptResult(StrEnum):
-    """The result of an attempt of a rung."""
+    """The result of an attempt at a rung."""
 
     SUCCEEDED = "SUCCEEDED"
     DEGRADED = "DEGRADED"
@@ -88,10 +88,10 @@ class EndReason(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a transition began without a call."""
+    """Why a session changed without a call."""
 
     IDLE = "IDLE"
-    """The user was not active for longer than its policy allows."""
+    """The user was inactive for longer than the policy allows."""
     DEEPEN = "DEEPEN"
     """It was paused for long enough to be paused more deeply."""
     EXPIRE = "EXPIRE"
@@ -158,7 +158,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An attempt of a rung: its result, the reason (a machine-readable word) and its duration."""
+    """An attempt at a rung: its result, the reason (a machine-readable word) and its duration."""
 
     rung: Rung
     result: AttemptResult
@@ -182,11 +182,11 @@ class Container:
     """As last observed."""
     region: str
     boot_id: str | None
-    """The guest's boot id as last proved; None if it was never proved."""
+    """The guest's boot id; None if it was not read since the last start."""
     boot_time: datetime | None
     """The provider's newest start event as of that proof; None if it was not read."""
     start_time: datetime | None
-    """When a start first succeeded on it; None before."""
+    """When a start last succeeded on it; None if none did."""
     cordoned: bool
     """Whether it was taken out of routing; a resume must put it back."""
     wanted: bool
@@ -252,9 +252,9 @@ class Session:
     start_count: int
     end_reason: EndReason | None
     cause: Cause | None
-    """Why the present or the last transition began without a call; None: a call began it."""
+    """Why its state last changed without a call; None: a call changed it."""
     failure_count: int
-    """How often the transition in flight failed to be finished."""
+    """How often in a row its transition or due action failed."""
     change_time: datetime
     """When the epoch last advanced. A listing that began before this time says nothing about the
     session."""
@@ -331,7 +331,7 @@ SENTENCES = {
     ConditionType.SUSPEND_FAILED_STILL_RUNNING: (
         "The last pause failed and the container was found running; pause again, or stop it."
     ),
-    ConditionType.MEMORY_LOST: "What was in memory is gone; files are kept.",
+    ConditionType.MEMORY_LOST: "What was in memory is gone, or is not proved.",
     ConditionType.CONTAINER_LOST: "The container was lost, with all that no checkpoint holds.",
     ConditionType.FINGERPRINT_CHANGED: (
         "The start asked for another spec than the container was created from; the container goes "

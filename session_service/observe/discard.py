@@ -64,7 +64,7 @@ class Discarder:
     async def discard(self, container: Container) -> bool:
         """Destroy a container whose row says that it is not wanted, and record that it is gone.
 
-        Returns False, and logs a warning, if that failed; a later pass tries again.
+        Returns False and logs it if it was not destroyed; a later pass tries again.
         """
         try:
             target = await self._address(container)

@@ -81,7 +81,7 @@ def _valid_stop_timeout(spec: pb.ContainerSpec) -> bool:
 
 def _env(fields: Fields, path: str, env: dict[str, str]) -> None:
     if len(env) > COUNT_LIMIT:
-        fields.wrong(path, f"must be at most {COUNT_LIMIT}")
+        fields.wrong(path, f"must have at most {COUNT_LIMIT} entries")
     for key, value in list(env.items())[:COUNT_LIMIT]:
         entry = f"{path}[{json.dumps(key[:64])}]"
         if not _ENV_KEY.fullmatch(key):
@@ -113,7 +113,7 @@ def _guest(fields: Fields, path: str, guest: pb.Guest) -> None:
 
 def _services(fields: Fields, path: str, spec: pb.ContainerSpec) -> None:
     if len(spec.services) > SERVICE_LIMIT:
-        fields.wrong(path, f"must be at most {SERVICE_LIMIT}")
+        fields.wrong(path, f"must have at most {SERVICE_LIMIT} services")
         return
     ports = {(service.internal_port, service.protocol or "tcp") for service in spec.services}
     if len(ports) < len(spec.services):

@@ -79,6 +79,8 @@ async def test_a_start_that_requires_lost_memory_fails_and_the_next_reports_the_
             grpc.StatusCode.FAILED_PRECONDITION,
             "CONTINUITY_UNAVAILABLE",
         )
+        # What is left of this session, and not what others keep.
+        assert "min_continuity FILESYSTEM or less" in failure.message
     strict = await failing(roost.two.start(min_continuity=pb.CONTINUITY_MEMORY))
     assert strict.reason == "CONTINUITY_UNAVAILABLE", "the memory is still lost"
     answer = await roost.one.start()

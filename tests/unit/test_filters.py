@@ -62,6 +62,7 @@ def test_the_alternatives_are_limited() -> None:
     ("text", "says"),
     [
         ("colour = red", "no field colour"),
+        ("colour < 3", "no field colour"),
         ("project_id > a", "by = only"),
         ("state = SLEEPING", "knows the states"),
         ("live = maybe", "true or false"),

@@ -82,7 +82,7 @@ def count(fields: Fields, name: str, value: int, limit: int = 2**62) -> int:
 def labels(fields: Fields, name: str, values: Mapping[str, str]) -> str:
     """Labels, as the JSON of their column."""
     if len(values) > LABELS_LIMIT:
-        fields.wrong(name, f"must be at most {LABELS_LIMIT}")
+        fields.wrong(name, f"must have at most {LABELS_LIMIT} labels")
     for key, value in values.items():
         fields.text(f"{name} key", key, 63, required=True)
         fields.text(f'{name}["{key}"]', value, 128)

@@ -156,7 +156,7 @@ def parse_export(message: rpc_pb.ExportAgentSessionsRequest) -> SessionFilter:
     fields = Fields()
     wanted = parse_filter(fields, "filter", message.filter)
     if len(message.session_ids) > IDS_LIMIT:
-        fields.wrong("session_ids", f"must be at most {IDS_LIMIT}")
+        fields.wrong("session_ids", f"must have at most {IDS_LIMIT} ids")
     for i, session_id in enumerate(message.session_ids[:IDS_LIMIT]):
         checks.session_id(fields, f"session_ids[{i}]", session_id)
     fields.done()

@@ -65,8 +65,9 @@ def in_force(value: InForce) -> pb.Policy:
 
 @lru_cache(maxsize=1024)
 def policy(raw: str) -> pb.Policy:
-    """The policy in a session's row, from its JSON text. Cached: the sessions of a project have the
-    same text. The caller must not change the message; a field that is set to it gets a copy.
+    """The policy in a session's row, from its JSON text. Cached: the sessions of a project mostly
+    have the same text. The caller must not change the message; a field that is set to it gets a
+    copy.
     """
     return in_force(policies.load_in_force(raw))
 

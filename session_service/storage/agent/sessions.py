@@ -1,4 +1,4 @@
-"""The rows of agent sessions: create, read, lock, change, count."""
+"""The rows of agent sessions: create, read, lock, change."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ _CREATE_IMPORTED = _create_imported()
 
 
 def _of_session(query: Any) -> Any:
-    """The query, for the session of binds `tenant` and `session_id`. Any: a select or an update."""
+    """The query, limited to the session of the binds `tenant` and `session_id`. Any: a select or an
+    update.
+    """
     return query.where(
         llm_sessions.c.tenant == sa.bindparam("tenant"),
         llm_sessions.c.session_id == sa.bindparam("session_id"),

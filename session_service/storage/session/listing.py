@@ -7,13 +7,13 @@ Which index serves an alternative of the filter:
 | a user | that of the user; of live sessions only, if only live states are asked for |
 | else a project | that of the project, likewise |
 | else a state, or `live` | that of the state, a branch for each state |
-| nothing of these | that of the tenant |
+| none of these | that of the tenant |
 
 Times in the order of the list are ranges of the index. The rest is checked row by row. If the page
 is not full when the scan ends, and few sessions have a `last_active_time` that the filter allows,
 all of those are read by the index of `seen_at`.
 
-The order by last activity is that of `seen_at`, which follows `last_active_time` at a distance (see
+The order by last activity is that of `seen_at`, which follows `last_active_time` with a delay (see
 `tables/session`). So this order, and a comparison of `last_active_time` in it, is late by up to
 `SEEN_LAG`; a session is never listed that does not match.
 """
@@ -74,9 +74,9 @@ class Page:
 
 
 class _Form(NamedTuple):
-    """The form of an alternative: the values of its comparisons are binds, given by their names.
+    """An alternative with the names of binds in place of its values.
 
-    Equal values have the same bind, and different values of one field have different ones.
+    Equal values of one field have the same bind, and different values have different ones.
     """
 
     states: frozenset[State]
@@ -93,7 +93,7 @@ class _Form(NamedTuple):
 def forms(alternatives: Sequence[Alternative]) -> tuple[tuple[_Form, ...], dict[str, object]]:
     """The forms of the alternatives that can be satisfied, and the values of their binds.
 
-    Alternatives that differ in their states only become one.
+    Alternatives that differ only in their states become one.
     """
     names: dict[tuple[str, object], str] = {}
     states: dict[tuple[Any, Any], frozenset[State]] = {}
@@ -180,7 +180,7 @@ def _by_index(form: _Form) -> Iterator[tuple[list[Condition], list[Condition]]]:
 
 
 def _times(form: _Form, *, seen: bool) -> tuple[list[Condition], list[Condition]]:
-    """The ranges of the index that the comparisons of times are, and what is left to check."""
+    """The index ranges that the comparisons of times give, and what is left to check."""
     ranges: list[Condition] = []
     rest: list[Condition] = []
     for field, comparison, bind in form.times:
@@ -224,7 +224,7 @@ def statement(
     after: bool,
     bound: int = scan.SCAN,
 ) -> Statement[Entry[Record]]:
-    """The statement for a page of filters of this form."""
+    """The statement for a page of a filter of these forms."""
 
     def build() -> sa.Select[Any]:
         time = sessions.c.seen_at if seen else sessions.c.create_time
@@ -263,8 +263,8 @@ def parameters(wanted: Page, values: Mapping[str, object]) -> dict[str, object]:
 
 
 async def page(database: Database, wanted: Page) -> Listed[Record]:
-    """The page. Its costs have a bound (see `storage/scan`), and so it may have fewer sessions than
-    there are, or none, and still a position to continue from.
+    """The page. Its cost is bounded (see `storage/scan`), so it may have fewer sessions than match,
+    or none, and still a position to continue from.
     """
     all_forms, values = forms(wanted.alternatives)
     if not all_forms:

@@ -35,7 +35,7 @@ class _ConditionTypeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Conditio
     CONDITION_TYPE_SUSPEND_FAILED_STILL_RUNNING: _ConditionType.ValueType  # 2
     """A pause failed: the container was found still running."""
     CONDITION_TYPE_MEMORY_LOST: _ConditionType.ValueType  # 3
-    """What was in memory is gone; files are kept."""
+    """What was in memory is gone, or is not proved."""
     CONDITION_TYPE_CONTAINER_LOST: _ConditionType.ValueType  # 4
     """The container is lost, and so is everything that no checkpoint holds."""
     CONDITION_TYPE_FINGERPRINT_CHANGED: _ConditionType.ValueType  # 5
@@ -55,7 +55,7 @@ CONDITION_TYPE_PROVIDER_UNREACHABLE: ConditionType.ValueType  # 1
 CONDITION_TYPE_SUSPEND_FAILED_STILL_RUNNING: ConditionType.ValueType  # 2
 """A pause failed: the container was found still running."""
 CONDITION_TYPE_MEMORY_LOST: ConditionType.ValueType  # 3
-"""What was in memory is gone; files are kept."""
+"""What was in memory is gone, or is not proved."""
 CONDITION_TYPE_CONTAINER_LOST: ConditionType.ValueType  # 4
 """The container is lost, and so is everything that no checkpoint holds."""
 CONDITION_TYPE_FINGERPRINT_CHANGED: ConditionType.ValueType  # 5
