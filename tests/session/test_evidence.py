@@ -62,6 +62,15 @@ async def test_a_boot_id_that_is_first_read_later_proves_no_loss(always_probing:
     assert await always_probing.counter(session) == "2"
 
 
+async def test_a_refusal_does_not_claim_the_files_of_an_ephemeral_root(roost: World) -> None:
+    session = (await roost.one.start(spec=spec(ephemeral_root_filesystem=True))).session
+    await roost.one.stop(session.session_id)
+    await roost.admin.set_fault("snapshot_dropped")
+    failure = await failing(roost.one.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
+    assert failure.reason == "CONTINUITY_UNAVAILABLE"
+    assert "min_continuity NONE or less" in failure.message
+
+
 @pytest.mark.replicas(2)
 async def test_a_start_that_requires_lost_memory_fails_and_the_next_reports_the_loss(
     roost: World,
