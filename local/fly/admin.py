@@ -36,6 +36,8 @@ class FaultOptions(TypedDict, total=False):
     exit_code: int
 
 
+#: Longest time, in s, for an answer. The emulator answers at once, but the machine may be busy.
+ANSWER_SECONDS = 30.0
 #: Limits of an httpx client that opens a connection for each request, and keeps none.
 FRESH_CONNECTIONS = httpx.Limits(max_keepalive_connections=0)
 
@@ -59,7 +61,11 @@ class Admin:
         # is kept: one that the emulator closes, as it is idle or as it dies, would fail the request
         # that is about to use it.
         self._client = httpx.AsyncClient(
-            base_url=api_url, trust_env=False, verify=False, limits=FRESH_CONNECTIONS
+            base_url=api_url,
+            trust_env=False,
+            verify=False,
+            limits=FRESH_CONNECTIONS,
+            timeout=ANSWER_SECONDS,
         )
 
     async def __aenter__(self) -> Self:
@@ -88,8 +94,12 @@ class Admin:
         reply.raise_for_status()
         return str(reply.json()["id"])
 
+    async def end_fault(self, fault_id: str) -> None:
+        """Delete a fault; the requests that it delays go on at once."""
+        (await self._client.delete(f"/_emulator/faults/{fault_id}")).raise_for_status()
+
     async def clear_faults(self) -> None:
-        """Delete all faults."""
+        """Delete all faults. Requests that they delay go on after their delay."""
         (await self._client.delete("/_emulator/faults")).raise_for_status()
 
     async def faults(self) -> list[FaultState]:

@@ -1,5 +1,7 @@
 """Injected faults: which kind, for which requests, how often."""
 
+import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -101,12 +103,27 @@ class Fault:
 
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
+        self._deleted = asyncio.Event()
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it was deleted by its id, so that none of its delays goes on."""
+        return self._deleted.is_set()
 
     def active(self, now: float) -> bool:
         """Whether it may still fire at the time `now` (monotonic seconds)."""
         spent = self.times is not None and self.fired >= self.times
         over = self.for_ms is not None and now >= self.set_at + self.for_ms / 1000
         return not spent and not over
+
+    async def delay(self) -> None:
+        """Wait for `delay_ms`, or until `end_delays`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._deleted.wait(), self.delay_ms / 1000)
+
+    def end_delays(self) -> None:
+        """End the delays that it has begun."""
+        self._deleted.set()
 
     def roll(self) -> bool:
         """Draw whether it fires. The same seed gives the same sequence of results."""
@@ -148,11 +165,14 @@ class Faults:
         return fault
 
     def remove(self, fault_id: str) -> bool:
-        """Delete one; False when there is none of this id."""
-        return self._faults.pop(fault_id, None) is not None
+        """Delete one and end its delays; False when there is none of this id."""
+        fault = self._faults.pop(fault_id, None)
+        if fault is not None:
+            fault.end_delays()
+        return fault is not None
 
     def clear(self) -> None:
-        """Delete all."""
+        """Delete all. Delays that have begun go on."""
         self._faults.clear()
 
     def to_json(self) -> list[JsonObject]:

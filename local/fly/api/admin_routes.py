@@ -57,7 +57,7 @@ class Control:
         return Response(status_code=204)
 
     async def delete_fault(self, request: Request) -> Response:
-        """Delete one fault."""
+        """Delete one fault; the requests that it delays go on at once."""
         found = self._backend.faults.remove(request.path_params["id"])
         return Response(status_code=204 if found else 404)
 

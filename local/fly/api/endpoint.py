@@ -5,7 +5,6 @@ handler, flush to disk, `answer_lost` and `slow_after` faults. The order matters
 the handler leaves nothing committed, what comes after it loses only the answer.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -131,7 +130,7 @@ def _lose(fault: Fault | None) -> None:
 
 async def _hold(fault: Fault | None) -> None:
     if fault is not None:
-        await asyncio.sleep(fault.delay_ms / 1000)
+        await fault.delay()
 
 
 async def _drop(scope: Scope, receive: Receive) -> None:

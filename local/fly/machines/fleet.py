@@ -150,6 +150,7 @@ class Fleet:
         stale = self._faults.fire("stale_read", FaultContext("create", app, machine_id))
         if stale is not None:
             machine.hidden_until = _now() + stale.delay_ms / 1000
+            machine.hidden_by = stale
         self._machines[app][machine_id] = machine
         self._lifecycle.launch(machine, run=run, source="user")
         return machine
@@ -175,7 +176,8 @@ class Fleet:
 
 
 def _hidden(machine: Machine) -> bool:
-    return machine.hidden_until > _now()
+    fault = machine.hidden_by
+    return fault is not None and not fault.deleted and machine.hidden_until > _now()
 
 
 def _now() -> float:

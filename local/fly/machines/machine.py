@@ -13,6 +13,7 @@ from local.fly.records.machine_records import Event, Lease, MachineRecord, State
 
 if TYPE_CHECKING:
     from local.fly.config.checks import Result
+    from local.fly.faults import Fault
     from local.fly.guests.guest import Guest
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class Machine:
         """Whether it vanished or its app was deleted. No request finds it."""
         self.hidden_until = 0.0
         """Event loop time before which reads do not see it (fault `stale_read`)."""
+        self.hidden_by: Fault | None = None
+        """That fault. Reads see the machine as soon as the fault is deleted by its id."""
         self.active_until = 0.0
         """Event loop time before which a start answers 412 `machine still active`."""
         self.memory_limit_mb = 0

@@ -28,13 +28,54 @@ async def test_a_slow_request_is_committed_though_its_caller_has_gone(
 ) -> None:
     """By the emulator's own clock: a busy machine may delay the test, but not hurry the commit."""
     machine = await app.started()
-    await admin.set_fault("slow_before", action="suspend", delay_ms=600)
-    with pytest.raises(httpx.ReadTimeout):
-        await app.client.http.post(f"{machine.path}/suspend", timeout=0.1)
+    await admin.set_fault("slow_before", action="suspend", delay_ms=3000)
+    asking = asyncio.create_task(machine.post("suspend"))
+    await until(lambda: is_held(admin, "suspend"))
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
     await machine.wait("suspended")
     (asked,) = [request for request in await admin.requests() if request.action == "suspend"]
     (done,) = [action for action in await admin.actions() if action.action == "suspend"]
-    assert done.time_ms - asked.time_ms >= 600
+    assert done.time_ms - asked.time_ms >= 3000
+
+
+async def is_held(admin: Admin, action: str) -> bool:
+    """Whether such a request has come and is not answered."""
+    requests = await admin.requests()
+    return any(one.action == action and one.status is None for one in requests)
+
+
+async def test_the_end_of_a_fault_ends_its_delays(app: App, admin: Admin) -> None:
+    """Before the commit, after it, and of reads. To clear all faults ends no delay."""
+    machine = await app.started()
+    before = await admin.set_fault("slow_before", action="suspend", delay_ms=3_600_000)
+    asking = asyncio.create_task(machine.post("suspend"))
+    await until(lambda: is_held(admin, "suspend"))
+    await admin.end_fault(before)
+    await asking
+    await machine.wait("suspended")
+
+    after = await admin.set_fault("slow_after", action="start", delay_ms=3_600_000)
+    asking = asyncio.create_task(machine.post("start"))
+    await machine.wait("started")
+    await admin.end_fault(after)
+    await asking
+
+    stale = await admin.set_fault("stale_read", delay_ms=3_600_000)
+    hidden = Machine(app, (await app.create())["id"])
+    await app.client.expect(404, "GET", hidden.path)
+    await admin.end_fault(stale)
+    await hidden.wait("started")
+
+    await admin.set_fault("slow_before", action="stop", delay_ms=1500)
+    asking = asyncio.create_task(machine.post("stop"))
+    await until(lambda: is_held(admin, "stop"))
+    await admin.clear_faults()
+    await asking
+    (asked,) = [request for request in await admin.requests() if request.action == "stop"]
+    (done,) = [action for action in await admin.actions() if action.action == "stop"]
+    assert done.time_ms - asked.time_ms >= 1500
 
 
 async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
@@ -42,16 +83,13 @@ async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
 ) -> None:
     machine = await app.started()
     nonce = (await machine.post("lease", {"ttl": 30}, status=201))["data"]["nonce"]
-    await admin.set_fault("slow_before", action="suspend", delay_ms=800)
+    fault = await admin.set_fault("slow_before", action="suspend", delay_ms=60_000)
     late = asyncio.create_task(app.client.send("POST", f"{machine.path}/suspend", nonce=nonce))
-
-    async def held_up() -> bool:
-        return any(request.action == "suspend" for request in await admin.requests())
-
-    await until(held_up)
+    await until(lambda: is_held(admin, "suspend"))
     released = await app.client.send("DELETE", f"{machine.path}/lease", nonce=nonce)
     assert released.status_code == 200
     await machine.post("lease", {"ttl": 30}, status=201)
+    await admin.end_fault(fault)
     assert (await late).status_code == 409
     assert await machine.state() == "started"
     assert await actions(admin, "suspend") == 0
@@ -59,10 +97,11 @@ async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
 
 async def test_a_slow_answer_comes_after_the_commit(app: App, admin: Admin) -> None:
     machine = await app.started()
-    await admin.set_fault("slow_after", action="suspend", delay_ms=500)
+    fault = await admin.set_fault("slow_after", action="suspend", delay_ms=60_000)
     slow = asyncio.create_task(machine.post("suspend"))
     await machine.wait("suspended")
     assert not slow.done()
+    await admin.end_fault(fault)
     assert await slow == {"ok": True}
 
 
@@ -94,7 +133,7 @@ async def test_an_outage_is_of_the_api_alone(
     else:
         await admin.set_fault("unavailable")
         assert (await app.client.send("GET", machine.path)).status_code == 503
-    async with httpx.AsyncClient(trust_env=False, verify=False) as http:
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http:
         headers = {"fly-force-instance-id": machine.id}
         assert (await http.get(emulator.proxy_url, headers=headers)).text == "0"
     await admin.clear_faults()
@@ -219,16 +258,13 @@ async def test_a_wait_on_a_machine_that_vanishes_is_404(app: App, admin: Admin) 
 
 
 async def test_reads_after_a_create_may_lag(app: App, admin: Admin) -> None:
-    await admin.set_fault("stale_read", delay_ms=800)
+    fault = await admin.set_fault("stale_read", delay_ms=60_000)
     machine = Machine(app, (await app.create())["id"])
     await app.client.expect(404, "GET", machine.path)
     await machine.wait("started", status=404)
     assert await app.list() == []
-
-    async def found() -> bool:
-        return (await app.client.send("GET", machine.path)).status_code == 200
-
-    await until(found)
+    await admin.end_fault(fault)
+    await machine.get()
     assert len(await app.list()) == 1
 
 
@@ -277,7 +313,7 @@ async def test_the_oldest_fault_that_fits_strikes(app: App, admin: Admin) -> Non
 async def test_an_invalid_fault_is_rejected_with_the_name_of_its_field(
     emulator: Emulator, fault: Json, field: str
 ) -> None:
-    async with httpx.AsyncClient(trust_env=False, verify=False) as http:
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http:
         reply = await http.post(f"{emulator.api_url}/_emulator/faults", json=fault)
         listed = await http.get(f"{emulator.api_url}/_emulator/faults")
     assert reply.status_code == 400
