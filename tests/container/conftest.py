@@ -41,6 +41,17 @@ async def emulator(settings: Settings) -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
+async def patient(emulator: Emulator) -> AsyncIterator[Service]:
+    """A running service whose first wait for a change is long.
+
+    That of `service` lasts a second; after that it reads the container. Where a change takes longer
+    on a busy machine, a test that counts the calls of an operation would count that read too.
+    """
+    async with serving(emulator, lag_window=20.0) as running:
+        yield running
+
+
+@pytest.fixture
 async def service(emulator: Emulator) -> AsyncIterator[Service]:
     """A running service."""
     async with serving(emulator) as running:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from local.fly.emulator import Emulator
 
+#: Longest time, in s, that a call may take. Only a hang takes so long.
+LONGEST = 30.0
 TOKEN = "a-token-for-tests"
 APP = "birds"
 LAG_WINDOW = 0.2
@@ -94,15 +96,17 @@ class Service:
     ) -> str:
         """Create a container with this spec, wait until it runs, and return its id."""
         request = pb.CreateContainerRequest(name=name, spec=pb.ContainerSpec(image=image, **spec))
-        created = await self.stub.CreateContainer(request, timeout=20)
+        created = await self.stub.CreateContainer(request, timeout=30)
         container_id: str = created.container.container_id
-        await self.stub.WaitContainer(pb.WaitContainerRequest(container_id=container_id), timeout=9)
+        await self.stub.WaitContainer(
+            pb.WaitContainerRequest(container_id=container_id), timeout=30
+        )
         return container_id
 
     async def state(self, container_id: str) -> pb.ContainerState.ValueType:
         """Read the state of a container."""
         request = pb.GetContainerRequest(container_id=container_id)
-        return (await self.stub.GetContainer(request, timeout=9)).container.state
+        return (await self.stub.GetContainer(request, timeout=30)).container.state
 
     async def requests(self, after: int = 0) -> list[str]:
         """The actions of the provider calls after a sequence number, without those on apps."""
@@ -150,16 +154,31 @@ async def serving(emulator: Emulator, **changes: Any) -> AsyncGenerator[Service]
         yield Service(running.target, stub, channel, admin, emulator)
 
 
+async def fired(service: Service, fault_id: str) -> None:
+    """Wait until a fault has fired."""
+
+    async def has() -> bool:
+        return await service.admin.fired(fault_id) > 0
+
+    await until(has)
+
+
 async def until(check: Callable[[], Awaitable[bool]], interval: float = 0.02) -> None:
     """Poll until the check is true."""
     done: bool = await eventually(check, interval=interval)
     assert done
 
 
+def http_to(base_url: str, **headers: str) -> httpx.AsyncClient:
+    """A client of the emulator's API or proxy."""
+    return httpx.AsyncClient(
+        base_url=base_url, trust_env=False, verify=False, timeout=LONGEST, headers=headers
+    )
+
+
 async def make_app(emulator: Emulator, name: str = APP) -> None:
     """Create an app."""
-    api = httpx.AsyncClient(base_url=emulator.api_url, trust_env=False, verify=False)
-    async with api as client:
+    async with http_to(emulator.api_url) as client:
         body = {"app_name": name, "org_slug": "personal"}
         headers = {"authorization": f"Bearer {TOKEN}"}
         (await client.post("/v1/apps", json=body, headers=headers)).raise_for_status()
@@ -188,7 +207,7 @@ async def running(emulator: Emulator, **env: str) -> AsyncGenerator[tuple[Proces
     try:
         line = ""
         while not (found := re.search(r"Serving on (\S+)", line)):
-            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            line = (await asyncio.wait_for(process.stderr.readline(), LONGEST)).decode()
             assert line, "the process ended before it served"
         yield process, found.group(1)
     finally:

@@ -93,7 +93,7 @@ async def counter(service: Service, name: str = "roost-wren-1", **env: str) -> s
 
 async def run(service: Service, container_id: str, *words: str) -> str:
     request = pb.ExecContainerRequest(container_id=container_id, command=words)
-    done = await service.stub.ExecContainer(request, timeout=20)
+    done = await service.stub.ExecContainer(request, timeout=30)
     assert done.exit_code == 0, done.stderr
     return str(done.stdout)
 

@@ -11,15 +11,26 @@ import grpc
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
-from tests.container.harness import TOKEN, Service, launch, running, until
+from tests.container.harness import LONGEST, TOKEN, Service, fired, launch, running
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
 
 async def outcome(process: Process) -> tuple[int | None, str, str]:
-    out, err = await asyncio.wait_for(process.communicate(), 20)
+    out, err = await asyncio.wait_for(process.communicate(), LONGEST)
     return process.returncode, out.decode(), err.decode()
+
+
+async def stopping(process: Process) -> str:
+    """Read the log until the service says that it stops; what was read."""
+    assert process.stderr is not None
+    text = ""
+    while "Stopping" not in text:
+        line = await asyncio.wait_for(process.stderr.readline(), LONGEST)
+        assert line, f"the process ended before it said that it stops: {text}"
+        text += line.decode()
+    return text
 
 
 async def test_an_invalid_variable_is_one_line_and_status_2() -> None:
@@ -54,18 +65,21 @@ async def test_help_lists_the_variables() -> None:
 
 async def test_calls_in_flight_finish_after_a_signal(service: Service) -> None:
     container_id = await service.create()
-    await service.admin.set_fault("slow_after", action="exec", delay_ms=400)
+    fault = await service.admin.set_fault("slow_after", action="exec", delay_ms=60_000)
     async with (
         running(service.emulator) as (process, target),
         grpc.aio.insecure_channel(target) as channel,
     ):
         stub = rpc.ContainerServiceStub(channel)
         request = pb.ExecContainerRequest(container_id=container_id, command=["echo", "done"])
-        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=9))
-        await until(lambda: service.asked("exec"))
+        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=LONGEST))
+        await fired(service, fault)
         process.send_signal(signal.SIGTERM)
+        log = await stopping(process)
+        await service.admin.end_fault(fault)
         assert (await call).stdout == "done\n"
         code, _, err = await outcome(process)
+    err = log + err
     assert code == 0
     assert "Stopped" in err
     assert "Traceback" not in err
@@ -74,19 +88,17 @@ async def test_calls_in_flight_finish_after_a_signal(service: Service) -> None:
 
 async def test_a_second_signal_kills_the_process(service: Service) -> None:
     container_id = await service.create()
-    await service.admin.set_fault("slow_after", action="exec", delay_ms=20_000)
+    fault = await service.admin.set_fault("slow_after", action="exec", delay_ms=60_000)
     async with (
         running(service.emulator, ROOST_GRACE="60") as (process, target),
         grpc.aio.insecure_channel(target) as channel,
     ):
         stub = rpc.ContainerServiceStub(channel)
         request = pb.ExecContainerRequest(container_id=container_id, command=["true"])
-        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=30))
-        await until(lambda: service.asked("exec"))
+        call = asyncio.ensure_future(stub.ExecContainer(request, timeout=LONGEST))
+        await fired(service, fault)
         process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        while b"Stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
-            pass
+        await stopping(process)
         process.send_signal(signal.SIGINT)
         code, _, _ = await outcome(process)
         await asyncio.wait([call])

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
-import httpx
 import pytest
 
 from roost.container.v1 import container_service_pb2 as pb
-from tests.container.harness import Service, failing, serving, until
+from tests.container.harness import Service, failing, http_to, serving, until
 from tests.container.state_calls import (
     MB,
     capture,
@@ -46,7 +45,7 @@ async def test_a_state_is_captured_and_restored_over_http(service: Service) -> N
 
 async def click(service: Service, container_id: str) -> None:
     headers = {"fly-force-instance-id": container_id}
-    async with httpx.AsyncClient(base_url=service.emulator.proxy_url, trust_env=False) as client:
+    async with http_to(service.emulator.proxy_url) as client:
         (await client.get("/click", headers=headers)).raise_for_status()
 
 
@@ -89,7 +88,7 @@ async def test_a_capture_of_a_container_that_is_killed_fails(service: Service) -
     call = capturing(service, container_id, http())
     await anext(aiter(call))
     request = pb.DestroyContainerRequest(container_id=container_id, force=True)
-    await service.stub.DestroyContainer(request, timeout=20)
+    await service.stub.DestroyContainer(request, timeout=30)
     with pytest.raises(grpc.aio.AioRpcError) as rejected:
         async for part in call:
             assert not part.sha256

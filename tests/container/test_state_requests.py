@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from container_service.rpc import servicer
 from roost.container.v1 import container_service_pb2 as pb
 from tests.cases import each
 from tests.container.harness import Service, failing, serving
@@ -60,7 +61,7 @@ async def test_an_invalid_path_names_the_field(service: Service, path: str) -> N
     assert failure.fields == ("state_hook.http_path",)
     spec = pb.ContainerSpec(image="roost/base", state_hook=http(path))
     request = pb.CreateContainerRequest(name="roost-wren-1", spec=spec)
-    failure = await failing(service.stub.CreateContainer(request, timeout=9))
+    failure = await failing(service.stub.CreateContainer(request, timeout=30))
     assert failure.fields == ("spec.state_hook.http_path",)
     assert await service.requests() == []
 
@@ -68,7 +69,7 @@ async def test_an_invalid_path_names_the_field(service: Service, path: str) -> N
 async def test_a_missing_field_is_named(service: Service) -> None:
     failure, _ = await capture_fails(service, "", pb.StateHook())
     assert failure.fields == ("container_id", "state_hook")
-    failure = await failing(service.stub.RestoreState(iter([]), timeout=9))
+    failure = await failing(service.stub.RestoreState(iter([]), timeout=30))
     assert failure.fields == ("container_id", "state_hook")
     failure, _ = await capture_fails(service, "a", command(""))
     assert failure.fields == ("state_hook.command",)
@@ -78,7 +79,7 @@ async def test_only_the_first_message_may_name_the_container(service: Service) -
     container_id = await counter(service)
     first = pb.RestoreStateRequest(container_id=container_id, state_hook=http(), chunk=b"7\n")
     call = service.stub.RestoreState(
-        iter([first, pb.RestoreStateRequest(container_id="b", chunk=b"x")]), timeout=20
+        iter([first, pb.RestoreStateRequest(container_id="b", chunk=b"x")]), timeout=30
     )
     assert (await failing(call)).fields == ("container_id",)
     assert await capture(service, container_id, http()) == b"0\n"
@@ -91,12 +92,17 @@ async def test_a_caller_that_is_still_sending_gets_the_error(service: Service, p
     assert failure.reason == ("CONTAINER_NOT_FOUND" if path else "INVALID_FIELD")
 
 
-async def test_a_caller_that_never_ends_its_stream_gets_the_error(service: Service) -> None:
+async def test_a_caller_that_never_ends_its_stream_gets_the_error(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its deadline."""
+    monkeypatch.setattr(servicer, "DRAIN_SECONDS", 0.5)
+
     async def endless() -> AsyncIterator[pb.RestoreStateRequest]:
         yield pb.RestoreStateRequest(container_id="0" * 14, state_hook=http())
         await asyncio.Event().wait()
 
-    call = service.stub.RestoreState(endless(), timeout=1.5)
+    call = service.stub.RestoreState(endless(), timeout=30)
     assert (await failing(call)).reason == "CONTAINER_NOT_FOUND"
 
 
@@ -104,7 +110,7 @@ async def test_a_caller_that_never_ends_its_stream_gets_the_error(service: Servi
 async def test_a_suspended_container_is_not_started(service: Service, hook: pb.StateHook) -> None:
     container_id = await counter(service)
     request = pb.SuspendContainerRequest(container_id=container_id)
-    await service.stub.SuspendContainer(request, timeout=20)
+    await service.stub.SuspendContainer(request, timeout=30)
     failure, _ = await capture_fails(service, container_id, hook)
     assert (failure.code, failure.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,

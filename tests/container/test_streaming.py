@@ -171,8 +171,8 @@ async def test_a_machine_without_an_id_fails_the_stream() -> None:
 async def test_the_stream_is_the_list(service: Service) -> None:
     """The same containers, and a last message that says that they are all."""
     made = {await service.create(f"roost-wren-{number}") for number in range(3)}
-    messages = [each async for each in service.stub.StreamContainers(request(), timeout=20)]
-    whole = await service.stub.ListContainers(pb.ListContainersRequest(), timeout=20)
+    messages = [each async for each in service.stub.StreamContainers(request(), timeout=30)]
+    whole = await service.stub.ListContainers(pb.ListContainersRequest(), timeout=30)
     found = {each.container_id: each for message in messages for each in message.containers}
     assert set(found) == made
     assert found == {each.container_id: each for each in whole.containers}
@@ -184,18 +184,18 @@ async def test_the_stream_is_the_list(service: Service) -> None:
 
 async def test_an_empty_app_is_a_complete_stream(service: Service) -> None:
     """One message, that no container was left out."""
-    (only,) = [each async for each in service.stub.StreamContainers(request(), timeout=20)]
+    (only,) = [each async for each in service.stub.StreamContainers(request(), timeout=30)]
     assert (only.complete, only.container_count) == (True, 0)
 
 
 async def test_a_stream_that_fails_has_the_status_of_its_error(service: Service) -> None:
     """An unknown app; the labels of a caller are checked."""
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        _ = [each async for each in service.stub.StreamContainers(request(app="none"), timeout=20)]
+        _ = [each async for each in service.stub.StreamContainers(request(app="none"), timeout=30)]
     assert read_failure(error.value).reason
     wrong = request(labels={"": "x"})
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        _ = [each async for each in service.stub.StreamContainers(wrong, timeout=20)]
+        _ = [each async for each in service.stub.StreamContainers(wrong, timeout=30)]
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import grpc
-import httpx
 import pytest
 
 from local.fly.emulator import serve
 from roost.container.v1 import container_service_pb2 as pb
 from tests.cases import each
-from tests.container.harness import APP, TOKEN, Service, failing, make_app, serving, until
+from tests.container.harness import (
+    APP,
+    TOKEN,
+    Service,
+    failing,
+    http_to,
+    make_app,
+    serving,
+    until,
+)
 
 if TYPE_CHECKING:
     from local.fly.settings import Settings
@@ -19,40 +27,40 @@ if TYPE_CHECKING:
 
 async def create(service: Service, **fields: object) -> pb.Volume:
     request = pb.CreateVolumeRequest(**{"name": "data", **fields})  # type: ignore[arg-type]
-    return (await service.stub.CreateVolume(request, timeout=9)).volume
+    return (await service.stub.CreateVolume(request, timeout=30)).volume
 
 
 async def read(service: Service, volume_id: str) -> pb.Volume:
     request = pb.GetVolumeRequest(volume_id=volume_id)
-    return (await service.stub.GetVolume(request, timeout=9)).volume
+    return (await service.stub.GetVolume(request, timeout=30)).volume
 
 
 async def container_with(service: Service, volume_id: str, name: str = "roost-wren-1") -> str:
     mounts = [pb.Mount(volume_id=volume_id, path="/data")]
     spec = pb.ContainerSpec(image="roost/base", mounts=mounts)
     request = pb.CreateContainerRequest(name=name, spec=spec)
-    made = (await service.stub.CreateContainer(request, timeout=9)).container
+    made = (await service.stub.CreateContainer(request, timeout=30)).container
     wait = pb.WaitContainerRequest(container_id=made.container_id)
-    await service.stub.WaitContainer(wait, timeout=9)
+    await service.stub.WaitContainer(wait, timeout=30)
     return made.container_id
 
 
 async def run(service: Service, container_id: str, script: str) -> str:
     request = pb.ExecContainerRequest(container_id=container_id, command=["sh", "-c", script])
-    done = await service.stub.ExecContainer(request, timeout=9)
+    done = await service.stub.ExecContainer(request, timeout=30)
     assert done.exit_code == 0, done.stderr
     return done.stdout
 
 
 async def destroy(service: Service, container_id: str) -> None:
     request = pb.DestroyContainerRequest(container_id=container_id, force=True)
-    await service.stub.DestroyContainer(request, timeout=9)
+    await service.stub.DestroyContainer(request, timeout=30)
 
 
 async def snapshot(service: Service, volume_id: str) -> pb.VolumeSnapshot:
     """Take a snapshot and wait until it is complete."""
     request = pb.CreateVolumeSnapshotRequest(volume_id=volume_id)
-    began = (await service.stub.CreateVolumeSnapshot(request, timeout=9)).snapshot
+    began = (await service.stub.CreateVolumeSnapshot(request, timeout=30)).snapshot
     assert began.volume_id == volume_id
     found: list[pb.VolumeSnapshot] = []
 
@@ -67,7 +75,7 @@ async def snapshot(service: Service, volume_id: str) -> pb.VolumeSnapshot:
 
 async def snapshots(service: Service, volume_id: str) -> list[pb.VolumeSnapshot]:
     request = pb.ListVolumeSnapshotsRequest(volume_id=volume_id)
-    return list((await service.stub.ListVolumeSnapshots(request, timeout=9)).snapshots)
+    return list((await service.stub.ListVolumeSnapshots(request, timeout=30)).snapshots)
 
 
 async def filled(service: Service, volume_id: str) -> None:
@@ -83,12 +91,11 @@ async def update(service: Service, container_id: str, env: dict[str, str]) -> No
     """Replace a machine's config over HTTP, as the service has no such RPC."""
     path = f"/v1/apps/{APP}/machines/{container_id}"
     headers = {"authorization": f"Bearer {TOKEN}"}
-    base_url = service.emulator.api_url
-    async with httpx.AsyncClient(base_url=base_url, trust_env=False, headers=headers) as http:
+    async with http_to(service.emulator.api_url, **headers) as http:
         config = (await http.get(path)).json()["config"] | {"env": env}
         (await http.post(path, json={"config": config})).raise_for_status()
     wait = pb.WaitContainerRequest(container_id=container_id)
-    await service.stub.WaitContainer(wait, timeout=9)
+    await service.stub.WaitContainer(wait, timeout=30)
 
 
 async def test_a_volume_shows_what_it_was_created_with(service: Service) -> None:
@@ -98,7 +105,7 @@ async def test_a_volume_shows_what_it_was_created_with(service: Service) -> None
     assert (volume.region, volume.size_gb, volume.attached_container_id) == ("lhr", 2, "")
     assert volume.HasField("create_time")
     assert await read(service, volume.volume_id) == volume
-    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=30)
     assert list(listed.volumes) == [volume]
 
 
@@ -137,9 +144,9 @@ async def test_deleting_twice_succeeds(service: Service) -> None:
     volume = await create(service)
     request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
     for _ in range(2):
-        await service.stub.DeleteVolume(request, timeout=9)
+        await service.stub.DeleteVolume(request, timeout=30)
     assert (await failing(read(service, volume.volume_id))).reason == "VOLUME_NOT_FOUND"
-    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+    listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=30)
     assert list(listed.volumes) == []
 
 
@@ -148,7 +155,7 @@ async def test_a_volume_claimed_by_a_container_is_in_use(service: Service) -> No
     container_id = await container_with(service, volume.volume_id)
     assert (await read(service, volume.volume_id)).attached_container_id == container_id
     request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
-    rejected = await failing(service.stub.DeleteVolume(request, timeout=9))
+    rejected = await failing(service.stub.DeleteVolume(request, timeout=30))
     assert (rejected.code, rejected.reason) == (
         grpc.StatusCode.FAILED_PRECONDITION,
         "VOLUME_IN_USE",
@@ -178,18 +185,20 @@ async def test_a_repeated_create_recognises_its_own_claim_on_the_volume(
 async def test_a_delete_waits_for_the_claim_of_a_destroyed_container(
     settings: Settings,
 ) -> None:
-    lingering = settings.with_texts({"volume_release_ms": "1500", "volume_linger_ms": "60000"})
+    lingering = settings.with_texts({"volume_release_ms": "6000", "volume_linger_ms": "60000"})
     async with serve(lingering) as emulator:
         await make_app(emulator)
         async with serving(emulator) as service:
             volume = await create(service)
             container_id = await container_with(service, volume.volume_id)
+            mark = await service.mark()
             await destroy(service, container_id)
             request = pb.DeleteVolumeRequest(volume_id=volume.volume_id)
-            assert (await failing(service.stub.DeleteVolume(request, timeout=1))).reason
-            await service.stub.DeleteVolume(request, timeout=9)
+            await service.stub.DeleteVolume(request, timeout=30)
+            asked = await service.requests(mark)
+            assert asked.count("volume_delete") > 1, "the claim was released before the delete"
             # The provider still lists the deleted volume, the service does not.
-            listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=9)
+            listed = await service.stub.ListVolumes(pb.ListVolumesRequest(), timeout=30)
             assert list(listed.volumes) == []
 
 
@@ -199,8 +208,8 @@ async def test_a_second_snapshot_at_the_same_time_is_rejected(settings: Settings
         async with serving(emulator) as service:
             volume = await create(service)
             request = pb.CreateVolumeSnapshotRequest(volume_id=volume.volume_id)
-            await service.stub.CreateVolumeSnapshot(request, timeout=9)
-            rejected = await failing(service.stub.CreateVolumeSnapshot(request, timeout=9))
+            await service.stub.CreateVolumeSnapshot(request, timeout=30)
+            rejected = await failing(service.stub.CreateVolumeSnapshot(request, timeout=30))
             assert rejected.code is grpc.StatusCode.FAILED_PRECONDITION
             assert rejected.reason == "SNAPSHOT_IN_PROGRESS"
             assert len(await snapshots(service, volume.volume_id)) == 1
@@ -231,24 +240,24 @@ async def test_the_whole_lifecycle_of_a_container_with_a_volume(service: Service
     container_id = await container_with(service, volume.volume_id)
     look = "cat /data/file 2>/dev/null; cat root 2>/dev/null || true"
     start = pb.StartContainerRequest(container_id=container_id)
-    boots = [(await service.stub.StartContainer(start, timeout=9)).boot_id]
+    boots = [(await service.stub.StartContainer(start, timeout=30)).boot_id]
     await run(service, container_id, "echo one > /data/file; echo root > root")
 
-    await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=9)
-    boots.append((await service.stub.StartContainer(start, timeout=9)).boot_id)
+    await service.stub.StopContainer(pb.StopContainerRequest(container_id=container_id), timeout=30)
+    boots.append((await service.stub.StartContainer(start, timeout=30)).boot_id)
     # The root file system persists over restarts by Roost's default, which is not Fly's.
     assert await run(service, container_id, look) == "one\nroot\n"
 
     await update(service, container_id, {"COLOUR": "red"})
     assert await run(service, container_id, look + "; echo $COLOUR") == "one\nred\n"
-    boots.append((await service.stub.StartContainer(start, timeout=9)).boot_id)
+    boots.append((await service.stub.StartContainer(start, timeout=30)).boot_id)
     assert len(set(boots)) == 3
 
     await run(service, container_id, "echo two > /data/file; echo again > root")
     suspend = pb.SuspendContainerRequest(container_id=container_id)
-    await service.stub.SuspendContainer(suspend, timeout=9)
+    await service.stub.SuspendContainer(suspend, timeout=30)
     resume = pb.ResumeContainerRequest(container_id=container_id, expected_boot_id=boots[-1])
-    resumed = await service.stub.ResumeContainer(resume, timeout=9)
+    resumed = await service.stub.ResumeContainer(resume, timeout=30)
     assert resumed.memory_preserved == pb.MEMORY_PRESERVED_YES
     assert await run(service, container_id, look) == "two\nagain\n"
 
