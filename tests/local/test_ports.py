@@ -7,9 +7,14 @@ import sys
 from local.ports import free_port, release_port
 
 HOLDING = """
-import sys
+import random, sys
 from local.ports import free_port
-print(free_port(), flush=True)
+
+class One(random.Random):
+    def randrange(self, *_):
+        return int(sys.argv[1])
+
+print(free_port(One()), flush=True)
 sys.stdin.read()
 """
 
@@ -26,12 +31,12 @@ class Dice(random.Random):
 
 
 def test_a_port_that_another_process_reserved_is_not_chosen_while_that_process_lives() -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", HOLDING], stdin=pipe, stdout=pipe) as other:
+    # Lower than the ports that this project chooses: no other test takes one of them meanwhile.
+    theirs, ours = random.SystemRandom().sample(range(11_000, 19_000), 2)
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", HOLDING, str(theirs)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
         assert other.stdout is not None
-        theirs = int(other.stdout.readline())
-        ours = free_port()
-        release_port(ours)
+        assert int(other.stdout.readline()) == theirs
         assert free_port(Dice(theirs, ours)) == ours
         other.kill()
         other.wait(10)

@@ -78,8 +78,8 @@ async def test_a_killed_parent_takes_the_server_along_and_no_acknowledged_row(
         writer = asyncio.create_task(write_until_cut_off(url, acknowledged))
         await eventually(lambda: len(acknowledged) > 100)
         process.send_signal(signal.SIGKILL)
-        await asyncio.wait_for(writer, 5)
-        await eventually(lambda: not servers_on(tmp_path), timeout=5)
+        await asyncio.wait_for(writer, 30)
+        await eventually(lambda: not servers_on(tmp_path))
     async with EmbeddedPostgres(tmp_path) as server:
         connection = await psycopg.AsyncConnection.connect(server.url("roost"))
         rows = await (await connection.execute("SELECT number FROM numbers")).fetchall()
@@ -94,7 +94,7 @@ async def test_the_command_stops_when_asked_and_leaves_no_process(
     async with command("--data", str(tmp_path), "--port", "0") as (process, _):
         assert servers_on(tmp_path)
         process.send_signal(signal_)
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 30) == 0
         assert not servers_on(tmp_path)
 
 
@@ -199,7 +199,7 @@ async def test_closed_user_namespaces_are_reported_with_a_way_out(tmp_path: Path
         *(sys.executable, "-m", "local", "postgres", "--data", str(tmp_path), "--port", "0"),
         stderr=subprocess.PIPE,
     )
-    _, stderr = await asyncio.wait_for(process.communicate(), 20)
+    _, stderr = await asyncio.wait_for(process.communicate(), 30)
     if process.returncode == 1:
         pytest.skip("user namespaces are closed here already")
     assert process.returncode == 2

@@ -35,9 +35,9 @@ async def test_replicas_are_killed_and_started_again_at_their_address(tmp_path: 
         async with grpc.aio.insecure_channel(second) as channel:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(channel.channel_ready(), 0.2)
-        await asyncio.wait_for(serving(first), 5)
+        await asyncio.wait_for(serving(first), 30)
         await stack.start("session_service_2")
-        await asyncio.wait_for(serving(second), 5)
+        await asyncio.wait_for(serving(second), 30)
         # A program that was killed on purpose is no failure of the stack.
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stack.failure(), 0.2)
@@ -47,7 +47,7 @@ async def test_replicas_are_killed_and_started_again_at_their_address(tmp_path: 
 async def test_a_program_that_ends_by_itself_is_reported_with_its_log(tmp_path: Path) -> None:
     async with Stack(settings(tmp_path)) as stack:
         stack.send("container_service", signal.SIGKILL)
-        failure = await asyncio.wait_for(stack.failure(), 5)
+        failure = await asyncio.wait_for(stack.failure(), 30)
     lines = str(failure).splitlines()
     assert lines[0] == (
         f"container_service ended with status -9; {tmp_path / 'logs' / 'container_service.log'}:"

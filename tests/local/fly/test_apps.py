@@ -16,7 +16,7 @@ from tests.local.fly.api_client import ApiClient, App, error_of
 async def test_a_call_with_no_token_is_rejected(emulator: Emulator, header: str | None) -> None:
     """Fly conformance case 1."""
     headers = {} if header is None else {"authorization": header}
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         reply = await http.get(f"{emulator.api_url}/v1/apps/birds", headers=headers)
     assert reply.status_code == 401
     assert "token validation error" in error_of(reply)["error"]
@@ -30,7 +30,7 @@ async def test_every_form_of_a_token_is_taken(settings: Settings, header: str) -
     """Fly conformance case 2."""
     async with (
         serve(replace(settings, token="fm2_x")) as emulator,
-        httpx.AsyncClient(trust_env=False) as http,
+        httpx.AsyncClient(trust_env=False, timeout=30) as http,
     ):
         url = f"{emulator.api_url}/v1/apps?org_slug=personal"
         assert (await http.get(url, headers={"authorization": header})).status_code == 200

@@ -20,7 +20,7 @@ async def run(*args: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "local", "fly", *args, stdout=PIPE, stderr=PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 20)
+    out, err = await asyncio.wait_for(process.communicate(), 30)
     return process.returncode, out.decode(), err.decode()
 
 
@@ -31,14 +31,14 @@ async def test_it_announces_itself_serves_and_ends_on_a_signal(tmp_path: Path) -
         stdout=PIPE,
     )
     assert process.stdout is not None
-    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+    line = json.loads(await asyncio.wait_for(process.stdout.readline(), 30))
     assert line["pid"] == process.pid
     async with ApiClient(line["api_url"], "secret") as client:
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
     async with ApiClient(line["api_url"], "other") as client:
         await client.expect(401, "GET", "/v1/apps/birds")
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_help_names_the_options() -> None:

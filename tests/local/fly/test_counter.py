@@ -34,7 +34,7 @@ async def counter(cwd: Path, **env: str) -> AsyncIterator[tuple[asyncio.subproce
 
 
 async def accepting(port: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -48,7 +48,7 @@ async def accepting(port: int) -> None:
 
 
 async def texts(url: str, *paths: str) -> list[str]:
-    async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as http:
+    async with client(url) as http:
         return [(await http.get(path)).text for path in paths]
 
 
@@ -61,7 +61,7 @@ async def test_it_counts_clicks(tmp_path: Path) -> None:
             "2",
             "3",
         ]
-        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as http:
+        async with client(url) as http:
             assert (await http.post("/click", content=b"x" * 1000)).text == "4"
             assert (await http.get("/none")).status_code == 404
             assert (await http.get("/")).headers["content-type"].startswith("text/plain")
@@ -70,7 +70,7 @@ async def test_it_counts_clicks(tmp_path: Path) -> None:
 async def test_clicks_at_once_are_all_counted(tmp_path: Path) -> None:
     async with (
         counter(tmp_path) as (_, url),
-        httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as http,
+        client(url) as http,
     ):
         replies = await asyncio.gather(*(http.get("/click") for _ in range(50)))
         assert sorted(int(reply.text) for reply in replies) == list(range(1, 51))
@@ -88,11 +88,11 @@ async def test_a_file_keeps_the_count_and_memory_does_not(tmp_path: Path) -> Non
 async def test_it_ends_on_a_signal(tmp_path: Path, number: int) -> None:
     async with counter(tmp_path) as (process, _):
         process.send_signal(number)
-        assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 def client(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False)
+    return httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=30)
 
 
 @pytest.mark.parametrize("form", ["length", "chunks"])

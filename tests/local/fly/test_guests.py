@@ -161,9 +161,8 @@ async def test_a_command_that_cannot_start_ends_no_other_guest(app: App) -> None
     machine = await app.started()
     before = await pid_of(machine)
     failing = [sys.executable, "-m", "local.nothing"]
-    other = Machine(
-        app, (await app.create(config={"image": BASE, "init": {"exec": failing}}))["id"]
-    )
+    config = {"image": BASE, "init": {"exec": failing}, "restart": {"policy": "no"}}
+    other = Machine(app, (await app.create(config=config))["id"])
 
     async def ended() -> bool:
         return await other.state() in ("stopped", "failed")

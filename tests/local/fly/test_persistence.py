@@ -97,7 +97,7 @@ async def test_no_guest_outlives_the_emulator(settings: Settings, number: int) -
         await suspended.suspended()
         assert len(found) == 5
         emulator.process.send_signal(number)
-        status = await asyncio.wait_for(emulator.process.wait(), 10)
+        status = await asyncio.wait_for(emulator.process.wait(), 30)
         assert status == (0 if number != signal.SIGKILL else -9)
         await asyncio.gather(exec_, return_exceptions=True)
 

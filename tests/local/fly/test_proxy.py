@@ -68,7 +68,7 @@ class Browser:
 @pytest.fixture
 async def browser(emulator: Emulator) -> AsyncIterator[Browser]:
     async with httpx.AsyncClient(
-        base_url=emulator.proxy_url, trust_env=False, verify=False, timeout=20
+        base_url=emulator.proxy_url, trust_env=False, verify=False, timeout=30
     ) as http:
         yield Browser(http)
 
@@ -140,7 +140,7 @@ async def test_autostart_decides_whether_traffic_starts_a_machine(
     async with (
         serve(replace(settings, autostart_default=default)) as emulator,
         ApiClient(emulator.api_url) as client,
-        httpx.AsyncClient(trust_env=False, verify=False) as http,
+        httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         machine = await App(client, "birds").started(services=services)
@@ -225,7 +225,7 @@ async def test_a_guest_that_never_listens_is_a_503(settings: Settings) -> None:
     async with (
         serve(replace(settings, ready_ms=200)) as emulator,
         ApiClient(emulator.api_url) as client,
-        httpx.AsyncClient(trust_env=False, verify=False) as http,
+        httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
         machine = await App(client, "birds").running("sleep", "1000")

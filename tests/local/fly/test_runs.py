@@ -68,9 +68,10 @@ async def test_a_stop_sends_its_signal_and_then_kills(app: App) -> None:
     machine = await app.running(*STUBBORN, rootfs={"persist": "restart"})
     await ready(machine)
     before = asyncio.get_running_loop().time()
-    await machine.post("stop", {"signal": "SIGTERM", "timeout": "300ms"})
+    # Long enough for the guest to handle the signal, on a busy machine too.
+    await machine.post("stop", {"signal": "SIGTERM", "timeout": "3s"})
     await machine.wait("stopped")
-    assert asyncio.get_running_loop().time() - before >= 0.3
+    assert asyncio.get_running_loop().time() - before >= 3
     exit_event = (await machine.get())["events"][0]["request"]["exit_event"]
     assert exit_event["signal"] == 9
     await machine.resumed()
@@ -78,7 +79,7 @@ async def test_a_stop_sends_its_signal_and_then_kills(app: App) -> None:
 
 
 async def test_the_config_says_how_to_stop(app: App) -> None:
-    config = {"stop_config": {"signal": "SIGUSR1", "timeout": "100ms"}}
+    config = {"stop_config": {"signal": "SIGUSR1", "timeout": "3s"}}
     machine = await app.running(*STUBBORN, rootfs={"persist": "restart"}, **config)
     await ready(machine)
     await machine.stopped()
@@ -118,13 +119,23 @@ async def test_stopping_a_suspended_machine_drops_its_snapshot(app: App) -> None
 async def test_a_machine_just_stopped_may_still_be_active(settings: Settings) -> None:
     """Fly conformance case 31."""
     async with (
-        serve(replace(settings, still_active_ms=700)) as emulator,
+        serve(replace(settings, still_active_ms=60_000)) as emulator,
         ApiClient(emulator.api_url) as client,
     ):
         machine = await machine_with(settings, client)
         await machine.stopped()
         error = await machine.post("start", status=412)
         assert "machine still active, refusing to start" in error["error"]
+
+
+async def test_a_machine_is_not_active_for_ever(settings: Settings) -> None:
+    """Fly conformance case 31."""
+    async with (
+        serve(replace(settings, still_active_ms=300)) as emulator,
+        ApiClient(emulator.api_url) as client,
+    ):
+        machine = await machine_with(settings, client)
+        await machine.stopped()
 
         async def starts() -> bool:
             return (await client.send("POST", f"{machine.path}/start")).status_code == 200
@@ -157,11 +168,13 @@ async def test_a_persistent_root_file_system_outlives_a_stop(app: App, persist: 
 async def test_a_start_while_starting_is_rejected(settings: Settings) -> None:
     """Fly conformance case 33."""
     async with (
-        serve(replace(settings, start_ms=1000)) as emulator,
+        serve(replace(settings, start_ms=60_000)) as emulator,
         ApiClient(emulator.api_url) as client,
     ):
-        machine = await machine_with(settings, client)
-        await machine.stopped()
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
+        app = App(client, "birds")
+        machine = Machine(app, (await app.create(skip_launch=True))["id"])
+        await machine.wait("stopped")
         await machine.post("start")
         error = await machine.post("start", status=409)
         assert error["error"] == "aborted: machine still attempting to start"

@@ -146,10 +146,10 @@ async def test_a_machine_is_placed_where_its_volume_is(app: App) -> None:
     assert made["region"] == "lhr"
 
 
-async def test_a_volume_is_deleted_when_no_machine_claims_it(settings: Settings) -> None:
+async def test_a_volume_is_not_deleted_while_a_machine_claims_it(settings: Settings) -> None:
     """Fly conformance case 72."""
     async with (
-        serve(replace(settings, volume_release_ms=300, volume_linger_ms=60_000)) as emulator,
+        serve(replace(settings, volume_release_ms=60_000)) as emulator,
         ApiClient(emulator.api_url) as client,
     ):
         await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
@@ -164,6 +164,20 @@ async def test_a_volume_is_deleted_when_no_machine_claims_it(settings: Settings)
         await machine.wait("destroyed")
         # The claim is released some time after the machine's end.
         await client.expect(412, "DELETE", path)
+
+
+async def test_a_volume_is_deleted_when_no_machine_claims_it(settings: Settings) -> None:
+    """Fly conformance case 72."""
+    async with (
+        serve(replace(settings, volume_release_ms=300, volume_linger_ms=60_000)) as emulator,
+        ApiClient(emulator.api_url) as client,
+    ):
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
+        volume = await make(client)
+        path = f"{STEM}/{volume['id']}"
+        machine = await machine_with(App(client, "birds"), volume)
+        await machine.delete(force="true")
+        await machine.wait("destroyed")
 
         async def deleted() -> bool:
             return (await client.send("DELETE", path)).status_code == 200
@@ -209,8 +223,6 @@ async def test_a_snapshot_is_restored_into_a_new_volume(app: App, admin: Admin) 
     await make(app.client, 400, snapshot_id=taken["id"], size_gb=1)
     restored = await make(app.client, snapshot_id=taken["id"])
     assert (restored["state"], restored["size_gb"]) == ("restoring", 2)
-    early = {"image": BASE, "mounts": [{"volume": restored["id"], "path": "/data"}]}
-    await app.create(412, config=early)
     await settled(app.client, restored)
     second = await machine_with(app, restored)
     assert (await second.run("cat", "/data/sub/mark"))["stdout"] == "then\n"
@@ -220,16 +232,33 @@ async def test_a_snapshot_is_restored_into_a_new_volume(app: App, admin: Admin) 
     assert {"snapshot", "snapshot_created"} <= set(actions)
 
 
-async def test_a_second_snapshot_at_once_is_rejected(app: App) -> None:
+async def test_a_volume_that_is_being_restored_is_not_mounted(settings: Settings) -> None:
+    async with (
+        serve(replace(settings, volume_fill_ms=60_000)) as emulator,
+        ApiClient(emulator.api_url) as client,
+    ):
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
+        taken = await snapshot(client, await make(client))
+        restored = await make(client, snapshot_id=taken["id"])
+        early = {"image": BASE, "mounts": [{"volume": restored["id"], "path": "/data"}]}
+        await App(client, "birds").create(412, config=early)
+
+
+async def test_a_second_snapshot_at_once_is_rejected(settings: Settings) -> None:
     """Fly conformance case 74."""
-    volume = await make(app.client)
-    await app.client.expect(200, "POST", f"{STEM}/{volume['id']}/snapshots")
-    error = await app.client.expect(412, "POST", f"{STEM}/{volume['id']}/snapshots")
-    assert "snapshot is already scheduled at" in error["error"]
-    listed = await app.client.expect(200, "GET", f"{STEM}/{volume['id']}/snapshots")
-    assert len(listed) == 1
-    await make(app.client, 412, snapshot_id=listed[0]["id"])
-    await make(app.client, 404, snapshot_id="vs_unknown")
+    async with (
+        serve(replace(settings, snapshot_ms=60_000)) as emulator,
+        ApiClient(emulator.api_url) as client,
+    ):
+        await client.expect(201, "POST", "/v1/apps", {"name": "birds", "org_slug": "x"})
+        snapshots = f"{STEM}/{(await make(client))['id']}/snapshots"
+        await client.expect(200, "POST", snapshots)
+        error = await client.expect(412, "POST", snapshots)
+        assert "snapshot is already scheduled at" in error["error"]
+        listed = await client.expect(200, "GET", snapshots)
+        assert len(listed) == 1
+        await make(client, 412, snapshot_id=listed[0]["id"])
+        await make(client, 404, snapshot_id="vs_unknown")
 
 
 async def test_the_snapshots_of_a_deleted_volume_can_be_restored(app: App) -> None:
