@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conformance import schema
-from tests.conformance.emulators import FAST, SLOW, TOKEN, Running, emulator
+from tests.conformance.emulators import FAST, FOREVER, TOKEN, Running, emulator
 from tests.conformance.provider_client import Api, App, Spend, unique
 
 if TYPE_CHECKING:
@@ -66,21 +66,6 @@ def place(
         yield made
 
 
-@pytest.fixture(scope="session")
-def slow_place(
-    place: Provider, document: schema.Document | None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Provider]:
-    """Fly, or an emulator with transitions long enough to act during them."""
-    if place.shared_app:
-        yield place
-        return
-    with (
-        emulator(tmp_path_factory.mktemp("slow"), SLOW) as running,
-        place_of(running, document) as made,
-    ):
-        yield made
-
-
 @pytest.fixture
 def app(place: Provider) -> Iterator[App]:
     """An app for a test; its machines are destroyed at the end of the test."""
@@ -89,10 +74,26 @@ def app(place: Provider) -> Iterator[App]:
 
 
 @pytest.fixture
-def slow_app(slow_place: Provider) -> Iterator[App]:
-    """An app whose machines have slow transitions."""
-    with lent_app(slow_place) as made:
-        yield made
+def slowed(
+    place: Provider, app: App, document: schema.Document | None, tmp_path: Path
+) -> Callable[[str], AbstractContextManager[App]]:
+    """A factory of apps in which one transition, named by its setting, lasts long enough to act in
+    the middle of it.
+    """
+
+    @contextmanager
+    def lending(setting: str) -> Iterator[App]:
+        if place.shared_app:
+            yield app
+            return
+        with (
+            emulator(tmp_path / unique("e"), FAST | {setting: FOREVER}) as running,
+            place_of(running, document) as made,
+            lent_app(made) as slow,
+        ):
+            yield slow
+
+    return lending
 
 
 @pytest.fixture

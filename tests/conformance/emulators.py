@@ -29,14 +29,9 @@ FAST = {
 }
 """Transitions that take a moment, so that they are there, and no longer."""
 
-SLOW = {
-    **FAST,
-    "create_ms": "1500",
-    "start_ms": "1500",
-    "suspend_ms": "1500",
-    "replace_ms": "1500",
-}
-"""For cases that act in the middle of a transition; at Fly every one lasts as long."""
+FOREVER = "3600000"
+"""The duration of a transition, in ms, in the middle of which a case acts; at Fly every one lasts
+long enough."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conformance.provider_client import App, Json, Machine, error_of, unique, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 
 def test_case_09_a_new_machine_is_created_and_has_all_that_clients_read(app: App) -> None:
@@ -65,10 +70,13 @@ def test_case_15_a_machine_made_without_launch_is_never_started_by_itself(app: A
     assert all(one["type"] != "start" for one in machine.get()["events"])
 
 
-def test_case_16_a_start_while_it_is_prepared_is_412(slow_app: App) -> None:
-    machine = Machine(slow_app, slow_app.create(skip_launch=True)["id"])
-    text = machine.post("start", status=412)["error"]
-    assert "unable to start machine from current state: 'created'" in text
+def test_case_16_a_start_while_it_is_prepared_is_412(
+    slowed: Callable[[str], AbstractContextManager[App]],
+) -> None:
+    with slowed("create_ms") as app:
+        machine = Machine(app, app.create(skip_launch=True)["id"])
+        text = machine.post("start", status=412)["error"]
+        assert "unable to start machine from current state: 'created'" in text
 
 
 def test_case_17_a_lease_can_be_had_with_the_machine(app: App) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tests.conformance.provider_client import App, Machine, error_of, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 
 def test_case_40_an_update_reboots_a_started_machine(app: App) -> None:
@@ -23,17 +29,23 @@ def test_case_40_an_update_leaves_a_stopped_machine_stopped(app: App) -> None:
     machine.wait("stopped", instance_id=updated["instance_id"])
 
 
-def test_case_41_a_start_while_it_is_replaced_is_412(slow_app: App) -> None:
-    machine = slow_app.machine()
-    machine.update(config=slow_app.config())
-    text = machine.post("start", status=412)["error"]
-    assert "machine getting replaced, refusing to start" in text
+def test_case_41_a_start_while_it_is_replaced_is_412(
+    slowed: Callable[[str], AbstractContextManager[App]],
+) -> None:
+    with slowed("replace_ms") as app:
+        machine = app.machine()
+        machine.update(config=app.config())
+        text = machine.post("start", status=412)["error"]
+        assert "machine getting replaced, refusing to start" in text
 
 
-def test_case_42_an_update_while_it_is_replaced_is_409(slow_app: App) -> None:
-    machine = slow_app.machine()
-    machine.update(config=slow_app.config())
-    assert "concurrent update" in machine.update(409, config=slow_app.config())["error"]
+def test_case_42_an_update_while_it_is_replaced_is_409(
+    slowed: Callable[[str], AbstractContextManager[App]],
+) -> None:
+    with slowed("replace_ms") as app:
+        machine = app.machine()
+        machine.update(config=app.config())
+        assert "concurrent update" in machine.update(409, config=app.config())["error"]
 
 
 def test_case_43_an_update_from_an_older_version_is_409(app: App) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -114,11 +115,19 @@ def test_case_73_a_volume_grows_and_never_shrinks(app: App) -> None:
     assert error_of(reply)
 
 
-def test_case_74_a_snapshot_takes_its_time_and_a_second_at_once_is_412(app: App) -> None:
+def test_case_74_a_second_snapshot_at_once_is_412(
+    slowed: Callable[[str], AbstractContextManager[App]],
+) -> None:
+    with slowed("snapshot_ms") as app:
+        path = f"{app.path}/volumes/{volume_in(app)['id']}"
+        app.api.expect(200, "POST", f"{path}/snapshots")
+        text = app.api.expect(412, "POST", f"{path}/snapshots")["error"]
+        assert "snapshot is already scheduled at" in text
+
+
+def test_case_74_a_snapshot_takes_its_time(app: App) -> None:
     path = f"{app.path}/volumes/{volume_in(app)['id']}"
     app.api.expect(200, "POST", f"{path}/snapshots")
-    text = app.api.expect(412, "POST", f"{path}/snapshots")["error"]
-    assert "snapshot is already scheduled at" in text
     assert until(lambda: finished(app.api, path), seconds=300)["id"].startswith("vs_")
 
 
@@ -127,9 +136,13 @@ def test_case_75_the_fourth_create_at_once_is_429_and_get_may_be_read_more_often
 ) -> None:
     with tuned(limits=True) as app:
         body = {"config": app.config(), "skip_launch": True}
-        replies = [app.api.send("POST", f"{app.path}/machines", body) for _ in range(4)]
-        assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
-        assert "rate limit exceeded" in error_of(replies[3])
+        began, replies = time.monotonic(), list[httpx.Response]()
+        while not replies or replies[-1].status_code == 200:
+            replies.append(app.api.send("POST", f"{app.path}/machines", body))
+        # On a busy machine one more is admitted in each second.
+        assert 4 <= len(replies) <= 4 + (time.monotonic() - began)
+        assert replies[-1].status_code == 429
+        assert "rate limit exceeded" in error_of(replies[-1])
         path = f"{app.path}/machines/{replies[0].json()['id']}"
         assert {app.api.send("GET", path).status_code for _ in range(10)} == {200}
 
