@@ -69,6 +69,10 @@ UNUSED = {
 OURS = ("container_service", "grpc_edge", "roost", "session_service")
 
 
+#: Interpreters that import a whole service: many seconds on a busy machine.
+PROCESSES = pytest.mark.timeout(240)
+
+
 @cache
 def imported(code: str) -> frozenset[str]:
     """The modules of a new process that has run the code."""
@@ -81,6 +85,7 @@ def imported(code: str) -> frozenset[str]:
     return frozenset(told.stdout.split())
 
 
+@PROCESSES
 @pytest.mark.parametrize("service", sorted(UNUSED))
 def test_serving_imports_nothing_that_it_does_not_use(service: str) -> None:
     unused = UNUSED[service]
@@ -91,6 +96,7 @@ def test_serving_imports_nothing_that_it_does_not_use(service: str) -> None:
     }
 
 
+@PROCESSES
 @pytest.mark.parametrize("service", sorted(LIBRARIES))
 def test_the_measured_libraries_are_those_that_serving_imports(service: str) -> None:
     """Else the ratio that the benchmark prints would be one to something else."""

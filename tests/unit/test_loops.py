@@ -21,7 +21,7 @@ async def test_a_loop_ends_although_a_cancellation_was_dropped() -> None:
             dropped += 1
         await asyncio.sleep(60)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with loops.running("stubborn", shot, every=60, cancel_again=0.01) as task:
             await began.wait()
         assert task.done()
@@ -38,7 +38,7 @@ async def test_a_round_that_fails_is_followed_by_another() -> None:
         raise ValueError("in every round")
 
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(30),
         loops.running("faulty", shot, every=60, first_pause=0.001),
     ):
         await thrice.wait()
@@ -63,7 +63,7 @@ async def test_a_round_that_takes_longer_than_its_interval_says_so_while_it_runs
             thrice.set()
 
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(30),
         loops.running("slow", shot, every=0.01, late=late, late_after=0.02) as task,
     ):
         await thrice.wait()

@@ -43,6 +43,8 @@ def test_every_combination_of_flags_is_listed() -> None:
         assert made == wanted, place
 
 
+# Some have hundreds of forms: seconds of computing, and many times that on a busy machine.
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("listed", LISTED, ids=by_place)
 def test_each_entry_can_be_run(listed: Listed) -> None:
     """Each form exists, and each of its binds has a value in each case; no value is for nothing."""
