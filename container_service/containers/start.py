@@ -173,6 +173,7 @@ class Starter:
                 # back, where a poll would answer only at its end.
                 if answered and await self._provider.wait(ref, goal, next(polls), deadline):
                     return True
+                asked = time.monotonic()
                 seen = await self._provider.get(ref, deadline)
             except (ProviderUnavailable, ProviderRateLimited) as error:
                 if deadline.passed or outage.expired(error):
@@ -184,7 +185,7 @@ class Starter:
             outage.reset()
             if seen.state is ContainerState.STARTED:
                 return True
-            lagging = time.monotonic() - began < self._waiter.lag_window
+            lagging = asked - began < self._waiter.lag_window
             if seen.state not in _STARTS_BY_ITSELF and not lagging:
                 if accepted or seen.state in _FINAL:
                     raise StateConflict(

@@ -56,14 +56,16 @@ class Waiter:
         outage = OutageTimer()
         polls = poll_lengths()
         while True:
+            asked = time.monotonic()
             try:
                 reached = await self._provider.wait(ref, states, next(polls), deadline)
                 outage.reset()
             except ContainerNotFound:
                 if ContainerState.DESTROYED in states:
                     return ContainerState.DESTROYED
-                # Reads may not show a container yet that was created within the lag window.
-                if time.monotonic() - began >= self.lag_window:
+                # Reads may not show a container yet that was created within the lag window. An
+                # answer may arrive late: what it shows is as old as its request.
+                if asked - began >= self.lag_window:
                     raise
                 await sleep_within(0.5, deadline)
                 reached = None
@@ -100,6 +102,7 @@ class Waiter:
                     reached = await self._provider.wait(ref, goals, next(polls), deadline)
                     if reached:
                         return Container(ref, reached, provider_state=reached.value)
+                asked = time.monotonic()
                 seen = await self._provider.get(ref, deadline)
             except _RETRYABLE as error:
                 last_error = error
@@ -113,7 +116,7 @@ class Waiter:
             else:
                 last_error = None
                 outage.reset()
-                lagging = time.monotonic() - began < self.lag_window
+                lagging = asked - began < self.lag_window
                 if has_settled(seen.state, goals, lagging=lagging):
                     return seen
             if deadline.passed:
