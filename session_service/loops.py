@@ -30,6 +30,7 @@ async def running(
     woken: asyncio.Event | None = None,
     min_pause: float = 0.0,
     after: float = 0.0,
+    quiet: float = 0.0,
     first_pause: float = FIRST_PAUSE,
     cancel_again: float = CANCEL_AGAIN,
     late: Callable[[str], None] | None = None,
@@ -38,15 +39,17 @@ async def running(
     """Run `run_round` while the context is open: about every `every` s, and when `woken` is set.
 
     `min_pause` is the shortest pause between two rounds, in s. The first round begins after about
-    `after` s, or after `every` s if that is sooner. A round that fails is logged; the next one
-    follows after `first_pause` s, doubled with each failure in a row, up to `every`.
+    `after` s, or after `every` s if that is sooner, but not in the first `quiet` s. A round that
+    fails is logged; the next one follows after `first_pause` s, doubled with each failure in a row,
+    up to `every`.
 
     `late` is called with the name each time that a round has run for another `late_after` s, by
     default `every`: while it runs, so that a round that never ends is noticed too.
     """
     if late is not None:
         run_round = _reporting(run_round, partial(late, name), late_after or every)
-    repeating = _repeat(name, run_round, every, woken, min_pause, first_pause, min(after, every))
+    first = max(quiet, min(after, every) * _jitter())
+    repeating = _repeat(name, run_round, every, woken, min_pause, first_pause, first)
     task = asyncio.create_task(repeating, name=name)
     try:
         yield task
@@ -97,9 +100,9 @@ async def _repeat(
     woken: asyncio.Event | None,
     min_pause: float,
     first_pause: float,
-    after: float,
+    first: float,
 ) -> None:
-    await asyncio.sleep(after * _jitter())
+    await asyncio.sleep(first)
     failures = 0
     while True:
         try:

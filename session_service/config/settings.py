@@ -174,7 +174,7 @@ class Config:
     log_level: str = "INFO"
     """Lowest level that is logged."""
 
-    # No variable sets these; tests shorten them.
+    # No variable sets these; tests do.
 
     activity_timeout: timedelta = timedelta(seconds=5)
     """The longest time that one answer of an activity source may take."""
@@ -184,6 +184,9 @@ class Config:
 
     gauges_interval: timedelta = timedelta(seconds=15)
     """The shortest time between two reads of the metrics' gauges from the database."""
+
+    quiet: timedelta = timedelta(0)
+    """How long after its start a replica runs none of its passes by itself."""
 
     @property
     def machine_lease(self) -> timedelta:

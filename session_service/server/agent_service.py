@@ -95,6 +95,7 @@ async def add(
         lambda: search.fill_roles(database),
         every=settings.roles_interval,
         after=loops.AFTER_START,
+        quiet=config.quiet.total_seconds(),
         late=late,
     )
     await stack.enter_async_context(filling)
@@ -103,6 +104,7 @@ async def add(
         lambda: retention.run_pass(database, config.agent_retention),
         every=config.retention_interval.total_seconds(),
         after=loops.AFTER_START,
+        quiet=config.quiet.total_seconds(),
         late=late,
     )
     await stack.enter_async_context(passes)
@@ -112,6 +114,7 @@ async def add(
         lambda: activity.walk_if_due(database, agent_activity.SUBJECT, agent_activity.WALK),
         every=activity.LOOK,
         after=loops.AFTER_START,
+        quiet=config.quiet.total_seconds(),
         late=late,
         late_after=activity.PERIOD.total_seconds(),
     )
@@ -121,6 +124,7 @@ async def add(
         lambda: rollup.run_pass(database),
         every=FIGURES_EVERY,
         after=loops.AFTER_START,
+        quiet=config.quiet.total_seconds(),
         late=late,
         late_after=rollup.HOLD.total_seconds(),
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from session_service import loops
@@ -109,6 +110,7 @@ async def run(
     replica on a copy therefore runs only what changes rows alone, and sweeps that report: it
     pauses, ends and destroys nothing by itself.
     """
+    running = partial(loops.running, late=sink.late, quiet=config.quiet.total_seconds())
 
     async def run_retention() -> None:
         await retention.run_pass(database, config.event_retention, config.decision_retention)
@@ -116,27 +118,23 @@ async def run(
 
     every = config.retention_interval.total_seconds()
     await stack.enter_async_context(
-        loops.running(
-            "retention", run_retention, every=every, after=loops.AFTER_START, late=sink.late
-        )
+        running("retention", run_retention, every=every, after=loops.AFTER_START)
     )
 
     await stack.enter_async_context(
-        loops.running(
+        running(
             "activity",
             lambda: activity.walk_if_due(database, session_activity.SUBJECT, session_activity.WALK),
             every=activity.LOOK,
             after=loops.AFTER_START,
-            late=sink.late,
             late_after=activity.PERIOD.total_seconds(),
         )
     )
     await stack.enter_async_context(
-        loops.running(
+        running(
             "live-counts",
             lambda: live_counts.run_pass(database),
             every=LIVE_COUNTS_EVERY,
-            late=sink.late,
             after=loops.AFTER_START,
         )
     )
@@ -147,12 +145,11 @@ async def run(
         await roll_up.shot()
 
     await stack.enter_async_context(
-        loops.running(
+        running(
             "figures",
             figures,
             every=FIGURES_EVERY,
             after=loops.AFTER_START,
-            late=sink.late,
             late_after=HOLD.total_seconds(),
         )
     )
@@ -171,12 +168,11 @@ async def run(
             sink.volumes_deleted(await background.volume_deletion.shot())
 
     await stack.enter_async_context(
-        loops.running(
+        running(
             "sweep",
             sweep,
             every=config.sweep_interval.total_seconds() / 2,
             after=loops.AFTER_START,
-            late=sink.late,
             late_after=config.sweep_interval.total_seconds(),
         )
     )
@@ -192,11 +188,10 @@ async def run(
         sink.reconciled(await background.due_pass.shot())
 
     await stack.enter_async_context(
-        loops.running(
+        running(
             "reconcile",
             reconcile,
             every=config.reconcile_interval.total_seconds(),
-            late=sink.late,
         )
     )
     stack.push_async_callback(background.due_pass.close)

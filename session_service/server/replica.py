@@ -75,9 +75,13 @@ def add_sessions(
 
 
 async def add_policies(
-    stack: AsyncExitStack, server: grpc.aio.Server, policies: PolicyService, sink: MetricsSink
+    stack: AsyncExitStack,
+    server: grpc.aio.Server,
+    policies: PolicyService,
+    sink: MetricsSink,
+    quiet: float,
 ) -> None:
-    """Serve PolicyService. Its loop runs while the stack is open."""
+    """Serve PolicyService. Its loop runs while the stack is open, after the first `quiet` s."""
     servicer = PolicyServicer(policies)
     policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(servicer, server)
     spreading = loops.running(
@@ -85,6 +89,7 @@ async def add_policies(
         policies.propagate,
         every=SPREAD_EVERY,
         after=loops.AFTER_START,
+        quiet=quiet,
         late=sink.late,
     )
     await stack.enter_async_context(spreading)
@@ -97,9 +102,10 @@ async def add_checkpoints(
     renderer: Renderer,
     retention: Retention,
     sink: MetricsSink,
+    quiet: float,
 ) -> None:
-    """Serve CheckpointService. Its loop runs while the stack is open; closing the stack first waits
-    for the checkpoints that calls are writing.
+    """Serve CheckpointService. Its loop runs while the stack is open, but not in the first `quiet`
+    s; closing the stack first waits for the checkpoints that calls are writing.
     """
     servicer = CheckpointServicer(cases, renderer)
     checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(servicer, server)
@@ -108,6 +114,7 @@ async def add_checkpoints(
         retention.shot,
         every=RETAIN_EVERY,
         after=loops.AFTER_START,
+        quiet=quiet,
         late=sink.late,
     )
     await stack.enter_async_context(retaining)
@@ -176,9 +183,10 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         wired = composition.build(config, outside, ownership, metrics)
         renderer = Renderer(outside.previews, background.timings(config))
         add_sessions(server, wired.cases, renderer, sink)
-        await add_policies(stack, server, wired.policies, sink)
+        quiet = config.quiet.total_seconds()
+        await add_policies(stack, server, wired.policies, sink, quiet)
         retention = outside.vault.retention
-        await add_checkpoints(stack, server, wired.checkpoints, renderer, retention, sink)
+        await add_checkpoints(stack, server, wired.checkpoints, renderer, retention, sink, quiet)
         end_streams = await agent_service.add(stack, server, config, database, late=sink.late)
         metrics_target = ""
         if metrics is not None:

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 pb = session_service_pb2
 IMAGE = "roost/counter"
 LAG_WINDOW = timedelta(seconds=0.2)
-#: Deadline of one call, in s; longer than any call of a test should take.
-TIMEOUT = 20.0
+#: Deadline of one call, in s. Only a call that hangs reaches it: a transition has ended before.
+TIMEOUT = 40.0
+#: The intervals of the passes that pause, end and destroy.
+PASSES = ("reconcile_interval", "sweep_interval")
 
 
 def key(user_id: str = "wren", slot: str = "") -> session_pb2.SessionKey:
@@ -142,12 +144,22 @@ class World:
     async def suspend_behind_our_back(self, session: session_pb2.Session) -> None:
         """Suspend the machine as the provider's own proxy would."""
         await self._fly("POST", session, "/suspend", None)
-        await self._fly("GET", session, "/wait?state=suspended&timeout=5", None)
+        await self._fly("GET", session, "/wait?state=suspended&timeout=30", None)
 
     async def destroy_behind_our_back(self, session: session_pb2.Session) -> None:
         """Destroy the machine as an operator would."""
         await self._fly("DELETE", session, "?force=true", None)
-        await self._fly("GET", session, "/wait?state=destroyed&timeout=5", None)
+        await self._fly("GET", session, "/wait?state=destroyed&timeout=30", None)
+
+    async def free_lease(self, session: session_pb2.Session) -> None:
+        """Release the machine's lease, as if it had run out; there may be none any more."""
+        container = session.container
+        url = f"{self.emulator.api_url}/v1/apps/{container.app}/machines/{container.container_id}"
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        held = await self.http.get(f"{url}/lease", headers=headers)
+        if held.is_success:
+            nonce = {"fly-machine-lease-nonce": held.json()["data"]["nonce"]}
+            (await self.http.delete(f"{url}/lease", headers=headers | nonce)).raise_for_status()
 
     async def in_guest(self, session: session_pb2.Session, *command: str) -> str:
         """The standard output of a command in the session's machine."""
@@ -224,8 +236,14 @@ async def _found(read: Callable[[], Awaitable[session_pb2.Session | None]]) -> s
 
 
 def session_config(database_url: str, container_target: str, proxy_url: str, **more: Any) -> Config:
-    """A replica's configuration: short timings, a free port. Any: fields of every type."""
+    """A replica's configuration: a free port, and times far from what a busy machine takes. Any:
+    fields of every type.
+
+    Tests run passes themselves, and a replica none of its own: one would come between two steps of
+    a test that takes longer than usual. A test that sets one of `PASSES` has them all.
+    """
     proxy = httpx.URL(proxy_url)
+    passes = any(name in more for name in PASSES)
     values: dict[str, Any] = {
         "database_url": database_url,
         "listen": "127.0.0.1:0",
@@ -234,15 +252,15 @@ def session_config(database_url: str, container_target: str, proxy_url: str, **m
         "url_template": f"http://{{container_id}}.{{app}}.localhost:{proxy.port}/",
         "default_image": IMAGE,
         "lag_window": LAG_WINDOW,
-        "lease": timedelta(seconds=2),
-        "start_budget": timedelta(seconds=15),
+        "freshness_window": timedelta(minutes=10),
+        "lease": timedelta(seconds=10),
+        "start_budget": timedelta(seconds=30),
         "grace": 2.0,
         "pool_size": 8,
         # The template database is migrated. Tests that start processes check that a start migrates.
         "migrate": False,
-        # Tests run these passes themselves.
-        "reconcile_interval": timedelta(hours=1),
-        "sweep_interval": timedelta(hours=1),
+        "quiet": timedelta(0 if passes else 1),
+        **dict.fromkeys(PASSES, timedelta(hours=1)),
     }
     return Config(**values | more)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,13 @@ async def test_no_two_owners_act_at_once(
         containers = await stack.enter_async_context(serve_containers(config_for(emulator)))
         admin = await stack.enter_async_context(Admin(emulator.api_url))
         where = (containers.target, emulator.proxy_url)
-        one = await stack.enter_async_context(replica(session_config(through, *where), connect))
-        two = await stack.enter_async_context(
-            replica(session_config(database_url, *where), connect)
-        )
+        # Each with its own way to the database, and a lease that runs out soon.
+        one, two = [
+            await stack.enter_async_context(
+                replica(session_config(url, *where, lease=timedelta(seconds=2)), connect)
+            )
+            for url in (through, database_url)
+        ]
         stack.callback(fault.clear)
         # Longer than an owner may go without a renewal, and than the driver takes to give one up.
         await admin.set_fault("slow_before", action="create", delay_ms=5000)

@@ -69,7 +69,7 @@ async def roost(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
 @pytest.fixture
 async def short_leases(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
     """With leases of 2 s, and of 3 s at the provider: those of a dead owner expire soon."""
-    async with world(emulator, database_url, **QUICK) as running:
+    async with world(emulator, database_url, **QUICK, lease=timedelta(seconds=2)) as running:
         yield running
 
 

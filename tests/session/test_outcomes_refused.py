@@ -51,6 +51,13 @@ async def patient(emulator: Emulator, database_url: str) -> AsyncIterator[World]
         yield running
 
 
+@pytest.fixture
+async def brief_leases(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas whose leases run out while an outcome is refused."""
+    async with world(emulator, database_url, lease=timedelta(seconds=2)) as running:
+        yield running
+
+
 async def create(roost: World, session: pb.Session) -> None:
     answer = await roost.one.start("robin", spec=spec())
     assert answer.outcome == pb.START_OUTCOME_CREATED
@@ -113,11 +120,12 @@ REFUSED_FOR_LONG = 6
 
 
 async def test_what_begins_by_an_outcome_that_is_refused_for_long_is_carried_out(
-    roost: World, database_url: str
+    brief_leases: World, database_url: str
 ) -> None:
     """The last try comes 3.5 s after the first one, and a lease lasts for 2 s: the end of the
     session that was replaced begins with the commit that succeeds, and so does its lease.
     """
+    roost = brief_leases
     old = (await roost.one.start()).session
     for statement in REFUSAL:
         wanted = statement.replace("nextval('refusals') = 1", "nextval('refusals') <= 6")

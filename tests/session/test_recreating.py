@@ -307,6 +307,7 @@ async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_anothe
         assert shown.fingerprint == session.fingerprint
         assert await roost.provider_state(session) == "started"
         await roost.admin.clear_faults()
+        await roost.free_lease(session)
         answer = await roost.two.start(spec=WANTED if new_spec else None)
         assert claims(answer) == RESTORED
         assert not answer.session.conditions

@@ -84,3 +84,18 @@ async def test_a_round_that_takes_longer_than_its_interval_says_so_while_it_runs
     async with loops.running("quick", at_once, every=0.001, late_after=0.05, late=quick.append):
         await done.wait()
     assert quick == []
+
+
+async def test_a_quiet_loop_runs_no_round_before_its_time() -> None:
+    """Also if its first round would be sooner, and if it is woken."""
+    woken, ran = asyncio.Event(), asyncio.Event()
+
+    async def shot() -> None:
+        ran.set()
+
+    began = asyncio.get_running_loop().time()
+    async with asyncio.timeout(30):
+        woken.set()
+        async with loops.running("quiet", shot, every=0.01, woken=woken, quiet=0.3):
+            await ran.wait()
+    assert asyncio.get_running_loop().time() - began >= 0.3
