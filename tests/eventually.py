@@ -25,7 +25,7 @@ async def eventually(
 @overload
 async def eventually(fn: Callable[[], T], timeout: float = ..., interval: float = ...) -> T: ...
 async def eventually(
-    fn: Callable[[], Awaitable[T] | T], timeout: float = 15.0, interval: float = 0.02
+    fn: Callable[[], Awaitable[T] | T], timeout: float = 30.0, interval: float = 0.02
 ) -> T:
     """Call `fn`, plain or async, until it returns a true value, and return that.
 

@@ -55,7 +55,7 @@ class ForkServer:
     def close(self) -> None:
         """End the server and its remaining processes."""
         self._line.close()
-        self._popen.wait(10)
+        self._popen.wait(60)
 
     def _answer(self) -> int:
         answer = self._line.recv(100)
