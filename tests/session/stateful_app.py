@@ -3,12 +3,14 @@
 `GET /` returns the state's SHA-256, `GET /state` the state; `PUT /state` replaces it. `GET /busy`
 answers 204, and 200 after a `GET /come`. After `GET /hang` no request is answered. The first state
 is `STATE_BYTES` incompressible bytes, generated from `STATE_SEED`. `SLOW_MS` is the delay before
-each 64 KiB of `GET /state`, in ms; the first `REFUSE` PUTs are answered with 503.
+each 64 KiB of `GET /state`, in ms; the first `HELD` of them stop half-way until a `GET /go`. The
+first `REFUSE` PUTs are answered with 503.
 """
 
 import hashlib
 import os
 import random
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -20,6 +22,8 @@ class _Handler(BaseHTTPRequestHandler):
     state: ClassVar[bytearray] = bytearray()
     refuse: ClassVar[int] = int(os.environ.get("REFUSE") or 0)
     slow: ClassVar[float] = int(os.environ.get("SLOW_MS") or 0) / 1000
+    held: ClassVar[int] = int(os.environ.get("HELD") or 0)
+    go: ClassVar[threading.Event] = threading.Event()
     busy: ClassVar[bool] = False
     hangs: ClassVar[bool] = False
     protocol_version = "HTTP/1.1"
@@ -39,12 +43,20 @@ class _Handler(BaseHTTPRequestHandler):
             _Handler.busy |= self.path == "/come"
             self._answer(200 if self.busy else 204, b"")
             return
+        if self.path == "/go":
+            self.go.set()
+            self._answer(200, b"on")
+            return
         state = bytes(self.state)
+        stops = _Handler.held > 0
+        _Handler.held -= stops
         self.send_response(200)
         self.send_header("content-length", str(len(state)))
         self.end_headers()
         for start in range(0, len(state), BLOCK):
             time.sleep(self.slow)
+            if stops and start >= len(state) // 2:
+                self.go.wait()
             self.wfile.write(state[start : start + BLOCK])
 
     def do_PUT(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -25,7 +24,7 @@ from session_service.storage.installation import HERE
 from tests.chaos.replica_death import PATIENCE, died_at, in_parts, running_case, shared_servers
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
-from tests.session.harness import key, request_id
+from tests.session.harness import TIMEOUT, key, request_id
 from tests.session.saving import Checkpoint, client, counting, execute, hooked, large, mounting
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ async def _set(replica: Replica, path: str, policy: pb.Policy) -> None:
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest", policy=policy, update_mask=FieldMask(paths=[path])
     )
-    await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=9)
+    await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=TIMEOUT)
 
 
 async def _save_at_stop(replica: Replica) -> None:
@@ -156,7 +155,7 @@ async def _paused_then_killed(case: Case, *, stopped: int, gone: int) -> pb.Sess
             deepen_after=Duration(seconds=stopped), checkpoint_after=Duration(seconds=gone)
         ),
     )
-    await PolicyServiceStub(case.other.channel).UpdateProjectPolicy(request, timeout=9)
+    await PolicyServiceStub(case.other.channel).UpdateProjectPolicy(request, timeout=TIMEOUT)
     session = await counting(case.world, 2)
     await case.other.pause(session.session_id)
     case.environment["ROOST_RECONCILE_INTERVAL"] = "0.05"
@@ -423,13 +422,16 @@ async def test_a_death_at_every_failpoint_of(
 
 
 async def _begin_checkpoint(roost: World, session_id: str, url: str) -> asyncio.Task[Any]:
-    """Begin a checkpoint; return its call, which must fail, once some bytes are stored."""
+    """Begin a checkpoint; return its call, which must fail, once some bytes are stored.
+
+    The application holds the rest back until a `GET /go`.
+    """
     task = asyncio.create_task(failing(client(roost.one).create(session_id)))
 
     async def stored() -> bool:
         return bool(execute(url, "SELECT 1 FROM checkpoint_chunks LIMIT 1"))
 
-    assert await eventually(stored, timeout=10)
+    assert await eventually(stored)
     return task
 
 
@@ -445,7 +447,7 @@ async def test_a_container_that_vanishes_during_a_checkpoint_leaves_none(
     roost: World, database_url: str
 ) -> None:
     """The bytes stored by then are deleted."""
-    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    session = (await roost.one.start(spec=large(4000 * KB, HELD="1"))).session
     task = await _begin_checkpoint(roost, session.session_id, database_url)
     await roost.admin.set_fault("machine_vanished", machine=session.container.container_id)
     failure = await task
@@ -456,25 +458,29 @@ async def test_a_container_that_vanishes_during_a_checkpoint_leaves_none(
 async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
     roost: World, database_url: str
 ) -> None:
-    """It also refuses new connections for longer than the pool waits for one. The session does not
-    change, and a later checkpoint succeeds.
+    """It also refuses new connections until the checkpoint has failed. The session does not change,
+    and a later checkpoint succeeds.
     """
-    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    session = (await roost.one.start(spec=large(4000 * KB, HELD="1"))).session
     task = await _begin_checkpoint(roost, session.session_id, database_url)
     server, _, name = database_url.rpartition("/")
     execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-    back = monotonic() + 6
+    going: asyncio.Task[str] | None = None
     try:
-        while not task.done() and monotonic() < back:
+        while not task.done():
             # A connection that was being opened is still let in, so this repeats.
             execute(
                 f"{server}/postgres",
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
                 name,
             )
+            # The writer gets the rest of the state now.
+            going = going or asyncio.create_task(roost.counter(session, "/go"))
             await asyncio.sleep(0.02)
     finally:
         execute(f"{server}/postgres", f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    assert going is not None
+    await going
     failure = await task
     # Either the database does not answer, or the writer's lease runs out first.
     assert failure.reason in ("STORAGE_UNAVAILABLE", "SESSION_STATE_CONFLICT")
@@ -483,7 +489,7 @@ async def test_a_database_that_cuts_its_connections_leaves_no_checkpoint(
         taken = await client(roost.two).create(session.session_id)
         return taken.state == Checkpoint.STATE_READY
 
-    assert await eventually(over, timeout=20)
+    assert await eventually(over)
     assert (await roost.one.get(session.session_id)).state == pb.Session.STATE_ACTIVE
     states = {each.number: each.state for each in await client(roost.one).of()}
     assert list(states.values()).count(Checkpoint.STATE_READY) == 1
@@ -493,7 +499,7 @@ async def test_a_stop_does_not_wait_for_a_checkpoint_that_is_being_written(
     roost: World, database_url: str
 ) -> None:
     """The pause freezes the application that was sending its state; that checkpoint is FAILED."""
-    session = (await roost.one.start(spec=large(4000 * KB, SLOW_MS="40"))).session
+    session = (await roost.one.start(spec=large(4000 * KB, HELD="1"))).session
     task = await _begin_checkpoint(roost, session.session_id, database_url)
     await _save_at_stop(roost.two)
     stopped = await roost.two.stop(session.session_id)
