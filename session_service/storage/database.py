@@ -307,14 +307,14 @@ class Database:
         *,
         max_size: int = 16,
         timeout: float = 3.0,
-        answer: float = ANSWER_TIMEOUT,
+        answer: float | None = None,
         closing: float = CLOSE_TIMEOUT,
     ) -> None:
         """`url` is a postgresql:// address. `timeout` (s) limits the wait for a connection,
-        `answer` (s) the wait for each answer of the server, and `closing` (s) the wait at the end
-        for calls that still use a connection.
+        `answer` (s) the wait for each answer of the server, by default ANSWER_TIMEOUT, and
+        `closing` (s) the wait at the end for calls that still use a connection.
         """
-        self._answer = answer
+        self._answer = ANSWER_TIMEOUT if answer is None else answer
         self._closing = closing
         self._open = OpenConnections()
         self.pool: AsyncConnectionPool[BoundedConnection] = AsyncConnectionPool(

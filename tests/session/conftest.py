@@ -9,6 +9,7 @@ import pytest
 
 from local.fly.emulator import Emulator, serve
 from local.fly.settings import Settings
+from session_service.storage import database
 from tests.container.harness import TOKEN, make_app
 from tests.session.harness import World, world
 from tests.session.tracing import Tracer, tracing
@@ -33,6 +34,17 @@ def settings(tmp_path: Path) -> Settings:
         destroy_ms=5,
         limits=False,
     )
+
+
+@pytest.fixture
+def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements of services that start after it may wait for a lock as long as the test lasts.
+
+    For tests that hold a lock until others wait for it: how long that takes, a busy machine
+    decides, and the service's own limit is 3 s.
+    """
+    monkeypatch.setattr(database, "ANSWER_TIMEOUT", 60.0)
+    monkeypatch.setattr(database, "_CONFIGURE", "SELECT set_config('jit', 'off', false)")
 
 
 @pytest.fixture

@@ -123,6 +123,7 @@ async def test_a_rollback_of_a_lost_container_fails_a_checkpoint_in_progress(
     assert shown.state == Checkpoint.STATE_FAILED
 
 
+@pytest.mark.usefixtures("patient_database")
 async def test_a_checkpoint_is_not_begun_of_a_session_that_changes_meanwhile(
     roost: World, database_url: str
 ) -> None:

@@ -17,7 +17,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1.policy_service_pb2_grpc import PolicyServiceStub
 from tests.container.harness import failing
 from tests.eventually import eventually
-from tests.session.harness import spec, world
+from tests.session.harness import TIMEOUT, spec, world
 from tests.session.saving import HOOK, Checkpoint, client, counting, execute, hooked, mounting
 from tests.session.test_deepening import GONE, STOPPED, deepened
 
@@ -54,6 +54,7 @@ def fork(at: Replica, checkpoint: Any) -> Coroutine[Any, Any, Any]:
     return client(at).fork(checkpoint.checkpoint_id, "robin")
 
 
+@pytest.mark.usefixtures("patient_database")
 @pytest.mark.parametrize("call", [restore, fork])
 async def test_a_delete_waits_for_the_commit_of_a_start_that_restores_the_checkpoint(
     roost: World, database_url: str, call: Any
@@ -118,7 +119,7 @@ async def set_policy(replica: Replica, path: str, policy: pb.Policy) -> None:
     request = policy_pb.UpdateProjectPolicyRequest(
         project_id="nest", policy=policy, update_mask=FieldMask(paths=[path])
     )
-    await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=9)
+    await PolicyServiceStub(replica.channel).UpdateProjectPolicy(request, timeout=TIMEOUT)
 
 
 async def started(roost: World) -> pb.Session:
@@ -158,6 +159,7 @@ async def recreate(roost: World, session: pb.Session) -> None:
     await roost.one.start(spec=hooked(A="2"))
 
 
+@pytest.mark.usefixtures("patient_database")
 @pytest.mark.parametrize("destroying", [deepen, recreate])
 async def test_a_container_outlives_a_checkpoint_that_is_deleted_before_it(
     saved: World,
@@ -210,7 +212,7 @@ async def test_a_checkpoint_is_not_deleted_while_its_container_is_destroyed(
     destroying: Callable[[World, pb.Session], Coroutine[Any, Any, None]],
 ) -> None:
     """From the note that the container may go, the checkpoint is the session's only sure state."""
-    quick: dict[str, Any] = {"start_budget": timedelta(seconds=4)}
+    quick: dict[str, Any] = {"start_budget": timedelta(seconds=10)}
     policy = "recreate_keeping_files"
     async with world(emulator, database_url, on_fingerprint_change=policy, **quick) as roost:
         session = await counting(roost, 2)
@@ -222,6 +224,7 @@ async def test_a_checkpoint_is_not_deleted_while_its_container_is_destroyed(
         failure = await failing(client(roost.two).delete(taken.checkpoint_id))
         assert failure.reason == "CHECKPOINT_IN_USE"
         await roost.admin.clear_faults()
+        await roost.free_lease(session)
         assert await roost.counter(await started(roost)) == "2"
 
 
@@ -254,7 +257,7 @@ async def test_a_rollback_that_destroyed_the_container_and_failed_needs_both_che
     emulator: Emulator, database_url: str
 ) -> None:
     """The state before the rollback is in its own checkpoint alone, and can be restored."""
-    async with world(emulator, database_url, start_budget=timedelta(seconds=4)) as roost:
+    async with world(emulator, database_url, start_budget=timedelta(seconds=10)) as roost:
         session = (await roost.one.start(spec=await mounting(roost))).session
         checkpoints = client(roost.one)
         await checkpoints.create(session.session_id)

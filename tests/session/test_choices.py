@@ -46,8 +46,8 @@ async def asking(roost: World) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def short_budget(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """The same, with a short start budget."""
-    budget = timedelta(seconds=4)
+    """The same, with a short start budget; the provider's outage is noticed before its end."""
+    budget = timedelta(seconds=10)
     async with world(emulator, database_url, start_budget=budget) as running:
         await ask(running)
         yield running
@@ -571,6 +571,7 @@ async def test_a_preview_shows_the_choice_and_writes_nothing(asking: World) -> N
     assert (await asking.one.start(choice_token=token)).outcome == pb.START_OUTCOME_RESUMED
 
 
+@pytest.mark.usefixtures("patient_database")
 async def test_a_fresh_answer_is_stale_if_the_session_is_reused_before_the_commit(
     asking: World,
 ) -> None:
@@ -585,7 +586,10 @@ async def test_a_fresh_answer_is_stale_if_the_session_is_reused_before_the_commi
         late = asyncio.create_task(failing(asking.one.start(choice_token=fresh.choice_token)))
 
         async def is_blocked() -> bool:
-            query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            query = (
+                "SELECT 1 FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
             return bool(await rows(asking, query))
 
         assert await eventually(is_blocked)

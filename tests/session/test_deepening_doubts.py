@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -23,7 +23,7 @@ from session_service.storage.session.commit import Committed, commit
 from tests.container.harness import failing
 from tests.eventually import eventually
 from tests.session.ageing import id_of, run_due_pass, sql, touch
-from tests.session.harness import World, world
+from tests.session.harness import TIMEOUT, World, world
 from tests.session.saving import counting, hooked, large
 from tests.session.test_deepening import (
     GONE,
@@ -61,7 +61,7 @@ async def saves_at_stops(roost: World, *, on: bool) -> None:
         policy=pb.Policy(checkpoint_on_stop=on),
         update_mask=FieldMask(paths=["checkpoint_on_stop"]),
     )
-    await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
+    await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=TIMEOUT)
 
 
 async def test_a_session_whose_stop_failed_after_its_checkpoint_is_saved_again(
@@ -85,6 +85,7 @@ async def test_a_session_whose_stop_failed_after_its_checkpoint_is_saved_again(
 
 
 @pytest.mark.replicas(2)
+@pytest.mark.usefixtures("patient_database")
 async def test_a_session_that_wakes_while_its_checkpoint_is_verified_is_saved_again(
     roost: World, database_url: str
 ) -> None:
@@ -106,7 +107,7 @@ async def test_a_session_that_wakes_while_its_checkpoint_is_verified_is_saved_ag
 
         assert await eventually(reading)
         await roost._fly("POST", stopped, "/start", None)
-        await roost._fly("GET", stopped, "/wait?state=started&timeout=5", None)
+        await roost._fly("GET", stopped, "/wait?state=started&timeout=30", None)
         assert await roost.counter(stopped, "/click") == "1"
         await busy.rollback()
     assert (await deepening)[Action.DEEPEN] == 1
@@ -143,7 +144,7 @@ async def test_a_running_container_that_is_cordoned_is_deepened(roost: World) ->
     await roost.one.end(session.session_id)
     await roost.one.undelete(session.session_id)
     await roost._fly("POST", session, "/start", None)
-    await roost._fly("GET", session, "/wait?state=started&timeout=5", None)
+    await roost._fly("GET", session, "/wait?state=started&timeout=30", None)
     shown = await deepened(roost, session)
     assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_STOPPED)
     gone = await deepened(roost, session, GONE)
@@ -188,7 +189,7 @@ async def test_a_policy_change_does_not_lose_memory_that_it_says_to_keep(
             project_id="nest",
             policy=pb.Policy(min_continuity=pb.CONTINUITY_FILESYSTEM, checkpoint_after=hour),
         )
-        await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=9)
+        await PolicyServiceStub(roost.one.channel).UpdateProjectPolicy(request, timeout=TIMEOUT)
         await pause_began(roost, session, STOPPED)
         await run_due_pass(roost.one)
         assert await roost.committed("destroy") == 0
@@ -199,10 +200,14 @@ async def test_applications_that_hang_do_not_block_the_due_pass(
     emulator: Emulator, database_url: str
 ) -> None:
     """Half of its slots are reserved for work that takes no checkpoint."""
-    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED, "reconcile_slots": 2}
-    async with world(emulator, database_url, 1, **spans) as roost:
+    spans = {"deepen_after": GONE, "checkpoint_after": STOPPED}
+    # The applications hang for as long as that.
+    hang: dict[str, Any] = {"start_budget": timedelta(seconds=15), "reconcile_slots": 2}
+    async with world(emulator, database_url, 1, **spans, **hang) as roost:
+        hanging = []
         for user in ("wren", "robin"):
             session = (await roost.one.start(user, spec=large(1000))).session
+            hanging.append(session)
             await roost.counter(session, "/hang")
             await roost.one.pause(session.session_id)
             await pause_began(roost, session, STOPPED)
@@ -220,7 +225,9 @@ async def test_applications_that_hang_do_not_block_the_due_pass(
             await due_pass.shot()
             return await roost.committed("destroy", other.session_id) == 1
 
-        assert await eventually(purged, timeout=6)
+        assert await eventually(purged)
+        states = {(await roost.one.get(each.session_id)).state for each in hanging}
+        assert pb.Session.STATE_PAUSING in states, "it was purged while an application hung"
         await due_pass.settle()
 
 
@@ -253,7 +260,7 @@ async def test_a_start_while_the_machine_lease_is_awaited_gets_the_container(
     spans = {"deepen_after": STOPPED, "checkpoint_after": timedelta(0)}
     async with world(emulator, database_url, 1, **spans) as roost:
         session = await paused_session(roost)
-        await roost._fly("POST", session, "/lease", {"ttl": 3})
+        await roost._fly("POST", session, "/lease", {"ttl": 60})
         await pause_began(roost, session, STOPPED)
         await roost.calls()
         deepening = asyncio.create_task(run_due_pass(roost.one))
@@ -263,6 +270,7 @@ async def test_a_start_while_the_machine_lease_is_awaited_gets_the_container(
 
         assert await eventually(waiting)
         await touch(roost.one, session)
+        await roost.free_lease(session)
         await deepening
         shown = await roost.one.get(session.session_id)
         assert (shown.state, shown.pause_depth) == (PAUSED, pb.PAUSE_DEPTH_SUSPENDED)

@@ -35,8 +35,8 @@ _COUNTS = f"""
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """A pool on the test's database."""
+async def database(database_url: str, patient_database: None) -> AsyncIterator[Database]:
+    """A pool on the test's database, whose statements may wait for each other."""
     async with Database(database_url, max_size=8, timeout=60) as opened:
         yield opened
 
