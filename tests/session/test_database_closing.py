@@ -32,7 +32,7 @@ async def test_closing_waits_for_a_cancelled_statement(
     database_url: str, databases: Databases
 ) -> None:
     """Its task ends only after the server has answered that it cancelled the statement."""
-    async with Database(database_url) as database:
+    async with Database(database_url, answer=60) as database:
         call = asyncio.create_task(database.fetch_one(SLEEP, {}))
         assert await eventually(lambda: sleeps(database_url))
         call.cancel()

@@ -31,6 +31,7 @@ from tests.session.database_faults import (
     DEADLINE,
     HEALED,
     Calls,
+    Stopwatch,
     begin_talk,
     behind,
     check_loops,
@@ -39,7 +40,7 @@ from tests.session.database_faults import (
     rows,
     running_tasks,
 )
-from tests.session.harness import key, request_id, world
+from tests.session.harness import TIMEOUT, key, request_id, world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -52,6 +53,8 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+#: As many connections as four calls use at once.
+SOME = 6
 #: Health checks of the database are frequent. The timeout of one check is the default.
 CHECK_EVERY = timedelta(seconds=0.2)
 
@@ -66,7 +69,7 @@ async def until_health(replica: Replica, status: int, timeout: float = 20.0) -> 
 async def start_once(replica: Replica, calls: Calls, user_id: str, once: str) -> pb.Session:
     """StartSession, repeated with this request id until it is answered."""
     request = rpc_pb.StartSessionRequest(key=key(user_id), request_id=once)
-    call = partial(replica.stub.StartSession, request, timeout=DEADLINE)
+    call = partial(replica.stub.StartSession, request, timeout=TIMEOUT)
     answer, again = await calls.until_answered(call), await calls.until_answered(call)
     assert (again.outcome, again.decision_id) == (answer.outcome, answer.decision_id)
     return answer.session
@@ -87,6 +90,7 @@ def _failed_more_than(count: int, calls: Calls) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 async def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(
     emulator: Emulator,
 ) -> None:
@@ -114,15 +118,16 @@ async def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(
             before = calls.failed
             await server.crash()
             # Wait for a failed call: on a busy machine the next call may be after the recovery.
-            await eventually(partial(_failed_more_than, before, calls), timeout=20)
+            await eventually(partial(_failed_more_than, before, calls))
             await server.recover()
-            back = monotonic()
+            back = Stopwatch()
             fresh = Calls()
             await asyncio.gather(
                 *(start_once(each, fresh, "new", request_id()) for each in roost.replicas)
             )
-            print(f"healed {monotonic() - back:.2f} s after the server was back")
-            assert monotonic() - back < HEALED
+            healed = await back.stop()
+            print(f"healed {healed:.2f} s after the server was back")
+            assert healed < HEALED
         done.set()
         await asyncio.gather(*jobs)
         print(f"{calls.failed} failed, the longest {calls.longest:.2f} s; said "
@@ -144,7 +149,7 @@ async def test_connections_that_a_restart_ended_are_not_handed_out(
         await rows(
             database_url,
             # With a timeout it returns when the backends have ended, not when they were signalled.
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
         for number in range(8):
@@ -169,12 +174,12 @@ async def test_a_failover_is_waited_out_and_the_old_primary_left(
         await talk.say(calls)
         await admin.execute(read_only)
         await admin.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         once = request_id()
         again = rpc_pb.StartSessionRequest(key=key(), request_id=once)
-        assert await calls.once(roost.one.stub.StartSession(again, timeout=DEADLINE)) is None
+        assert await calls.once(roost.one.stub.StartSession(again, timeout=TIMEOUT)) is None
         assert calls.longest < DEADLINE
         # A connection that ends while a call uses it fails that call.
         assert await eventually(lambda: _reads(roost.two, session.session_id))
@@ -183,12 +188,13 @@ async def test_a_failover_is_waited_out_and_the_old_primary_left(
         await asyncio.sleep(0.3)
         # Connections opened meanwhile stay read-only, like those to a demoted server.
         await admin.execute(writable)
-        back = monotonic()
+        back = Stopwatch()
         found = await start_once(roost.one, calls, "wren", once)
         assert found.session_id == session.session_id
         await speaking
-        print(f"healed after {monotonic() - back:.2f} s, {calls.failed} failed")
-        assert monotonic() - back < HEALED
+        healed = await back.stop()
+        print(f"healed after {healed:.2f} s, {calls.failed} failed")
+        assert healed < HEALED
         await until_health(roost.one, SERVING)
         await talk.check()
         await check_rows(database_url)
@@ -212,6 +218,10 @@ async def test_a_slow_database_fails_no_call(emulator: Emulator, database_url: s
     ):
         session = (await roost.one.start()).session
         talk = await begin_talk(roost.one, "talk")
+        async with AsyncExitStack() as all_connections:
+            # Open them now: a new one takes five round trips, and a busy machine its time.
+            for _ in range(SOME):
+                await all_connections.enter_async_context(roost.one.running.database.connection())
         fault.slow(0.15)
         calls = Calls()
         began = monotonic()
@@ -231,6 +241,7 @@ async def test_a_slow_database_fails_no_call(emulator: Emulator, database_url: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 async def test_calls_to_a_database_that_hangs_fail_in_time_and_recover(
     emulator: Emulator, database_url: str
 ) -> None:
@@ -251,10 +262,10 @@ async def test_calls_to_a_database_that_hangs_fail_in_time_and_recover(
         speaking = asyncio.create_task(talk.say(calls))
         for _ in range(2):
             tried = await asyncio.gather(
-                *(calls.once(roost.one.stub.StartSession(hangs, timeout=DEADLINE))
+                *(calls.once(roost.one.stub.StartSession(hangs, timeout=TIMEOUT))
                   for _ in range(20)),
                 *(calls.once(roost.two.stub.GetSession(
-                    rpc_pb.GetSessionRequest(session_id=session.session_id), timeout=DEADLINE))
+                    rpc_pb.GetSessionRequest(session_id=session.session_id), timeout=TIMEOUT))
                   for _ in range(20)),
             )  # fmt: skip
             assert tried == [None] * 40
@@ -262,12 +273,13 @@ async def test_calls_to_a_database_that_hangs_fail_in_time_and_recover(
         await until_health(roost.one, NOT_SERVING)
         await eventually(lambda: running_tasks() <= tasks + 8, timeout=3 * DEADLINE)
         fault.clear()
-        back = monotonic()
+        back = Stopwatch()
         found = await start_once(roost.one, calls, "wren", once)
         assert found.session_id == session.session_id
         await speaking
-        print(f"slowest failed call {calls.longest:.2f} s, healed after {monotonic() - back:.2f} s")
-        assert monotonic() - back < HEALED
+        healed = await back.stop()
+        print(f"slowest failed call {calls.longest:.2f} s, healed after {healed:.2f} s")
+        assert healed < HEALED
         await until_health(roost.one, SERVING)
         await talk.check()
         await check_rows(database_url)
@@ -287,15 +299,15 @@ async def test_a_listener_whose_connection_is_dead_notices(
     """A dead connection is as silent as an idle one, so the listener must send a query."""
     async with database_faults.fronted(database_url) as (fault, through):
         async with storage_database.listening(
-            through, "birds", silence=0.3, answer=0.5
+            through, "birds", silence=0.3, answer=4.0
         ) as payloads:
             heard = asyncio.ensure_future(anext(payloads))
             await asyncio.sleep(1)
             await rows(database_url, "SELECT pg_notify('birds', 'wren')")
-            assert await asyncio.wait_for(heard, DEADLINE) == "wren"
+            assert await asyncio.wait_for(heard, 30) == "wren"
             fault.half_open()
             with pytest.raises(psycopg.OperationalError):
-                await asyncio.wait_for(anext(payloads), DEADLINE)
+                await asyncio.wait_for(anext(payloads), 30)
         fault.clear()
 
 
@@ -318,17 +330,18 @@ async def test_calls_fail_in_time_when_every_connection_waits_for_a_lock(
                 stack.push_async_callback(_await, asyncio.create_task(_sleep(slow)))
             request = rpc_pb.StartSessionRequest(key=key())
             tried = await asyncio.gather(
-                *(calls.once(roost.one.stub.StartSession(request, timeout=DEADLINE))
+                *(calls.once(roost.one.stub.StartSession(request, timeout=TIMEOUT))
                   for _ in range(24))
             )  # fmt: skip
             assert tried == [None] * 24
             assert calls.longest < DEADLINE, calls
             await rogue.rollback()
-        back = monotonic()
+        back = Stopwatch()
         answer = await calls.until_answered(lambda: roost.one.start())
-        print(f"slowest failed call {calls.longest:.2f} s, healed after {monotonic() - back:.2f} s")
+        healed = await back.stop()
+        print(f"slowest failed call {calls.longest:.2f} s, healed after {healed:.2f} s")
         assert answer.session.session_id == session.session_id
-        assert monotonic() - back < HEALED
+        assert healed < HEALED
         await check_rows(database_url)
 
 
@@ -377,14 +390,14 @@ async def test_a_server_without_a_free_connection_is_waited_out(
             few = sql.SQL("ALTER ROLE {} CONNECTION LIMIT 1").format(sql.Identifier(role))
             await admin.execute(few)
             await admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity"
                 " WHERE application_name = 'roost' AND usename = %s",
                 [role],
             )
             request = rpc_pb.StartSessionRequest(key=key())
             await asyncio.gather(
                 *(
-                    calls.once(roost.one.stub.StartSession(request, timeout=DEADLINE))
+                    calls.once(roost.one.stub.StartSession(request, timeout=TIMEOUT))
                     for _ in range(20)
                 )
             )
@@ -394,11 +407,12 @@ async def test_a_server_without_a_free_connection_is_waited_out(
                 sql.SQL("ALTER ROLE {} CONNECTION LIMIT 12").format(sql.Identifier(role))
             )
         await others.aclose()
-        back = monotonic()
+        back = Stopwatch()
         answer = await calls.until_answered(lambda: roost.one.start())
-        print(f"slowest failed call {calls.longest:.2f} s, healed after {monotonic() - back:.2f} s")
+        healed = await back.stop()
+        print(f"slowest failed call {calls.longest:.2f} s, healed after {healed:.2f} s")
         assert answer.session.session_id == session.session_id
-        assert monotonic() - back < HEALED
+        assert healed < HEALED
         await check_rows(database_url)
 
 

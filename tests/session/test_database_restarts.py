@@ -10,6 +10,7 @@ import psycopg
 
 from roost.session.v1 import session_pb2 as pb
 from tests.container.harness import failing
+from tests.eventually import eventually
 from tests.session.harness import request_id
 
 if TYPE_CHECKING:
@@ -28,14 +29,19 @@ async def cut_all(database_url: str) -> int:
 
 
 async def answered(replica: Replica, once: str) -> pb.StartOutcome.ValueType:
-    """The start's outcome. It is repeated a bounded number of times while UNAVAILABLE."""
-    for _ in range(20):
+    """The start's outcome. It is repeated while UNAVAILABLE."""
+
+    async def outcome() -> pb.StartOutcome.ValueType | None:
         try:
             return (await replica.start(request_id=once)).outcome
         except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE, error
-            await asyncio.sleep(0.05)
-    raise AssertionError("it did not heal")
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return None
+
+    found: pb.StartOutcome.ValueType | None = await eventually(outcome)
+    assert found is not None
+    return found
 
 
 async def test_cut_connections_heal_and_a_repeat_is_one_start(
