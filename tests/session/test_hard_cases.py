@@ -18,6 +18,7 @@ from tests.container.harness import TOKEN, failing
 from tests.eventually import eventually
 from tests.session.harness import (
     IMAGE,
+    TIMEOUT,
     key,
     replica,
     request_id,
@@ -35,7 +36,8 @@ pytestmark = pytest.mark.replicas(1)
 FILES = {"COUNTER_FILE": "count"}
 #: An image that runs but listens on no port: its preview never answers.
 SILENT = container_pb.ContainerSpec(image="roost/base")
-QUICK = timedelta(seconds=2)
+#: The start budget where a start must use it up. The starts that must succeed are far from it.
+QUICK = timedelta(seconds=6)
 
 
 async def rows(url: str, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -166,7 +168,7 @@ async def test_an_end_destroys_the_machine_of_a_create_without_an_answer(
         session = (await roost.one.start()).session
         await roost.one.stop(session.session_id)
         await roost.destroy_behind_our_back(session)
-        await roost.admin.set_fault("slow_after", action="create", delay_ms=4000)
+        await roost.admin.set_fault("slow_after", action="create", delay_ms=30_000)
         await roost.admin.set_fault("server_error", action="list", times=None)
         assert (await failing(roost.one.start())).retry_seconds
         await roost.admin.clear_faults()
@@ -216,7 +218,7 @@ async def test_only_the_generation_that_was_lost_is_written_off(
     emulator: Emulator, database_url: str
 ) -> None:
     """Generation 2 was created but its wait failed: the next start continues with it."""
-    async with world(emulator, database_url, start_budget=timedelta(seconds=3)) as roost:
+    async with world(emulator, database_url, start_budget=timedelta(seconds=8)) as roost:
         session = (await roost.one.start()).session
         await roost.one.stop(session.session_id)
         await roost.destroy_behind_our_back(session)
@@ -275,7 +277,7 @@ async def test_a_joiner_does_not_fail_for_its_leaders_min_continuity(roost: Worl
     session = (await roost.one.start(spec=spec(env=FILES))).session
     await roost.one.stop(session.session_id)
     await roost.admin.set_fault("snapshot_dropped")
-    await roost.admin.set_fault("slow_before", action="start", delay_ms=500)
+    await roost.admin.set_fault("slow_before", action="start", delay_ms=3000)
     leader = asyncio.create_task(failing(roost.one.start(min_continuity=pb.CONTINUITY_MEMORY)))
     await roost.until_state(session.session_id, pb.Session.STATE_STARTING)
     joiner = await roost.two.start()
@@ -354,7 +356,7 @@ async def test_a_preview_that_probes_records_nothing(always_probing: World) -> N
     before = await always_probing.one.get(session.session_id)
     start = rpc_pb.StartSessionRequest(key=key())
     request = rpc_pb.PreviewStartRequest(start=start)
-    preview = await always_probing.one.stub.PreviewStart(request, timeout=9)
+    preview = await always_probing.one.stub.PreviewStart(request, timeout=TIMEOUT)
     assert preview.expected_continuity == pb.CONTINUITY_FILESYSTEM
     assert (await always_probing.one.get(session.session_id)) == before
     assert (await always_probing.one.start()).continuity == pb.CONTINUITY_FILESYSTEM

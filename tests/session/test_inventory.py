@@ -692,7 +692,7 @@ async def test_a_machine_taken_for_lost_that_reappears_is_used_again(
 
 async def test_an_orphan_from_a_cut_off_create_is_destroyed_in_the_end(roost: World) -> None:
     """The provider creates it after its row was discarded: only its labels identify it."""
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=2500)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=20_000)
     start = asyncio.create_task(failing(roost.one.start()))
     session = await roost.until_live("wren")
 

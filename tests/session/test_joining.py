@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +12,17 @@ import pytest
 from roost.session.v1 import session_pb2 as pb
 from tests.container.harness import failing
 from tests.eventually import eventually
-from tests.session.harness import request_id, spec
+from tests.session.harness import LAG_WINDOW, request_id, spec
 from tests.session.tracing import Trace
 
 if TYPE_CHECKING:
     from roost.session.v1.session_service_pb2 import StartSessionResponse
     from tests.session.harness import World
     from tests.session.tracing import Tracer
+
+
+#: How long a held step takes, in ms: the others come meanwhile, also on a busy machine.
+HELD_MS = 3000
 
 
 async def many(roost: World, count: int, **fields: Any) -> list[StartSessionResponse]:
@@ -35,7 +40,10 @@ async def test_fifty_starts_at_two_replicas_make_one_create(roost: World, fault:
     if fault == "answer_lost":
         await roost.admin.set_fault("answer_lost", action="create", answer="close")
     elif fault != "none":
-        await roost.admin.set_fault(fault, action="create", delay_ms=300)
+        # A read may be stale for as long as the lag window.
+        delay = LAG_WINDOW if fault == "stale_read" else timedelta(seconds=0.3)
+        milliseconds = delay // timedelta(milliseconds=1)
+        await roost.admin.set_fault(fault, action="create", delay_ms=milliseconds)
     answers = await many(roost, 50)
     assert await roost.committed("create") == 1
     assert len({answer.session.session_id for answer in answers}) == 1
@@ -67,7 +75,7 @@ async def test_many_starts_of_a_paused_session_resume_it_once(roost: World) -> N
 async def test_fresh_joins_a_fresh_of_an_equal_spec(roost: World) -> None:
     """Rule 2: concurrent callers with an equal spec get the same fresh session."""
     await roost.one.start()
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     answers = await many(roost, 10, mode=pb.START_MODE_FRESH)
     assert len({answer.session.session_id for answer in answers}) == 1
     assert sum(not answer.joined for answer in answers) == 1
@@ -89,7 +97,7 @@ async def test_fresh_of_another_spec_waits_and_replaces_the_first(roost: World) 
 
 async def test_fail_if_live_does_not_join_a_start_in_flight(roost: World) -> None:
     """It fails at once and does not wait for the other start."""
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     first = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
     failure = await failing(roost.two.start(mode=pb.START_MODE_FAIL_IF_LIVE))
@@ -102,7 +110,7 @@ async def test_a_joiner_is_held_to_its_own_min_continuity(roost: World) -> None:
     """The leader accepts files; the joiner requires memory and gets CONTINUITY_UNAVAILABLE."""
     session = (await roost.one.start()).session
     await roost.one.pause(session.session_id, depth=pb.PAUSE_DEPTH_STOPPED)
-    await roost.admin.set_fault("slow_before", action="start", delay_ms=400)
+    await roost.admin.set_fault("slow_before", action="start", delay_ms=HELD_MS)
     leader = asyncio.create_task(roost.one.start())
     await roost.until_state(session.session_id, pb.Session.STATE_STARTING)
     failure = await failing(roost.two.start(min_continuity=pb.CONTINUITY_MEMORY))
@@ -116,7 +124,7 @@ async def test_a_joiner_is_held_to_its_min_continuity_if_a_lost_container_is_rec
     """The container that replaces a lost one has none of its state."""
     session = (await always_probing.one.start()).session
     await always_probing.destroy_behind_our_back(session)
-    await always_probing.admin.set_fault("slow_before", action="create", delay_ms=800)
+    await always_probing.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     leader = asyncio.create_task(always_probing.one.start())
     await always_probing.until_state(session.session_id, pb.Session.STATE_STARTING)
     failure = await failing(always_probing.two.start(min_continuity=pb.CONTINUITY_FILESYSTEM))
@@ -127,7 +135,7 @@ async def test_a_joiner_is_held_to_its_min_continuity_if_a_lost_container_is_rec
 
 async def test_a_joiner_of_a_new_session_is_not_held_to_its_min_continuity(roost: World) -> None:
     """A key without a session has no state that could be lost."""
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=800)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     leader = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
     joiner = await roost.two.start(min_continuity=pb.CONTINUITY_MEMORY)
@@ -139,7 +147,7 @@ async def test_a_joiner_of_a_start_that_is_ended_starts_by_itself(
     traced: World, tracer: Tracer
 ) -> None:
     """It did not ask for the end. The start that was ended gets SESSION_STATE_CONFLICT."""
-    await traced.admin.set_fault("slow_before", action="create", delay_ms=2000)
+    await traced.admin.set_fault("slow_before", action="create", delay_ms=3 * HELD_MS)
     leader = asyncio.create_task(failing(traced.one.start()))
     ended = await traced.until_live("wren")
     once = request_id()
@@ -176,7 +184,7 @@ async def test_joiners_share_a_failure_and_the_next_start_continues_the_session(
 
 async def test_a_cancelled_call_does_not_undo_its_start(roost: World) -> None:
     """Rule 13: the next caller joins the transition, which continues."""
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=400)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     gone = asyncio.create_task(roost.one.start())
     await roost.until_live("wren")
     gone.cancel()
@@ -191,7 +199,7 @@ async def test_a_start_waits_for_the_stop_in_flight_and_resumes(roost: World) ->
     session = (await roost.one.start()).session
     await roost.click_twice(session)
     for _ in range(3):
-        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=200)
+        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=HELD_MS // 2)
         stopping = asyncio.create_task(roost.one.stop(session.session_id))
         await roost.until_state(session.session_id, pb.Session.STATE_PAUSING)
         answer = await roost.two.start()

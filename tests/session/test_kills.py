@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from roost.session.v1.session_service_pb2 import StartSessionResponse
 
+#: Five processes start, and the replicas again.
+pytestmark = pytest.mark.timeout(180)
+
 ONE, TWO = "session_service", "session_service_2"
 #: Short timings: a dead owner's transition is taken over after a second.
 QUICK = {
@@ -122,7 +125,7 @@ async def test_the_leader_killed_around_its_create_leaves_one_machine(
 @pytest.mark.slow
 async def test_a_start_whose_owner_died_is_replayed_at_the_other_replica(two: Two) -> None:
     """Rule 3 after a crash: the same outcome, attempts and decision."""
-    await two.stack.admin.set_fault("slow_before", action="create", delay_ms=1000)
+    await two.stack.admin.set_fault("slow_before", action="create", delay_ms=6000)
     once = request_id()
     request = rpc_pb.StartSessionRequest(key=key(), request_id=once)
     lost = asyncio.create_task(_answer(two.stubs[0], request))
@@ -143,7 +146,7 @@ async def test_a_late_suspend_of_a_dead_owner_is_refused_by_the_lease(two: Two) 
     """Rule 5: the successor holds the machine lease, so the suspend fails; the machine stays up."""
     session = (await two.start()).session
     # Longer than the owner's lease and the machine lease together.
-    await two.stack.admin.set_fault("slow_before", action="suspend", delay_ms=6000)
+    await two.stack.admin.set_fault("slow_before", action="suspend", delay_ms=10_000)
     request = rpc_pb.StopSessionRequest(session_id=session.session_id)
     asyncio.create_task(_answer(two.stubs[0], request))  # noqa: RUF006  # its replica dies
     await _until_led(two, "during")
@@ -158,7 +161,7 @@ async def test_a_late_suspend_of_a_dead_owner_is_refused_by_the_lease(two: Two) 
         late = [r for r in seen if r.action == "suspend"]
         return bool(late) and all(r.status == 409 for r in late)
 
-    await eventually(rejected, timeout=10)
+    await eventually(rejected)
     assert await two.committed("suspend") == 0
     assert (await two.start(first=1)).outcome == pb.START_OUTCOME_REUSED
 
@@ -224,4 +227,4 @@ async def _until_led(two: Two, moment: str) -> None:
             return False
         return True
 
-    await eventually(led, timeout=10)
+    await eventually(led)
