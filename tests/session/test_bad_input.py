@@ -13,7 +13,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.cases import each
 from tests.container.harness import failing
-from tests.session.harness import key, request_id, spec
+from tests.session.harness import TIMEOUT, key, request_id, spec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -58,7 +58,7 @@ STARTS = {
 @each("field", STARTS)
 async def test_a_wrong_start_names_its_field_and_writes_nothing(roost: World, field: str) -> None:
     """INVALID_ARGUMENT, INVALID_FIELD; no session, no decision, no provider call."""
-    failure = await failing(roost.one.stub.StartSession(STARTS[field], timeout=9))
+    failure = await failing(roost.one.stub.StartSession(STARTS[field], timeout=TIMEOUT))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert field in failure.fields
     assert field in failure.message
@@ -73,10 +73,10 @@ async def test_a_wrong_start_names_its_field_and_writes_nothing(roost: World, fi
 async def test_all_wrong_fields_of_a_request_are_named_at_once(roost: World) -> None:
     """The caller can correct them all before the next call."""
     request = start(key=pb.SessionKey(), request_id="x", mode=77)
-    failure = await failing(roost.one.stub.StartSession(request, timeout=9))
+    failure = await failing(roost.one.stub.StartSession(request, timeout=TIMEOUT))
     assert set(failure.fields) == {"key.project_id", "key.user_id", "request_id", "mode"}
     preview = rpc_pb.PreviewStartRequest(start=request)
-    failure = await failing(roost.one.stub.PreviewStart(preview, timeout=9))
+    failure = await failing(roost.one.stub.PreviewStart(preview, timeout=TIMEOUT))
     assert "start.key.user_id" in failure.fields
 
 
@@ -84,17 +84,23 @@ async def test_wrong_ids_pages_and_filters_are_named(roost: World) -> None:
     """Ids that are no UUIDs, negative page sizes, invalid tokens, filters that do not parse."""
     stub = roost.one.stub
     calls: dict[str, Awaitable[object]] = {
-        "session_id": stub.GetSession(rpc_pb.GetSessionRequest(session_id="{}"), timeout=9),
-        "page_size": stub.ListSessions(rpc_pb.ListSessionsRequest(page_size=-1), timeout=9),
-        "page_token": stub.ListSessions(rpc_pb.ListSessionsRequest(page_token="zzz"), timeout=9),
-        "filter": stub.ListSessions(rpc_pb.ListSessionsRequest(filter="colour = 1"), timeout=9),
-        "order_by": stub.ListSessions(rpc_pb.ListSessionsRequest(order_by="user_id"), timeout=9),
+        "session_id": stub.GetSession(rpc_pb.GetSessionRequest(session_id="{}"), timeout=TIMEOUT),
+        "page_size": stub.ListSessions(rpc_pb.ListSessionsRequest(page_size=-1), timeout=TIMEOUT),
+        "page_token": stub.ListSessions(
+            rpc_pb.ListSessionsRequest(page_token="zzz"), timeout=TIMEOUT
+        ),
+        "filter": stub.ListSessions(
+            rpc_pb.ListSessionsRequest(filter="colour = 1"), timeout=TIMEOUT
+        ),
+        "order_by": stub.ListSessions(
+            rpc_pb.ListSessionsRequest(order_by="user_id"), timeout=TIMEOUT
+        ),
         "depth": stub.PauseSession(
             rpc_pb.PauseSessionRequest(session_id=request_id(), depth=9),  # type: ignore[arg-type]
-            timeout=9,
+            timeout=TIMEOUT,
         ),
         "activity": stub.TouchSession(
-            rpc_pb.TouchSessionRequest(session_id=request_id(), activity=LONG), timeout=9
+            rpc_pb.TouchSessionRequest(session_id=request_id(), activity=LONG), timeout=TIMEOUT
         ),
     }
     for field, call in calls.items():
@@ -119,7 +125,7 @@ async def test_an_unknown_session_is_not_found(roost: World) -> None:
 async def test_a_message_over_the_limit_is_rejected_and_the_server_stays_up(roost: World) -> None:
     """A message of 5 MiB is RESOURCE_EXHAUSTED, by gRPC itself."""
     huge = start(spec=container_pb.ContainerSpec(image="x" * (5 * 1024 * 1024)))
-    failure = await failing(roost.one.stub.StartSession(huge, timeout=9))
+    failure = await failing(roost.one.stub.StartSession(huge, timeout=TIMEOUT))
     assert failure.code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await roost.one.start()).outcome == pb.START_OUTCOME_CREATED
 
@@ -141,7 +147,7 @@ async def test_holds_name_the_field_that_is_wrong(
 ) -> None:
     """INVALID_FIELD, with the field's name."""
     method = getattr(roost.one.stub, type(request_).__name__.removesuffix("Request"))
-    failure = await failing(method(request_, timeout=9))
+    failure = await failing(method(request_, timeout=TIMEOUT))
     assert failure.reason == "INVALID_FIELD"
     assert failure.fields == (field,)
 

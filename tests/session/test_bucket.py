@@ -17,7 +17,6 @@ from session_service.checkpoints.retention import Retention
 from session_service.clients.bucket import REPEATS, S3Bucket, parse_address
 from session_service.config import Config, ConfigError
 from tests.container.harness import UNPACED, config_for, failing
-from tests.eventually import eventually
 from tests.session.harness import world
 from tests.session.s3_store import SECRET, Store, store
 from tests.session.saving import Checkpoint, Checkpoints, client, execute, large
@@ -224,7 +223,7 @@ async def test_the_parts_of_a_killed_replica_are_deleted(
     environment = {
         "ROOST_CHECKPOINT_BUCKET_URL": bucket.url,
         "ROOST_CHECKPOINT_DATABASE_LIMIT": str(MB),
-        "ROOST_LEASE": "2",
+        "ROOST_LEASE": "60",
     }
     async with (
         saving(emulator, database_url, bucket) as roost,
@@ -240,8 +239,9 @@ async def test_the_parts_of_a_killed_replica_are_deleted(
         process.kill()
         await create
         assert len(bucket.objects) == 1
+        execute(database_url, "UPDATE checkpoints SET lease_until = now()")
         retention = Retention(roost.one.running.database, S3Bucket(parse_address(bucket.url)))
-        await eventually(retention.shot)
+        assert await retention.shot() == 1
         assert not bucket.objects
 
 
@@ -266,7 +266,7 @@ async def test_a_stop_saves_though_the_parts_of_a_dead_writer_cannot_be_deleted(
         assert (failed.checkpoint_id, failed.failure) == (left.checkpoint_id, "SUPERSEDED")
         bucket.faults.clear()
         retention = Retention(roost.one.running.database, S3Bucket(parse_address(bucket.url)))
-        await eventually(retention.shot)
+        assert await retention.shot() == 1
         assert {name.split("/")[-2] for name in bucket.objects} == {kept.checkpoint_id}
 
 

@@ -15,7 +15,7 @@ from roost.session.v1 import session_pb2
 from session_service.storage.checkpoint import write
 from session_service.storage.checkpoint.write import Proved
 from tests.container.harness import failing
-from tests.session.harness import request_id, spec
+from tests.session.harness import TIMEOUT, request_id, spec
 from tests.session.saving import Checkpoint, client, counting, execute, flip
 
 if TYPE_CHECKING:
@@ -217,10 +217,10 @@ async def test_lists_have_pages(roost: World) -> None:
     from roost.session.v1 import checkpoint_service_pb2 as pb
 
     request = pb.ListCheckpointsRequest(session_id=session.session_id, page_size=2)
-    page = await saved.stub.ListCheckpoints(request, timeout=9)
+    page = await saved.stub.ListCheckpoints(request, timeout=TIMEOUT)
     assert [each.number for each in page.checkpoints] == [3, 2]
     request.page_token = page.next_page_token
-    rest = await saved.stub.ListCheckpoints(request, timeout=9)
+    rest = await saved.stub.ListCheckpoints(request, timeout=TIMEOUT)
     assert [each.number for each in rest.checkpoints] == [1]
     assert not rest.next_page_token
     failure = await failing(saved.of("robin", page_token=page.next_page_token))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from session_service.domain import next_action
@@ -14,6 +15,7 @@ from session_service.reconcile.forgetting import Forgetting
 from session_service.storage.database import Database, compiled
 from session_service.storage.session import due, forgetting
 from session_service.storage.session.reads import make_record, record_query
+from tests.database import FILL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,7 +60,7 @@ FILL = (
 async def database(database_url: str) -> AsyncIterator[Database]:
     """The rows of 900 sessions."""
     async with Database(database_url, max_size=4) as opened:
-        async with opened.connection() as connection:
+        async with opened.connection(FILL_SECONDS) as connection:
             for statement in FILL:
                 await connection.execute(statement.encode(), [900])
         yield opened
@@ -140,13 +142,14 @@ async def test_a_session_that_changed_since_it_was_read_is_not_forgotten(
 
 
 async def test_replicas_neither_wait_for_each_other_nor_defer_what_another_one_has(
-    database: Database,
+    database: Database, database_url: str
 ) -> None:
     """Rows that are locked elsewhere stay as they are, and are due at once afterwards."""
     found = await forgetting.find(database)
     ids = [each.session_id for each in found]
     locked = "SELECT 1 FROM sessions WHERE session_id = ANY(%s) FOR UPDATE"
-    async with database.transaction() as other:
+    # Not a connection of the pool: the server would end a transaction that is idle for 5 s.
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
         await other.execute(locked.encode(), [ids])
         assert await forgetting.forget(database, found) == set()
         assert await forgetting.defer(database, found, [each.now for each in found]) == 0

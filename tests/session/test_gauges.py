@@ -12,6 +12,7 @@ from session_service.reconcile import retention
 from session_service.storage.database import Database
 from session_service.storage.session import due, gauges
 from session_service.storage.session.gauges import Gauges
+from tests.database import FILL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,7 +39,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 async def fill(database: Database, count: int) -> None:
     """Insert sessions, created 1 s apart. A quarter is live; half of those may live for 1,000 s."""
-    async with database.connection() as connection:
+    async with database.connection(FILL_SECONDS) as connection:
         await connection.execute(_FILL, [count])
         await connection.execute("ANALYZE sessions")
 

@@ -25,6 +25,7 @@ from session_service.reconcile import inventory
 from session_service.server import composition
 from session_service.storage.database import Database, Statement
 from session_service.storage.session import inventory as session_inventory
+from tests.database import FILL_SECONDS
 from tests.property.memory_containers import Cloud, Machine
 from tests.property.replica import INSTALLATION, MortalDatabase, Replica
 
@@ -85,7 +86,10 @@ async def counting(url: str, cloud: Cloud) -> AsyncGenerator[Counting]:
 async def filled(url: str) -> Cloud:
     """Create the rows, and a machine for each in the state of its session."""
     cloud = Cloud()
-    async with Database(url, max_size=2) as database, database.connection() as connection:
+    async with (
+        Database(url, max_size=2) as database,
+        database.connection(FILL_SECONDS) as connection,
+    ):
         for statement in FILL:
             await connection.execute(statement.encode(), [ROWS])
         await connection.execute("ANALYZE sessions, containers")
@@ -254,6 +258,7 @@ async def large(
     return container_pb.ListContainersResponse(containers=[one] * 40_000)
 
 
+@pytest.mark.timeout(180)
 async def test_a_listing_beyond_grpcs_own_limit_comes_through() -> None:
     """4 MiB are some 16,000 containers: an app with more of them is swept too."""
     server = grpc.aio.server()
@@ -270,7 +275,7 @@ async def test_a_listing_beyond_grpcs_own_limit_comes_through() -> None:
     config = Config(database_url="", container_target=f"127.0.0.1:{port}")
     try:
         async with composition.channel(config) as channel:
-            listed = await GrpcContainers(channel).list(APP, {}, timeout=30)
+            listed = await GrpcContainers(channel).list(APP, {}, timeout=150)
     finally:
         await server.stop(None)
     assert len(listed) == 40_000

@@ -12,6 +12,7 @@ from session_service.storage import activity
 from session_service.storage.session import activity as session_activity
 from tests.container.harness import failing
 from tests.session.ageing import sql
+from tests.session.harness import TIMEOUT
 from tests.session.test_lists import pages
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ async def test_a_touch_moves_nothing_and_a_walk_and_a_change_of_state_do(roost: 
     await sql(roost.one, "UPDATE sessions SET seen_at = seen_at - interval '1 minute'")
     for session in (wren, robin):
         touch = rpc_pb.TouchSessionRequest(session_id=session.session_id)
-        await roost.one.stub.TouchSession(touch, timeout=9)
+        await roost.one.stub.TouchSession(touch, timeout=TIMEOUT)
     await roost.one.start("wren")
     assert await lag(roost.one) == [False, False]
     await roost.one.pause(robin.session_id)
@@ -123,9 +124,9 @@ async def test_sessions_are_listed_by_last_activity(roost: World) -> None:
     for order in ("create_time", "last_active_time desc"):
         assert await pages(roost, filter=recent, order_by=order) == [users[:2], users[2:3]]
     request = rpc_pb.ListSessionsRequest(page_size=1, order_by="last_active_time")
-    token = (await roost.one.stub.ListSessions(request, timeout=9)).next_page_token
+    token = (await roost.one.stub.ListSessions(request, timeout=TIMEOUT)).next_page_token
     foreign = rpc_pb.ListSessionsRequest(page_size=1, page_token=token)
-    failure = await failing(roost.one.stub.ListSessions(foreign, timeout=9))
+    failure = await failing(roost.one.stub.ListSessions(foreign, timeout=TIMEOUT))
     assert failure.fields == ("page_token",)
 
 
@@ -141,7 +142,7 @@ async def test_alternatives_are_listed_once_and_too_many_are_rejected(roost: Wor
     assert await pages(roost, filter="state = ACTIVE AND state = PAUSED") == [[]]
     many = " OR ".join(f"user_id = u{number}" for number in range(11))
     failure = await failing(
-        roost.one.stub.ListSessions(rpc_pb.ListSessionsRequest(filter=many), timeout=9)
+        roost.one.stub.ListSessions(rpc_pb.ListSessionsRequest(filter=many), timeout=TIMEOUT)
     )
     assert failure.fields == ("filter",)
 
@@ -156,5 +157,5 @@ async def test_a_token_of_the_version_before_is_understood(roost: World) -> None
     listing = fields.listing_digest("sessions", "default", "live = true", "False")
     token = fields.make_page_token(listing, [time.isoformat(), str(session_id)])
     request = rpc_pb.ListSessionsRequest(filter="live = true", page_token=token)
-    found = await roost.one.stub.ListSessions(request, timeout=9)
+    found = await roost.one.stub.ListSessions(request, timeout=TIMEOUT)
     assert [session.key.user_id for session in found.sessions] == ["robin"]

@@ -9,6 +9,7 @@ import pytest
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import failing
+from tests.session.harness import TIMEOUT
 
 if TYPE_CHECKING:
     from tests.session.harness import World
@@ -22,7 +23,7 @@ async def pages(roost: World, **fields: object) -> list[list[str]]:
     token = ""
     while True:
         request = rpc_pb.ListSessionsRequest(page_size=2, page_token=token, **fields)  # type: ignore[arg-type]  # any field
-        answer = await roost.one.stub.ListSessions(request, timeout=9)
+        answer = await roost.one.stub.ListSessions(request, timeout=TIMEOUT)
         found.append([session.key.user_id for session in answer.sessions])
         token = answer.next_page_token
         if not token:
@@ -52,11 +53,13 @@ async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) 
         ["wren", "robin"],
         ["finch"],
     ]
-    first = await roost.one.stub.ListSessions(rpc_pb.ListSessionsRequest(page_size=1), timeout=9)
+    first = await roost.one.stub.ListSessions(
+        rpc_pb.ListSessionsRequest(page_size=1), timeout=TIMEOUT
+    )
     foreign = rpc_pb.ListSessionsRequest(
         page_size=1, page_token=first.next_page_token, filter="live = true"
     )
-    failure = await failing(roost.one.stub.ListSessions(foreign, timeout=9))
+    failure = await failing(roost.one.stub.ListSessions(foreign, timeout=TIMEOUT))
     assert failure.fields == ("page_token",)
 
 
@@ -72,12 +75,12 @@ async def test_decisions_are_newest_first_in_pages(roost: World) -> None:
         request = rpc_pb.ListDecisionsRequest(
             session_id=session.session_id, page_size=3, page_token=token
         )
-        answer = await roost.one.stub.ListDecisions(request, timeout=9)
+        answer = await roost.one.stub.ListDecisions(request, timeout=TIMEOUT)
         seen.extend(answer.decisions)
         token = answer.next_page_token
         if not token:
             break
     assert [d.outcome for d in seen] == [pb.START_OUTCOME_REUSED] * 3 + [pb.START_OUTCOME_CREATED]
-    everything = await roost.one.stub.ListDecisions(rpc_pb.ListDecisionsRequest(), timeout=9)
+    everything = await roost.one.stub.ListDecisions(rpc_pb.ListDecisionsRequest(), timeout=TIMEOUT)
     assert len(everything.decisions) == 5
     assert everything.decisions[0].outcome == pb.START_OUTCOME_CREATED

@@ -132,7 +132,7 @@ async def test_starts_are_counted_by_outcome(roost: World) -> None:
     assert value(found, "refusals_total", reason="LIVE_SESSION_EXISTS", **method) == 1
     assert value(found, "refusals_total", reason="INVALID_FIELD", method="GetSession") == 1
     total = value(found, "start_duration_seconds_sum", outcome="CREATED", how="own")
-    assert 0.01 < total < 15
+    assert 0.01 < total < 120
     slow = {"outcome": "CREATED", "how": "own", "le": "120.0"}
     assert value(found, "start_duration_seconds_bucket", **slow) == 1
     # The other replica did nothing.
@@ -226,8 +226,14 @@ async def test_gauges_show_the_installation(fresh: World) -> None:
     assert used + value(found, "database_connections", state="idle") >= 2
 
 
-async def test_rows_are_not_read_for_each_scrape(roost: World) -> None:
+async def test_rows_are_not_read_for_each_scrape(emulator: Emulator, database_url: str) -> None:
     """Gauges from the database are read once in `gauges_interval`, however often it is scraped."""
+    served = {"metrics_listen": "127.0.0.1:0", "gauges_interval": timedelta(hours=1)}
+    async with world(emulator, database_url, 1, **served) as roost:
+        await _check_that_rows_are_not_read(roost)
+
+
+async def _check_that_rows_are_not_read(roost: World) -> None:
     before = await samples(roost.one)
     assert ("roost_oldest_live_session_age_seconds", frozenset[tuple[str, str]]()) not in before
     await roost.one.start()
