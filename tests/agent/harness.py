@@ -17,6 +17,7 @@ from session_service.config import Config
 from session_service.rpc.interceptors import ErrorInterceptor
 from session_service.server import agent_service
 from session_service.storage.database import Database
+from tests.quiet import end_housework
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from session_service.server.agent_service import AgentSettings
 
 #: The deadline of a call, in s: more than any call here should take.
-TIMEOUT = 20.0
+TIMEOUT = 30.0
+#: The limits of waits for a connection and for an answer of the database, in s. On a busy machine
+#: the product's own would refuse some of the hundreds of calls that these tests make at once.
+DATABASE_PATIENCE = 20.0
 
 
 def said(content: str, role: str = "user", **fields: Any) -> pb.Message:
@@ -134,13 +138,19 @@ def numbers(turns: Sequence[pb.Turn]) -> list[int]:
 async def replica(
     database_url: str, settings: AgentSettings | None = None, **config_fields: Any
 ) -> AsyncGenerator[Replica]:
-    """A server with the agent service alone, composed as `main` does. Any: Config's fields."""
+    """A server with the agent service alone, composed as `main` does, but more patient with the
+    database, and without housework. Any: Config's fields.
+    """
     config = Config(database_url=database_url, **config_fields)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(Database(database_url, max_size=8))
+        patient = Database(
+            database_url, max_size=8, timeout=DATABASE_PATIENCE, answer=DATABASE_PATIENCE
+        )
+        database = await stack.enter_async_context(patient)
         server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=SERVER_OPTIONS)
         port = server.add_insecure_port("127.0.0.1:0")
         end_streams = await agent_service.add(stack, server, config, database, settings)
+        await end_housework()
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
         stack.callback(end_streams)

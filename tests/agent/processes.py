@@ -40,7 +40,7 @@ class Service:
         )
         line = ""
         while not re.search(r"serving on (\S+)", line):
-            line = (await asyncio.wait_for(self._process.stderr.readline(), 20)).decode()
+            line = (await asyncio.wait_for(self._process.stderr.readline(), 50)).decode()
             assert line, "it ended"
 
     async def kill(self) -> None:

@@ -104,10 +104,10 @@ WRONG: dict[str, tuple[str, Message]] = {
 async def test_a_wrong_field_is_named_and_nothing_is_written(agents: Replica, name: str) -> None:
     field, request = WRONG[name]
     if isinstance(request, rpc_pb.CreateAgentSessionRequest):
-        failure = await failing(agents.stub.CreateAgentSession(request, timeout=9))
+        failure = await failing(agents.stub.CreateAgentSession(request, timeout=30))
     else:
         assert isinstance(request, rpc_pb.AppendTurnRequest)
-        failure = await failing(agents.stub.AppendTurn(request, timeout=9))
+        failure = await failing(agents.stub.AppendTurn(request, timeout=30))
     assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert field in failure.fields
     assert await agents.rows("SELECT count(*) FROM llm_branches") == [(0,)]
@@ -126,9 +126,9 @@ async def test_foreign_page_tokens_and_orders_are_refused(agents: Replica) -> No
         for _ in range(3):
             await agents.append(name, "x")
     page = rpc_pb.ListTurnsRequest(session_id="s", page_size=1)
-    token = (await agents.stub.ListTurns(page, timeout=9)).next_page_token
+    token = (await agents.stub.ListTurns(page, timeout=30)).next_page_token
     sessions = rpc_pb.ListAgentSessionsRequest(page_size=1)
-    other = (await agents.stub.ListAgentSessions(sessions, timeout=9)).next_page_token
+    other = (await agents.stub.ListAgentSessions(sessions, timeout=30)).next_page_token
     calls: list[tuple[Any, str]] = [
         (rpc_pb.ListTurnsRequest(session_id="t", page_token=token), "page_token"),
         (rpc_pb.ListTurnsRequest(session_id="s", page_token=other), "page_token"),
@@ -136,13 +136,13 @@ async def test_foreign_page_tokens_and_orders_are_refused(agents: Replica) -> No
         (rpc_pb.ListTurnsRequest(session_id="s", order_by="role"), "order_by"),
     ]
     for request, field in calls:
-        failure = await failing(agents.stub.ListTurns(request, timeout=9))
+        failure = await failing(agents.stub.ListTurns(request, timeout=30))
         assert field in failure.fields
     bad = rpc_pb.ListAgentSessionsRequest(page_token=token)
-    assert "page_token" in (await failing(agents.stub.ListAgentSessions(bad, timeout=9))).fields
+    assert "page_token" in (await failing(agents.stub.ListAgentSessions(bad, timeout=30))).fields
     state = rpc_pb.AgentSessionFilter(states=[77])  # type: ignore[list-item]  # no such state
     bad = rpc_pb.ListAgentSessionsRequest(filter=state)
-    failure = await failing(agents.stub.ListAgentSessions(bad, timeout=9))
+    failure = await failing(agents.stub.ListAgentSessions(bad, timeout=30))
     assert "filter.states" in failure.fields
 
 
@@ -169,7 +169,7 @@ async def test_sessions_are_listed_by_what_a_filter_says(agents: Replica) -> Non
                 page_token=token,
                 order_by=order,
             )
-            page = await agents.stub.ListAgentSessions(request, timeout=9)
+            page = await agents.stub.ListAgentSessions(request, timeout=30)
             found += [session.session_id for session in page.agent_sessions]
             token = page.next_page_token
             if not token:

@@ -28,7 +28,7 @@ async def run(program: str, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, *arguments), stdout=subprocess.PIPE
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    out, _ = await asyncio.wait_for(process.communicate(), 50)
     assert process.returncode == 0
     return out.decode()
 

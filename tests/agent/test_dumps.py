@@ -179,7 +179,7 @@ async def command(agents: Replica, *arguments: str, text: str = "") -> tuple[int
         environment={"PATH": os.environ["PATH"]},
         data=text.encode(),
     )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await asyncio.wait_for(process.communicate(), 50)
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
 

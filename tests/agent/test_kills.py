@@ -93,7 +93,7 @@ async def test_no_kill_loses_doubles_or_reorders_a_turn(running: Service) -> Non
     stub = AgentSessionServiceStub(channel)
     for number in range(SESSIONS):
         request = rpc_pb.CreateAgentSessionRequest(agent_role="ceo", session_id=f"s{number}")
-        await stub.CreateAgentSession(request, timeout=9)
+        await stub.CreateAgentSession(request, timeout=30)
     stop = asyncio.Event()
     writers = [Writer(running.target, number) for number in range(LOOPS)]
     async with asyncio.TaskGroup() as group:
@@ -132,7 +132,7 @@ async def check_session(
     tokens = 0
     while True:
         request = rpc_pb.ListTurnsRequest(session_id=session_id, page_size=500, page_token=token)
-        page = await stub.ListTurns(request, timeout=9)
+        page = await stub.ListTurns(request, timeout=30)
         stored |= {turn.turn_number: turn.messages[0].content for turn in page.turns}
         tokens += sum(turn.tokens for turn in page.turns)
         token = page.next_page_token
@@ -146,7 +146,7 @@ async def check_session(
     # Every stored turn was acknowledged in the end: each writer repeated its last append.
     assert sum(len(writer.acknowledged) for writer in mine) == len(stored)
     get = rpc_pb.GetAgentSessionRequest(session_id=session_id)
-    session = (await stub.GetAgentSession(get, timeout=9)).agent_session
+    session = (await stub.GetAgentSession(get, timeout=30)).agent_session
     assert (session.turn_count, session.total_tokens) == (len(stored), tokens)
     return len(stored)
 
@@ -157,11 +157,11 @@ async def test_another_process_continues_where_the_first_one_stopped(running: Se
     async with grpc.aio.insecure_channel(running.target) as first:
         stub = AgentSessionServiceStub(first)
         create = rpc_pb.CreateAgentSessionRequest(agent_role="ceo")
-        session = (await stub.CreateAgentSession(create, timeout=9)).agent_session
+        session = (await stub.CreateAgentSession(create, timeout=30)).agent_session
         append = rpc_pb.AppendTurnRequest(
             session_id=session.session_id, messages=[said("Plan?", tokens=793)]
         )
-        assert (await stub.AppendTurn(append, timeout=9)).turn.turn_number == 1
+        assert (await stub.AppendTurn(append, timeout=30)).turn.turn_number == 1
     await running.kill()
     await running.start()
     async with grpc.aio.insecure_channel(running.target) as second:
@@ -169,5 +169,5 @@ async def test_another_process_continues_where_the_first_one_stopped(running: Se
         append = rpc_pb.AppendTurnRequest(
             session_id=session.session_id, messages=[said("And?", tokens=207)]
         )
-        done = await stub.AppendTurn(append, timeout=9)
+        done = await stub.AppendTurn(append, timeout=30)
         assert (done.turn.turn_number, done.agent_session.total_tokens) == (2, 1000)

@@ -41,7 +41,7 @@ async def listed(agents: Replica, order: str, **filters: object) -> list[str]:
             page_token=token,
             order_by=order,
         )
-        page = await agents.stub.ListAgentSessions(request, timeout=9)
+        page = await agents.stub.ListAgentSessions(request, timeout=30)
         found += [session.session_id for session in page.agent_sessions]
         token = page.next_page_token
         if not token:
@@ -95,7 +95,7 @@ async def test_sessions_are_listed_by_their_newest_turn(agents: Replica) -> None
     await agents.end("s1")
     assert await listed(agents, "last_query_time desc", states=ended) == ["s4", *names[:4]]
     bad = rpc_pb.ListAgentSessionsRequest(order_by="last_query_at")
-    assert (await failing(agents.stub.ListAgentSessions(bad, timeout=9))).fields == ("order_by",)
+    assert (await failing(agents.stub.ListAgentSessions(bad, timeout=30))).fields == ("order_by",)
 
 
 async def test_a_token_of_the_version_before_is_understood(agents: Replica) -> None:
@@ -106,5 +106,5 @@ async def test_a_token_of_the_version_before_is_understood(agents: Replica) -> N
     listing = fields.listing_digest("agent_sessions", "default", "", "True")
     token = fields.make_page_token(listing, [time.isoformat(), "b"])
     request = rpc_pb.ListAgentSessionsRequest(page_token=token)
-    found = await agents.stub.ListAgentSessions(request, timeout=9)
+    found = await agents.stub.ListAgentSessions(request, timeout=30)
     assert [session.session_id for session in found.agent_sessions] == ["a"]

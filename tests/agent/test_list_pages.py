@@ -124,7 +124,7 @@ def test_all_pages_together_are_what_the_filter_says(database_url: str) -> None:
     made = rows(Random(7))
 
     with asyncio.Runner() as runner:
-        database = Database(database_url, max_size=2)
+        database = Database(database_url, max_size=2, timeout=30, answer=30)
         runner.run(database.__aenter__())
         runner.run(fill(database, made))
 

@@ -48,7 +48,7 @@ CHANGES = {
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """A pool on the test's database, with sessions of two tenants, one an hour."""
-    async with Database(database_url, max_size=4, timeout=60) as opened:
+    async with Database(database_url, max_size=4, timeout=60, answer=30) as opened:
         await execute(opened, _FILL, count=200)
         yield opened
 

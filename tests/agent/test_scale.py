@@ -17,7 +17,6 @@ import pytest
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.agents import retention
 from session_service.domain.agent import AgentState, SessionFilter
-from session_service.server.agent_service import AgentSettings
 from session_service.storage.agent import expiry, listing, search, stats
 from session_service.storage.agent.search_query import (
     SearchQuery,
@@ -41,8 +40,7 @@ BOUND = 2.0
 @asynccontextmanager
 async def full(database_url: str) -> AsyncGenerator[Replica]:
     """A replica over many sessions, all indexed, that does nothing by itself meanwhile."""
-    settings = AgentSettings(index_pause=3600.0)
-    async with replica(database_url, settings, retention_interval=timedelta(days=1)) as agents:
+    async with replica(database_url) as agents:
         async with agents.database.connection() as connection:
             await scale.fill(connection, SESSIONS, TURNS)
         began = perf_counter()

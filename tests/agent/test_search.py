@@ -1,4 +1,7 @@
-"""Search: the index job is apart from the append, and only turns that a session has are found."""
+"""Search: the index job is apart from the append, and only turns that a session has are found.
+
+The replicas of the tests run no index job: the tests do.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,6 @@ from session_service.storage.agent.search_query import SearchQuery
 from session_service.storage.database import Database
 from tests.agent.harness import TIMEOUT, Replica, replica, said
 from tests.eventually import eventually
-
-
-@pytest.fixture
-def agent_settings() -> AgentSettings:
-    """No index job in the background: these tests run it themselves."""
-    return AgentSettings(index_pause=3600.0)
 
 
 async def index(agents: Replica) -> int:
@@ -156,7 +153,7 @@ async def test_only_what_a_session_still_has_is_found(agents: Replica) -> None:
 async def test_pages_hold_still_while_more_is_indexed(
     database_url: str,
 ) -> None:
-    async with replica(database_url, AgentSettings(index_pause=3600.0, ranked=20)) as agents:
+    async with replica(database_url, AgentSettings(ranked=20)) as agents:
         await check_pages(agents)
 
 

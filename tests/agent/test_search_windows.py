@@ -1,4 +1,7 @@
-"""A search finds the same by windows as by reading everything."""
+"""A search finds the same by windows as by reading everything.
+
+The replicas of the tests run no background job: the tests index, and leave roles out.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any
 import pytest
 
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
-from session_service.server.agent_service import AgentSettings
 from session_service.storage.agent import search
 from session_service.storage.agent.search_query import LARGE, PROBE, SearchQuery
 from tests.agent.harness import TIMEOUT, Replica, said
@@ -18,12 +20,8 @@ from tests.agent.harness import TIMEOUT, Replica, said
 WORDS = ["owl", "barn", "roost", "feather", "moon", "field", "hedge", "vole"]
 ROLES = ["ceo", "cto", "cfo"]
 DAYS = 400
-
-
-@pytest.fixture
-def agent_settings() -> AgentSettings:
-    """No background job: these tests index themselves, and leave roles out."""
-    return AgentSettings(index_pause=3600.0, roles_interval=3600.0)
+#: A search looks for all matches, however slow the machine is.
+ENDLESS = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -193,7 +191,7 @@ async def test_any_search_finds_what_a_reader_of_everything_finds(
         await agents.rows(f"UPDATE llm_search SET agent_role = NULL WHERE {unfilled}")
         for _ in range(40):
             query, ranked = any_query(chance, sessions), chance.choice([3, 1000])
-            found = await search.search(agents.database, "english", query, ranked)
+            found = await search.search(agents.database, "english", query, ranked, ENDLESS)
             places = [(hit.branch_id, hit.turn_number, hit.message_index) for hit in found.hits]
             assert len(places) == len(set(places))
             assert set(places) == await expected(agents, messages, query, ranked), query
@@ -257,7 +255,7 @@ async def test_more_matches_than_are_taken_at_once_are_found_newest_first(
         ("first even", range(10, 0, -2)),
         ("even odd", range(0)),
     ):
-        found = await search.search(agents.database, "english", wanted(query))
+        found = await search.search(agents.database, "english", wanted(query), budget=ENDLESS)
         assert [hit.turn_number for hit in found.hits] == list(numbers), query
         assert found.older_left_out == (len(numbers) == 1000)
 
