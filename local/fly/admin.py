@@ -99,7 +99,7 @@ class Admin:
         (await self._client.delete(f"/_emulator/faults/{fault_id}")).raise_for_status()
 
     async def clear_faults(self) -> None:
-        """Delete all faults. Requests that they delay go on after their delay."""
+        """Delete all faults; the requests that they delay go on at once."""
         (await self._client.delete("/_emulator/faults")).raise_for_status()
 
     async def faults(self) -> list[FaultState]:

@@ -172,8 +172,9 @@ class Faults:
         return fault is not None
 
     def clear(self) -> None:
-        """Delete all. Delays that have begun go on."""
-        self._faults.clear()
+        """Delete all and end their delays."""
+        for fault_id in list(self._faults):
+            self.remove(fault_id)
 
     def to_json(self) -> list[JsonObject]:
         """All faults that are set, including those that will not fire again."""

@@ -95,6 +95,23 @@ async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
     assert await actions(admin, "suspend") == 0
 
 
+async def test_a_request_goes_on_when_the_fault_that_delays_it_is_removed(
+    app: App, admin: Admin
+) -> None:
+    machine = await app.started()
+    fault = await admin.set_fault("slow_before", action="suspend", delay_ms=3_600_000)
+    held = asyncio.create_task(machine.post("suspend"))
+
+    async def held_up() -> bool:
+        return await admin.fired(fault) == 1
+
+    await until(held_up)
+    assert await machine.state() == "started"
+    await admin.remove_fault(fault)
+    assert await held == {"ok": True}
+    await machine.wait("suspended")
+
+
 async def test_a_slow_answer_comes_after_the_commit(app: App, admin: Admin) -> None:
     machine = await app.started()
     fault = await admin.set_fault("slow_after", action="suspend", delay_ms=60_000)
