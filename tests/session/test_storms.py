@@ -152,7 +152,7 @@ async def storm_rig(tmp_path: Path, database_url: str, **more: Any) -> AsyncGene
             "default_image": "roost/base",
             "url_template": "",
             "start_budget": timedelta(seconds=PATIENCE),
-            "lease": timedelta(seconds=10),
+            "lease": timedelta(seconds=60),
         }
 
         def config(target: str, **fields: Any) -> Any:
@@ -225,9 +225,7 @@ async def test_a_storm_of_resumes_of_one_user_does_not_delay_the_others(
         assert behind <= fair + SIZE // 10 < SIZE * 0.75
 
 
-async def test_a_start_during_a_storm_waits_for_few_of_it(
-    migrated_database: str,
-) -> None:
+async def test_a_start_during_a_storm_waits_for_few_of_it(database_url: str) -> None:
     """The database slots of starts are fair too, before any start is queued for the provider.
 
     No start gives an image, so each fails after its first statements. The database is slow, so that
@@ -237,7 +235,7 @@ async def test_a_start_during_a_storm_waits_for_few_of_it(
     size, through = 5 * SIZE, list[str]()
     target = f"127.0.0.1:{free_port()}"
     async with (
-        fronted(migrated_database) as (fault, through_relay),
+        fronted(database_url) as (fault, through_relay),
         service(through_relay, target, ROOST_POOL_SIZE="8"),
         grpc.aio.insecure_channel(target) as channel,
     ):
@@ -247,6 +245,9 @@ async def test_a_start_during_a_storm_waits_for_few_of_it(
         async def fails(where: pb.SessionKey) -> None:
             request = rpc_pb.StartSessionRequest(key=where)
             failure = await failing(stub.StartSession(request, timeout=PATIENCE))
+            while failure.reason == "STORAGE_UNAVAILABLE":
+                # The machine stood still for as long as a start waits for the database.
+                failure = await failing(stub.StartSession(request, timeout=PATIENCE))
             assert failure.reason == "INVALID_FIELD", failure
             through.append(where.user_id)
 
@@ -266,7 +267,7 @@ async def test_a_storm_of_creates_queues_and_none_fails(tmp_path: Path, database
     async with storm_rig(tmp_path, database_url, concurrent_creates=1) as rig:
         built = await rig.build([key("paused")])
         mark = await rig.limits_on()
-        storm = [key("storm", str(n)) for n in range(8)]
+        storm = [key("storm", str(n)) for n in range(10)]
         began = time.monotonic()
         calls = [asyncio.create_task(start(rig.replicas[0], where)) for where in storm]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -316,7 +317,7 @@ async def test_a_silent_preview_of_a_created_session_delays_no_other_start(
     emulator: Emulator, database_url: str
 ) -> None:
     """The only slot is given back while a start waits for its application alone."""
-    budget = timedelta(seconds=4)
+    budget = timedelta(seconds=10)
     async with world(emulator, database_url, 1, concurrent_starts=1, start_budget=budget) as roost:
         silent = asyncio.create_task(failing(roost.one.start("crow", spec=SILENT)))
         stuck = await roost.until_live("crow")
@@ -343,7 +344,7 @@ async def test_a_silent_preview_of_a_resumed_session_delays_no_other_start(
                 emulator.proxy_url,
                 url_template="http://{container_id}.localhost:1/",
                 concurrent_starts=1,
-                start_budget=timedelta(seconds=4),
+                start_budget=timedelta(seconds=10),
             )
             blind = await stack.enter_async_context(replica(config))
             calls = [asyncio.create_task(failing(blind.start(user_id))) for user_id in ids]
@@ -351,7 +352,7 @@ async def test_a_silent_preview_of_a_resumed_session_delays_no_other_start(
             async def both() -> bool:
                 return all([await roost.committed("start", each) == 1 for each in ids.values()])
 
-            await eventually(both, timeout=3)
+            await eventually(both, timeout=30)
             assert not any(call.done() for call in calls)
             failures = await asyncio.gather(*calls)
             assert {failure.reason for failure in failures} == {"PROVIDER_UNAVAILABLE"}
@@ -386,11 +387,15 @@ async def test_an_outage_in_the_middle_of_a_storm_costs_few_calls(
             f" all had started {time.monotonic() - began - lasts:.1f} s after"
         )
         assert "circuit_opened" in {vars(r).get("action") for r in caplog.records}
-        assert "circuit_closed" in {vars(r).get("action") for r in caplog.records}
+        closed = [r for r in caplog.records if vars(r).get("action") == "circuit_closed"]
+        assert closed
+        # Longer than it lasted if the machine stood still meanwhile.
+        seen = max(vars(r)["silent_s"] for r in closed)
         # The calls in flight when it began, their few retries, and one probe a second.
         assert statuses[503] <= 2 * 8 + 10 + 5 + 5
         assert statuses[429] == 0
-        assert set(refusals) == ({"PROVIDER_UNAVAILABLE"} if lasts > OUTAGE_SECONDS else set())
+        assert set(refusals) <= ({"PROVIDER_UNAVAILABLE"} if seen > OUTAGE_SECONDS else set())
+        assert refusals or lasts < OUTAGE_SECONDS
 
         # Nothing is lost, created twice or taken for lost, and all memory is verified.
         for number, where in enumerate(storm):
