@@ -53,10 +53,11 @@ ACTIVE = pb.Session.STATE_ACTIVE
 PAUSING = pb.Session.STATE_PAUSING
 PAUSED = pb.Session.STATE_PAUSED
 ENDED = pb.Session.STATE_ENDED
-#: The delay of a held request, in ms: longer than the steps of a test that run meanwhile. The
-#: lease is longer still, so that no other replica takes the transition over.
+#: The delay, in ms, of a request that a test holds until it removes the fault, and of one that is
+#: only late. The lease is longer, so that no other replica takes the transition over.
+HELD_MS = 30_000
 DELAY_MS = 3000
-LEASE = timedelta(seconds=20)
+LEASE = timedelta(seconds=40)
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ async def test_an_odd_state_while_resuming_keeps_the_mapping(
     emulator: Emulator, database_url: str, word: str
 ) -> None:
     """UNAVAILABLE, and no row changes its container. A later start resumes it with its memory."""
-    budget = timedelta(seconds=3)
+    budget = timedelta(seconds=8)
     async with (
         fronted(emulator) as front,
         world(front.emulator, database_url, start_budget=budget) as roost,
@@ -341,12 +342,13 @@ async def test_activity_between_the_idle_decision_and_the_suspend_is_not_lost(
         for session in both:
             await roost.click_twice(session)
         await make_all_idle(roost)
-        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=DELAY_MS)
+        await roost.admin.set_fault("slow_before", action="suspend", delay_ms=HELD_MS)
         pausing_both = asyncio.create_task(roost.one.running.background.due_pass.settle())
         await until_fault(roost)
         for session in both:
             await roost.until_state(session.session_id, PAUSING)
             await touch(roost, session)
+        await roost.admin.clear_faults()
         await pausing_both
         states = [(await roost.one.get(session.session_id)).state for session in both]
         assert sorted(states) == sorted([ACTIVE, PAUSED])
@@ -437,7 +439,7 @@ Flight = tuple[pb.Session, "Awaitable[object] | None"]
 
 
 async def _create(roost: World) -> Flight:
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=DELAY_MS)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     start = asyncio.create_task(failing(roost.one.start()))
     session = await roost.until_live("wren")
     await until_fault(roost)
@@ -446,7 +448,7 @@ async def _create(roost: World) -> Flight:
 
 async def _resume(roost: World) -> Flight:
     session, _ = await _paused(roost)
-    await roost.admin.set_fault("slow_before", action="start", delay_ms=DELAY_MS)
+    await roost.admin.set_fault("slow_before", action="start", delay_ms=HELD_MS)
     start = asyncio.create_task(failing(roost.one.start()))
     await until_fault(roost)
     return session, start
@@ -509,6 +511,7 @@ async def test_end_now_is_legal_from_every_state_and_leaves_no_machine(
     result = None if call is None else await call
     if reach in CUT_OFF:
         assert getattr(result, "reason", "") == "SESSION_STATE_CONFLICT"
+        await roost.admin.clear_faults()
     others: set[str] = set()
     if reach is _replaced:
         others = {(await roost.until_live("wren")).container.container_id}
@@ -527,13 +530,14 @@ async def test_end_now_of_a_fresh_start_in_flight_brings_its_predecessor_back(
     """
     old = (await roost.one.start()).session
     await roost.click_twice(old)
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=DELAY_MS)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=HELD_MS)
     fresh = asyncio.create_task(failing(roost.one.start(mode=pb.START_MODE_FRESH)))
     await until_fault(roost)
     new = await roost.until_live("wren")
     assert new.session_id != old.session_id
     assert (await roost.two.end(new.session_id, now=True)).state == ENDED
     assert (await fresh).reason == "SESSION_STATE_CONFLICT"
+    await roost.admin.clear_faults()
     back = await roost.one.get(old.session_id)
     assert (back.state, back.generation) == (ACTIVE, 1)
     await _in_the_end_only(roost, {old.container.container_id})

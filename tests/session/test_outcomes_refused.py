@@ -140,7 +140,7 @@ async def test_what_begins_by_an_outcome_that_is_refused_for_long_is_carried_out
         return shown.state == pb.Session.STATE_ENDED
 
     # No other replica takes it over: nothing calls about it, and no due pass runs.
-    await eventually(ended, timeout=8.0)
+    await eventually(ended, timeout=30)
 
 
 #: Refuses to note that the user was active, while the session is in transition.

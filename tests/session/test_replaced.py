@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.session.harness import Replica, World
 
 #: The lease of the lost owner and the timeout of a call, in s.
-LEASE, PATIENCE = 1.0, 12.0
+LEASE, PATIENCE = 1.0, 40.0
 # Any: the answers of every call.
 CALLS: dict[str, Callable[[Replica, str], Awaitable[Any]]] = {
     "ResumeSession": lambda at, session_id: at.stub.ResumeSession(
@@ -53,7 +53,7 @@ CALLS: dict[str, Callable[[Replica, str], Awaitable[Any]]] = {
 async def replaced(roost: World, url: str) -> tuple[str, str]:
     """A session that is being replaced, and its successor, whose owner is gone."""
     session = (await roost.one.start(spec=hooked())).session
-    await roost.admin.set_fault("slow_before", action="create", delay_ms=500)
+    await roost.admin.set_fault("slow_before", action="create", delay_ms=30_000)
     fresh = asyncio.ensure_future(roost.two.start(mode=pb.START_MODE_FRESH, spec=hooked()))
     new = await roost.until_live("wren")
     while new.session_id == session.session_id:
@@ -70,6 +70,7 @@ async def replaced(roost: World, url: str) -> tuple[str, str]:
     )
     fresh.cancel()
     await asyncio.gather(fresh, return_exceptions=True)
+    await roost.admin.clear_faults()
     ((transition,),) = execute(
         url, "SELECT transition FROM sessions WHERE session_id = %s", session.session_id
     )

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 HELD_PINS = (
     """
     CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN PERFORM pg_advisory_xact_lock(8); RETURN NEW; END $$
+    BEGIN
+        PERFORM set_config('lock_timeout', '0', true);
+        PERFORM pg_advisory_xact_lock(8);
+        RETURN NEW;
+    END $$
     """,
     """
     CREATE TRIGGER hold BEFORE INSERT ON decisions FOR EACH ROW
@@ -77,7 +81,7 @@ async def test_another_body_is_rejected(roost: World) -> None:
     failure = await failing(roost.two.start(request_id=once, mode=pb.START_MODE_FRESH))
     assert failure.reason == "REQUEST_ID_REUSED"
     same = rpc_pb.StartSessionRequest(request_id=once, key=key(slot="default"))
-    assert (await roost.two.stub.StartSession(same, timeout=9)).outcome == pb.START_OUTCOME_CREATED
+    assert (await roost.two.stub.StartSession(same, timeout=30)).outcome == pb.START_OUTCOME_CREATED
 
 
 async def test_a_repeat_of_a_start_in_flight_waits_for_it(roost: World) -> None:
@@ -136,7 +140,7 @@ async def test_a_deleted_decision_gives_the_same_error_in_every_call(
     """
     action = {"start": "create", "pause": "suspend", "checkpoint": "exec"}[verb]
     session_id = "" if verb == "start" else (await counting(roost, 1)).session_id
-    await roost.admin.set_fault("slow_before", action=action, delay_ms=1000)
+    await roost.admin.set_fault("slow_before", action=action, delay_ms=30_000)
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "start": lambda: roost.one.start("robin"),
         "pause": lambda: roost.one.pause(session_id),
@@ -149,6 +153,7 @@ async def test_a_deleted_decision_gives_the_same_error_in_every_call(
         return call.done() or bool(execute(database_url, forget))
 
     assert await eventually(gone)
+    await roost.admin.clear_faults()
     failure = await call
     assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     """A provider that, as Fly does, takes a while to detach a volume."""
-    return replace(settings, volume_release_ms=1500)
+    return replace(settings, volume_release_ms=4000)
 
 
 @pytest.fixture

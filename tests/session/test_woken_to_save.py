@@ -56,7 +56,7 @@ async def undeleted_session(roost: World) -> pb.Session:
 
 async def used_while_it_is_woken(roost: World, session: pb.Session) -> pb.Session:
     """The session after a due pass that woke it to save it, and during which it was touched."""
-    await roost.admin.set_fault("slow_after", action="start", delay_ms=1000)
+    slow = await roost.admin.set_fault("slow_after", action="start", delay_ms=30_000)
     await pause_began(roost, session, GONE)
     before = await roost.committed("start")
     due_pass = asyncio.create_task(run_due_pass(roost.one))
@@ -66,6 +66,7 @@ async def used_while_it_is_woken(roost: World, session: pb.Session) -> pb.Sessio
 
     assert await eventually(waking)
     await touch(roost.two, session)
+    await roost.admin.remove_fault(slow)
     await due_pass
     return await roost.one.get(session.session_id)
 
