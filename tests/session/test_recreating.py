@@ -296,7 +296,7 @@ async def test_a_container_that_cannot_be_destroyed_yet_never_runs_beside_anothe
     """Its state is saved, so the next start destroys it first and then restores, with the old spec
     or with the wanted one.
     """
-    quick = {**RECREATE, "start_budget": timedelta(seconds=4)}
+    quick = {**RECREATE, "start_budget": timedelta(seconds=8)}
     async with world(emulator, database_url, **quick) as roost:
         session = await counting(roost, 2, A="1")
         await roost.admin.set_fault("server_error", action="destroy", times=None)
@@ -407,7 +407,8 @@ async def test_a_failed_save_is_shared_by_starts_of_the_same_spec(
     """The waiting starts do not save again after one of them failed to."""
     small = {**RECREATE, "checkpoint_database_limit": 150_000}
     async with world(emulator, database_url, **small) as roost:
-        slow = {"SLOW_MS": "700"}
+        # Others must have come before it has failed: after six seconds.
+        slow = {"SLOW_MS": "2000"}
         session = (await roost.one.start(spec=large(200_000, **slow))).session
         before = await roost.counter(session)
         wanted = large(200_000, "other", **slow)

@@ -14,6 +14,7 @@ from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import APP, TOKEN, failing
 from tests.eventually import eventually
+from tests.session.ageing import IDLE, WARNING, make_idle, touch
 from tests.session.harness import request_id, spec, world
 from tests.session.saving import Checkpoint, client, counting, execute, flip, large
 
@@ -120,7 +121,7 @@ async def test_checkpoint_on_stop_saves_and_still_suspends(roost: World) -> None
             policy=pb.Policy(checkpoint_on_stop=True),
             update_mask=FieldMask(paths=["checkpoint_on_stop"]),
         ),
-        timeout=9,
+        timeout=30,
     )
     session = await counting(roost, 2)
     stopped = await roost.one.stop(session.session_id)
@@ -221,14 +222,13 @@ async def test_without_a_sound_checkpoint_min_continuity_decides(
 
 async def test_a_preview_shows_what_a_start_would_restore(saving: World) -> None:
     """RESTORED is expected, and nothing changes."""
-    from roost.session.v1 import session_service_pb2 as rpc_pb
     from tests.session.harness import key
 
     session = await counting(saving, 2)
     await saving.one.stop(session.session_id)
     await saving.calls()
     request = rpc_pb.PreviewStartRequest(start=rpc_pb.StartSessionRequest(key=key()))
-    preview = await saving.one.stub.PreviewStart(request, timeout=9)
+    preview = await saving.one.stub.PreviewStart(request, timeout=30)
     assert preview.outcome == pb.START_OUTCOME_RESTORED
     assert list(preview.rungs) == [pb.RUNG_RESTORE, pb.RUNG_CREATE]
     assert preview.expected_continuity == pb.CONTINUITY_CHECKPOINT
@@ -626,22 +626,18 @@ async def test_activity_while_an_idle_session_is_saved_keeps_it_running(
     emulator: Emulator, database_url: str
 ) -> None:
     """A touch during the save: the container is kept, and so is the checkpoint."""
-    brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
-    async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
-        slow = large(2_000_000, SLOW_MS="60")
+    idle = {"idle_timeout": IDLE, "idle_warning": WARNING}
+    async with world(emulator, database_url, 1, persistence="checkpoint", **idle) as roost:
+        slow = large(2_000_000, SLOW_MS="250")
         session = (await roost.one.start(spec=slow)).session
+        await make_idle(roost, session)
 
         async def writing() -> bool:
             await roost.one.running.background.due_pass.shot()
             return bool(await client(roost.one).of())
 
         assert await eventually(writing)
-        request = rpc_pb.TouchSessionRequest(session_id=session.session_id)
-
-        async def over() -> bool:
-            await roost.one.stub.TouchSession(request, timeout=9)
-            return (await roost.one.get(session.session_id)).state == ACTIVE
-
-        assert await eventually(over, timeout=20)
+        await touch(roost.one, session)
+        await roost.until_state(session.session_id, ACTIVE)
         assert await roost.committed("destroy") == 0
         assert (await client(roost.one).of())[0].state == Checkpoint.STATE_READY

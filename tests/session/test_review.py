@@ -278,7 +278,7 @@ async def test_preview_traffic_while_an_idle_session_is_saved_keeps_it_running(
     """The user's later work is in no checkpoint: the container is kept while it is in use."""
     brief = {"idle_timeout": timedelta(seconds=0.4), "idle_warning": timedelta(seconds=0.1)}
     async with world(emulator, database_url, 1, persistence="checkpoint", **brief) as roost:
-        wanted = large(2_000_000, SLOW_MS="60")
+        wanted = large(2_000_000, SLOW_MS="250")
         wanted.activity.http_path = "/busy"
         session = (await roost.one.start(spec=wanted)).session
 
