@@ -35,21 +35,25 @@ if TYPE_CHECKING:
 
 READY, FAILED = Checkpoint.STATE_READY, Checkpoint.STATE_FAILED
 SCHEDULE = Checkpoint.REASON_SCHEDULE
-EVERY = timedelta(seconds=1)
-#: Time for a checkpoint on a busy machine, in s.
-PATIENCE = 20.0
+#: Longer than a test takes: a checkpoint is due only when the test says so, with `age`.
+EVERY = timedelta(minutes=2)
+#: A bound of waits, in s: only what hangs reaches it.
+PATIENCE = 30.0
 
 
 @pytest.fixture
-async def every_second(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
-    """Two replicas that save each running session once a second."""
-    async with world(emulator, database_url, checkpoint_every=EVERY) as running:
+async def scheduled(emulator: Emulator, database_url: str) -> AsyncIterator[World]:
+    """Two replicas that save each running session on a schedule, and have long for it."""
+    budget = timedelta(minutes=2)
+    async with world(
+        emulator, database_url, checkpoint_every=EVERY, start_budget=budget
+    ) as running:
         yield running
 
 
 def slow() -> container_pb.ContainerSpec:
-    """A spec whose hook writes 64 KiB every 200 ms: a save takes half a minute if not ended."""
-    return large(10_000_000, SLOW_MS="200")
+    """A spec whose hook writes 64 KiB every 400 ms: a save takes a minute if not ended."""
+    return large(10_000_000, SLOW_MS="400")
 
 
 async def due_pass(replica: Replica) -> DueCounts:
@@ -57,10 +61,14 @@ async def due_pass(replica: Replica) -> DueCounts:
     return await replica.running.background.due_pass.settle()
 
 
-async def until_saved(roost: World, number: int) -> Checkpoint:
-    """The user's checkpoint of this number once it is READY, by due passes of the first replica."""
+async def until_saved(roost: World, number: int, *, aged: bool = True) -> Checkpoint:
+    """The user's checkpoint of this number once it is READY, by due passes of the first replica;
+    with `aged`, it is due now.
+    """
 
     async def saved() -> Checkpoint | None:
+        if aged:
+            await age(roost)
         await due_pass(roost.one)
         shown = await client(roost.one).of()
         return next((c for c in shown if c.number == number and c.state == READY), None)
@@ -94,42 +102,47 @@ async def row(roost: World, column: str) -> Any:
     return (await sql(roost.one, f"SELECT {column} FROM sessions"))[0][0]
 
 
-async def age(roost: World, span: str = "1 minute") -> None:
+async def age(roost: World, span: str = "3 minutes") -> None:
     """Move only the schedule's times back, and make the session due."""
     columns = ("create_time", "start_time", "checkpoint_time", "checkpoint_try_time")
     back = ", ".join(f"{name} = {name} - %s::interval" for name in columns)
     await sql(roost.one, f"UPDATE sessions SET due_at = now(), {back}", *([span] * len(columns)))
 
 
-async def test_a_running_session_is_saved_once_per_interval(every_second: World) -> None:
+async def test_a_running_session_is_saved_once_per_interval(
+    emulator: Emulator, database_url: str
+) -> None:
     """Numbered, with reason SCHEDULE; the counter runs on; the session descends from the last."""
-    session = await counting(every_second, 2)
-    first = await until_saved(every_second, 1)
-    assert (first.reason, first.kind, first.label) == (SCHEDULE, Checkpoint.KIND_APPLICATION, "")
-    assert first.size_bytes == len(b"2\n")
-    await every_second.counter(session, "/click")
-    second = await until_saved(every_second, 2)
-    assert second.parent_checkpoint_id == first.checkpoint_id
-    assert second.sha256 != first.sha256
-    assert second.ready_time.ToDatetime() - first.ready_time.ToDatetime() >= EVERY
-    now = await every_second.one.get(session.session_id)
-    assert now.state == pb.Session.STATE_ACTIVE
-    assert not now.conditions
-    assert str(await row(every_second, "checkpoint_id")) == second.checkpoint_id
-    again = await every_second.two.start()
-    assert again.outcome == pb.START_OUTCOME_REUSED
-    assert await every_second.counter(again.session) == "3"
+    second = timedelta(seconds=1)
+    async with world(emulator, database_url, checkpoint_every=second) as roost:
+        session = await counting(roost, 2)
+        first = await until_saved(roost, 1, aged=False)
+        reason = (first.reason, first.kind, first.label)
+        assert reason == (SCHEDULE, Checkpoint.KIND_APPLICATION, "")
+        assert first.size_bytes == len(b"2\n")
+        await roost.counter(session, "/click")
+        next_one = await until_saved(roost, 2, aged=False)
+        assert next_one.parent_checkpoint_id == first.checkpoint_id
+        assert next_one.sha256 != first.sha256
+        assert next_one.ready_time.ToDatetime() - first.ready_time.ToDatetime() >= second
+        now = await roost.one.get(session.session_id)
+        assert now.state == pb.Session.STATE_ACTIVE
+        assert not now.conditions
+        assert str(await row(roost, "checkpoint_id")) == next_one.checkpoint_id
+        again = await roost.two.start()
+        assert again.outcome == pb.START_OUTCOME_REUSED
+        assert await roost.counter(again.session) == "3"
 
 
-async def test_a_lost_container_is_restored_from_the_last_one(every_second: World) -> None:
+async def test_a_lost_container_is_restored_from_the_last_one(scheduled: World) -> None:
     """The purpose of the schedule."""
-    session = await counting(every_second, 2)
-    await until_saved(every_second, 1)
-    await every_second.destroy_behind_our_back(session)
-    await sql(every_second.one, "UPDATE sessions SET verified_at = NULL")
-    back = await every_second.one.start()
+    session = await counting(scheduled, 2)
+    await until_saved(scheduled, 1)
+    await scheduled.destroy_behind_our_back(session)
+    await sql(scheduled.one, "UPDATE sessions SET verified_at = NULL")
+    back = await scheduled.one.start()
     assert back.outcome == pb.START_OUTCOME_RESTORED
-    assert await every_second.counter(back.session) == "2"
+    assert await scheduled.counter(back.session) == "2"
 
 
 async def test_any_checkpoint_restarts_the_interval(roost: World) -> None:
@@ -164,70 +177,70 @@ async def test_a_change_of_the_interval_applies_at_once(roost: World) -> None:
     assert len(await client(roost.one).of()) == 1
 
 
-async def test_a_volume_is_saved_as_a_snapshot(every_second: World) -> None:
-    await every_second.one.start(spec=await mounting(every_second))
-    assert (await until_saved(every_second, 1)).kind == Checkpoint.KIND_VOLUME
+async def test_a_volume_is_saved_as_a_snapshot(scheduled: World) -> None:
+    await scheduled.one.start(spec=await mounting(scheduled))
+    assert (await until_saved(scheduled, 1)).kind == Checkpoint.KIND_VOLUME
 
 
 async def test_a_scheduled_checkpoint_is_no_activity_and_delays_no_pause_or_warning(
-    every_second: World,
+    scheduled: World,
 ) -> None:
     """Saved over and over it still goes idle, and saves are not shown as its next action."""
-    session = await counting(every_second, 2)
-    before = await row(every_second, "last_active_time")
-    shown = (await every_second.one.get(session.session_id)).next_action
+    session = await counting(scheduled, 2)
+    before = await row(scheduled, "last_active_time")
+    shown = (await scheduled.one.get(session.session_id)).next_action
     assert shown.action == pb.NextAction.ACTION_PAUSE
-    await until_saved(every_second, 1)
-    assert await row(every_second, "last_active_time") == before
-    assert (await every_second.one.get(session.session_id)).next_action == shown
+    await until_saved(scheduled, 1)
+    assert await row(scheduled, "last_active_time") == before
+    assert (await scheduled.one.get(session.session_id)).next_action == shown
     request = rpc_pb.ExplainIdleRequest(session_id=session.session_id)
-    explained = await every_second.one.stub.ExplainIdle(request, timeout=TIMEOUT)
+    explained = await scheduled.one.stub.ExplainIdle(request, timeout=TIMEOUT)
     assert explained.idle_time == shown.time
-    assert any("saved every 1 s" in reason for reason in explained.reasons)
+    assert any("saved every 120 s" in reason for reason in explained.reasons)
 
     async def next_of(**columns: str) -> set[Action]:
         """What a due pass does to a session with all its times set back."""
-        await age(every_second)
+        await age(scheduled)
         moved = ", ".join(f"{name} = {value}" for name, value in columns.items())
-        await sql(every_second.one, f"UPDATE sessions SET {moved}")
-        return set((await due_pass(every_second.one)).actions)
+        await sql(scheduled.one, f"UPDATE sessions SET {moved}")
+        return set((await due_pass(scheduled.one)).actions)
 
     warning = "now() - interval '29 minutes 10 seconds'"
     assert Action.WARN in await next_of(last_active_time=warning)
     # Between the warning and the pause a checkpoint is taken.
-    await until_saved(every_second, 2)
+    await until_saved(scheduled, 2)
     idle, warned = "now() - interval '31 minutes'", "now() - interval '90 seconds'"
     assert Action.PAUSE in await next_of(last_active_time=idle, warn_time=warned)
     # A paused session is not saved, and a resume brings its memory back.
-    count = len(await client(every_second.one).of())
-    await age(every_second)
-    assert not (await due_pass(every_second.one)).actions[Action.CHECKPOINT]
-    assert len(await client(every_second.one).of()) == count
-    back = await every_second.one.start()
+    count = len(await client(scheduled.one).of())
+    await age(scheduled)
+    assert not (await due_pass(scheduled.one)).actions[Action.CHECKPOINT]
+    assert len(await client(scheduled.one).of()) == count
+    back = await scheduled.one.start()
     assert back.outcome == pb.START_OUTCOME_RESUMED
-    assert await every_second.counter(back.session) == "2"
+    assert await scheduled.counter(back.session) == "2"
 
 
-async def test_retention_applies_to_scheduled_checkpoints(every_second: World) -> None:
-    await set_every(every_second, 1, keep_checkpoints=2)
-    await counting(every_second, 1)
+async def test_retention_applies_to_scheduled_checkpoints(scheduled: World) -> None:
+    await set_every(scheduled, 120, keep_checkpoints=2)
+    await counting(scheduled, 1)
     for number in (1, 2, 3, 4):
-        await age(every_second)
-        await until_saved(every_second, number)
-    assert [c.number for c in await client(every_second.one).of() if c.state == READY] == [4, 3]
+        await until_saved(scheduled, number)
+    assert [c.number for c in await client(scheduled.one).of() if c.state == READY] == [4, 3]
 
 
 async def test_a_failing_application_is_reported_and_retried_with_a_growing_delay(
-    every_second: World,
+    scheduled: World,
 ) -> None:
     """The session runs on. Once its state can be saved again, the condition is removed."""
     broken = hooked()
     broken.state_hook.http_path = "/nowhere"
-    session = (await every_second.one.start(spec=broken)).session
+    session = (await scheduled.one.start(spec=broken)).session
+    await age(scheduled, "2 minutes")
 
     async def with_condition() -> pb.Session | None:
-        await due_pass(every_second.one)
-        found = await every_second.one.get(session.session_id)
+        await due_pass(scheduled.one)
+        found = await scheduled.one.get(session.session_id)
         return found if found.conditions else None
 
     now = await eventually(with_condition, timeout=PATIENCE)
@@ -236,118 +249,116 @@ async def test_a_failing_application_is_reported_and_retried_with_a_growing_dela
     assert condition.type == pb.CONDITION_TYPE_CHECKPOINT_FAILED
     assert "STATE_HOOK_FAILED" in condition.message
     assert now.state == pb.Session.STATE_ACTIVE
-    assert (await every_second.two.start()).outcome == pb.START_OUTCOME_REUSED
-    tries = len(await client(every_second.one).of())
+    assert (await scheduled.two.start()).outcome == pb.START_OUTCOME_REUSED
+    tries = len(await client(scheduled.one).of())
     for _ in range(3):
-        await sql(every_second.one, "UPDATE sessions SET due_at = now()")
-        assert not (await due_pass(every_second.one)).actions[Action.CHECKPOINT]
-    assert len(await client(every_second.one).of()) == tries == 1
-    etag = (await every_second.one.get(session.session_id)).etag
-    await age(every_second, "31 seconds")
-    await due_pass(every_second.one)
-    assert len(await client(every_second.one).of()) == 2
+        await sql(scheduled.one, "UPDATE sessions SET due_at = now()")
+        assert not (await due_pass(scheduled.one)).actions[Action.CHECKPOINT]
+    assert len(await client(scheduled.one).of()) == tries == 1
+    etag = (await scheduled.one.get(session.session_id)).etag
+    await age(scheduled, "31 seconds")
+    await due_pass(scheduled.one)
+    assert len(await client(scheduled.one).of()) == 2
     # The next retry waits for longer, and the condition is reported once.
-    assert (await every_second.one.get(session.session_id)).etag == etag
-    await sql(every_second.one, "UPDATE sessions SET checkpoint_try_time = now() - interval '5 s'")
-    await due_pass(every_second.one)
-    assert len(await client(every_second.one).of()) == 2
+    assert (await scheduled.one.get(session.session_id)).etag == etag
+    await sql(scheduled.one, "UPDATE sessions SET checkpoint_try_time = now() - interval '5 s'")
+    await due_pass(scheduled.one)
+    assert len(await client(scheduled.one).of()) == 2
     await sql(
-        every_second.one,
+        scheduled.one,
         "UPDATE sessions SET spec = jsonb_set(spec, '{state_hook,http_path}', '\"/state\"')",
     )
-    await age(every_second, "2 hours")
-    assert (await due_pass(every_second.one)).actions[Action.CHECKPOINT] == 1
-    assert not (await every_second.one.get(session.session_id)).conditions
+    await age(scheduled, "2 hours")
+    assert (await due_pass(scheduled.one)).actions[Action.CHECKPOINT] == 1
+    assert not (await scheduled.one.get(session.session_id)).conditions
 
 
 async def test_a_requested_checkpoint_removes_the_condition_of_a_failed_one(
-    every_second: World,
+    scheduled: World,
 ) -> None:
     """Any caller's checkpoint does. The session's other conditions stay."""
-    session = await counting(every_second, 1)
+    session = await counting(scheduled, 1)
     failed = '["CHECKPOINT_FAILED", "why", "2026-05-01T00:00:00+00:00"]'
     other = '["MEMORY_LOST", "so", "2026-05-01T00:00:00+00:00"]'
-    await sql(
-        every_second.one, "UPDATE sessions SET conditions = %s::jsonb", f"[{failed}, {other}]"
-    )
-    assert len((await every_second.one.get(session.session_id)).conditions) == 2
-    await client(every_second.one).create(session.session_id)
-    (condition,) = (await every_second.one.get(session.session_id)).conditions
+    await sql(scheduled.one, "UPDATE sessions SET conditions = %s::jsonb", f"[{failed}, {other}]")
+    assert len((await scheduled.one.get(session.session_id)).conditions) == 2
+    await client(scheduled.one).create(session.session_id)
+    (condition,) = (await scheduled.one.get(session.session_id)).conditions
     assert (condition.type, condition.message) == (pb.CONDITION_TYPE_MEMORY_LOST, "so")
 
 
-async def test_a_pause_during_a_scheduled_checkpoint_wins(every_second: World) -> None:
+async def test_a_pause_during_a_scheduled_checkpoint_wins(scheduled: World) -> None:
     """The checkpoint is FAILED, the memory is kept, the due pass's slot is free again, and no
     condition reports a failure.
     """
-    session = (await every_second.one.start(spec=slow())).session
-    passing = await until_writing(every_second)
-    paused = await every_second.two.pause(session.session_id)
+    session = (await scheduled.one.start(spec=slow())).session
+    passing = await until_writing(scheduled)
+    paused = await scheduled.two.pause(session.session_id)
     assert paused.state == pb.Session.STATE_PAUSED
     # The session becomes due sooner than a save may take, and the next pass checks on it.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         assert not (await passing).actions[Action.CHECKPOINT]
-    assert [c.state for c in await client(every_second.one).of()] == [FAILED]
-    assert not (await every_second.one.get(session.session_id)).conditions
-    assert (await every_second.one.start()).outcome == pb.START_OUTCOME_RESUMED
+    assert [c.state for c in await client(scheduled.one).of()] == [FAILED]
+    assert not (await scheduled.one.get(session.session_id)).conditions
+    assert (await scheduled.one.start()).outcome == pb.START_OUTCOME_RESUMED
 
 
-async def test_a_stop_that_saves_supersedes_a_scheduled_checkpoint(every_second: World) -> None:
+async def test_a_stop_that_saves_supersedes_a_scheduled_checkpoint(scheduled: World) -> None:
     """Under CHECKPOINT the scheduled checkpoint is superseded, and the session is paused by a
     complete one.
     """
-    await set_every(every_second, 1, persistence=pb.Policy.PERSISTENCE_CHECKPOINT)
-    session = (await every_second.one.start(spec=large(1_000_000, SLOW_MS="100"))).session
-    passing = await until_writing(every_second)
-    stopped = await every_second.two.stop(session.session_id)
+    await set_every(scheduled, 120, persistence=pb.Policy.PERSISTENCE_CHECKPOINT)
+    session = (await scheduled.one.start(spec=large(1_000_000, SLOW_MS="300"))).session
+    passing = await until_writing(scheduled)
+    stopped = await scheduled.two.stop(session.session_id)
     assert stopped.pause_depth == pb.PAUSE_DEPTH_CHECKPOINT
     async with asyncio.timeout(PATIENCE):
         await passing
-    newest, older = await client(every_second.one).of()
+    newest, older = await client(scheduled.one).of()
     assert (newest.reason, newest.state) == (Checkpoint.REASON_STOP, READY)
     assert (older.reason, older.state, older.failure) == (SCHEDULE, FAILED, "SUPERSEDED")
 
 
-async def test_an_end_during_a_scheduled_checkpoint_wins(every_second: World) -> None:
-    session = (await every_second.one.start(spec=slow())).session
-    passing = await until_writing(every_second)
-    ended = await every_second.two.end(session.session_id)
+async def test_an_end_during_a_scheduled_checkpoint_wins(scheduled: World) -> None:
+    session = (await scheduled.one.start(spec=slow())).session
+    passing = await until_writing(scheduled)
+    ended = await scheduled.two.end(session.session_id)
     assert ended.state == pb.Session.STATE_ENDED
     async with asyncio.timeout(PATIENCE):
         await passing
-    assert [c.state for c in await client(every_second.one).of()] == [FAILED]
+    assert [c.state for c in await client(scheduled.one).of()] == [FAILED]
 
 
 async def test_a_start_during_a_scheduled_checkpoint_is_reused_and_the_checkpoint_goes_on(
-    every_second: World,
+    scheduled: World,
 ) -> None:
-    session = (await every_second.one.start(spec=large(1_000_000, SLOW_MS="100"))).session
-    passing = await until_writing(every_second)
-    again = await every_second.two.start()
+    session = (await scheduled.one.start(spec=large(1_000_000, SLOW_MS="300"))).session
+    passing = await until_writing(scheduled)
+    again = await scheduled.two.start()
     assert again.outcome == pb.START_OUTCOME_REUSED
     assert again.session.session_id == session.session_id
     assert (await passing).actions[Action.CHECKPOINT] == 1
-    assert [c.state for c in await client(every_second.one).of()] == [READY]
+    assert [c.state for c in await client(scheduled.one).of()] == [READY]
 
 
-async def test_two_replicas_take_one_checkpoint_per_interval(every_second: World) -> None:
+async def test_two_replicas_take_one_checkpoint_per_interval(scheduled: World) -> None:
     """However often both run a pass, each interval has one checkpoint, and none fails for it."""
-    await counting(every_second, 1)
-    await until_saved(every_second, 1)
+    await counting(scheduled, 1)
+    await until_saved(scheduled, 1)
     for number in (2, 3):
-        await age(every_second)
-        passes = await asyncio.gather(*(due_pass(each) for each in every_second.replicas * 3))
+        await age(scheduled)
+        passes = await asyncio.gather(*(due_pass(each) for each in scheduled.replicas * 3))
         assert sum(each.actions[Action.CHECKPOINT] for each in passes) == 1
-        shown = await client(every_second.one).of()
+        shown = await client(scheduled.one).of()
         assert [c.number for c in shown if c.state == READY] == list(range(number, 0, -1))
         assert len(shown) == number
 
 
-async def test_of_two_passes_that_read_the_same_row_one_may_save(every_second: World) -> None:
+async def test_of_two_passes_that_read_the_same_row_one_may_save(scheduled: World) -> None:
     """The row is claimed by compare-and-set, also where both passes found the session due."""
-    session = await counting(every_second, 1)
-    await age(every_second)
-    database = every_second.one.running.database
+    session = await counting(scheduled, 1)
+    await age(scheduled)
+    database = scheduled.one.running.database
     for _ in range(2):
         record = await reads.find(database, UUID(session.session_id))
         assert record is not None
@@ -356,41 +367,41 @@ async def test_of_two_passes_that_read_the_same_row_one_may_save(every_second: W
         # A session that was saved after it was read is not saved again either.
         again = await reads.find(database, UUID(session.session_id))
         assert again is not None
-        await client(every_second.one).create(session.session_id)
+        await client(scheduled.one).create(session.session_id)
         assert not await due.note_scheduled(database, again.session, again.now)
 
 
-async def test_a_requested_checkpoint_waits_for_a_scheduled_one(every_second: World) -> None:
+async def test_a_requested_checkpoint_waits_for_a_scheduled_one(scheduled: World) -> None:
     """Both are taken, one after the other, and the interval begins at the later one."""
-    session = (await every_second.one.start(spec=large(1_000_000, SLOW_MS="50"))).session
-    passing = await until_writing(every_second)
-    asked = await client(every_second.two).create(session.session_id)
+    session = (await scheduled.one.start(spec=large(1_000_000, SLOW_MS="300"))).session
+    passing = await until_writing(scheduled)
+    asked = await client(scheduled.two).create(session.session_id)
     assert (await passing).actions[Action.CHECKPOINT] == 1
     assert (asked.number, asked.state) == (2, READY)
-    assert [c.state for c in await client(every_second.one).of()] == [READY, READY]
+    assert [c.state for c in await client(scheduled.one).of()] == [READY, READY]
 
 
-async def test_a_checkpoint_that_a_dead_replica_left_is_taken_again(every_second: World) -> None:
+async def test_a_checkpoint_that_a_dead_replica_left_is_taken_again(scheduled: World) -> None:
     """The row is FAILED after its lease expired, and another replica saves the session."""
-    await counting(every_second, 1)
-    await until_saved(every_second, 1)
+    await counting(scheduled, 1)
+    await until_saved(scheduled, 1)
     await sql(
-        every_second.one,
+        scheduled.one,
         "UPDATE checkpoints SET state = 'WRITING', ready_time = NULL,"
         " lease_until = now() - interval '1 s'",
     )
-    await age(every_second)
-    assert (await due_pass(every_second.two)).actions[Action.CHECKPOINT] == 1
-    assert [c.state for c in await client(every_second.one).of()] == [READY, FAILED]
+    await age(scheduled)
+    assert (await due_pass(scheduled.two)).actions[Action.CHECKPOINT] == 1
+    assert [c.state for c in await client(scheduled.one).of()] == [READY, FAILED]
 
 
 @pytest.mark.parametrize("point", ["note.after", "capture.during", "chunk.after", "ready.after"])
 async def test_a_replica_killed_while_it_saves_does_no_harm(
-    every_second: World, emulator: Emulator, database_url: str, point: str
+    scheduled: World, emulator: Emulator, database_url: str, point: str
 ) -> None:
     """The session runs on, another replica saves it, and no checkpoint stays incomplete."""
-    session = await counting(every_second, 2)
-    await age(every_second)
+    session = await counting(scheduled, 2)
+    await age(scheduled)
     async with serve_containers(config_for(emulator)) as containers:
         dying = await launch(
             ROOST_DATABASE_URL=database_url,
@@ -402,20 +413,20 @@ async def test_a_replica_killed_while_it_saves_does_no_harm(
         )
         status, _, log = await outcome(dying)
     assert status == -signal.SIGKILL, log
-    left = await client(every_second.one).of()
+    left = await client(scheduled.one).of()
     assert len(left) == (point != "note.after")
     assert all(c.state == READY for c in left) is (point in ("note.after", "ready.after"))
 
     async def saved() -> bool:
-        await age(every_second)
-        return (await due_pass(every_second.two)).actions[Action.CHECKPOINT] == 1
+        await age(scheduled)
+        return (await due_pass(scheduled.two)).actions[Action.CHECKPOINT] == 1
 
     assert await eventually(saved, timeout=PATIENCE)
-    newest, *before = await client(every_second.one).of()
+    newest, *before = await client(scheduled.one).of()
     assert (newest.state, newest.reason) == (READY, SCHEDULE)
     assert all(c.state in (READY, FAILED) for c in before)
-    assert (await every_second.one.start()).outcome == pb.START_OUTCOME_REUSED
-    assert await every_second.counter(session) == "2"
+    assert (await scheduled.one.start()).outcome == pb.START_OUTCOME_REUSED
+    assert await scheduled.counter(session) == "2"
 
 
 async def test_hanging_applications_leave_slots_to_the_due_pass(
@@ -427,7 +438,7 @@ async def test_hanging_applications_leave_slots_to_the_due_pass(
         database_url,
         checkpoint_every=EVERY,
         reconcile_slots=2,
-        start_budget=timedelta(seconds=6),
+        start_budget=timedelta(seconds=10),
     ) as roost:
         users = ("wren", "crane", "heron")
         for user in users:
