@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from container_service.main import serve as serve_containers
+from local.ports import free_port
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
@@ -70,7 +71,7 @@ async def running(
     try:
         line = ""
         while not (found := re.search(r"serving on (\S+)", line)):
-            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            line = (await asyncio.wait_for(process.stderr.readline(), 50)).decode()
             assert line, "it ended"
         async with grpc.aio.insecure_channel(found.group(1)) as channel:
             yield process, channel
@@ -87,7 +88,7 @@ async def health(channel: grpc.aio.Channel, service: str = "") -> int:
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
-    answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=9)
+    answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=30)
     return int(answer.status)
 
 
@@ -193,9 +194,7 @@ async def test_session_service_does_not_serve_until_container_service_does(
     emulator: Emulator, database_url: str
 ) -> None:
     """NOT_SERVING while the peer is down, SERVING once it answers, also by service name."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        target = f"127.0.0.1:{reserved.getsockname()[1]}"
+    target = f"127.0.0.1:{free_port()}"
     async with running(database_url, target) as (_, channel):
         assert await health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
         async with serve_containers(config_for(emulator, listen=target)):
@@ -204,7 +203,7 @@ async def test_session_service_does_not_serve_until_container_service_does(
                 name = "roost.session.v1.SessionService"
                 return await health(channel, name) == health_pb2.HealthCheckResponse.SERVING
 
-            await eventually(serving, timeout=15)
+            await eventually(serving, timeout=30)
 
 
 async def test_a_stop_signal_lets_calls_in_flight_finish(
@@ -220,7 +219,7 @@ async def test_a_stop_signal_lets_calls_in_flight_finish(
     ):
         await admin.set_fault("slow_before", action="create", delay_ms=700)
         request = rpc_pb.StartSessionRequest(key=key())
-        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=9))
+        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=30))
 
         async def under_way() -> bool:
             return any(fault.fired for fault in await admin.faults())
@@ -228,7 +227,7 @@ async def test_a_stop_signal_lets_calls_in_flight_finish(
         await eventually(under_way)
         process.send_signal(signal.SIGTERM)
         assert (await start).outcome == pb.START_OUTCOME_CREATED
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 40) == 0
 
 
 async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> None:
@@ -240,9 +239,9 @@ async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> N
         serve_containers(config_for(emulator)) as containers,
         running(database_url, containers.target) as (process, channel),
     ):
-        await admin.set_fault("slow_before", action="create", delay_ms=8000)
+        await admin.set_fault("slow_before", action="create", delay_ms=20_000)
         request = rpc_pb.StartSessionRequest(key=key())
-        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=9))
+        start = asyncio.ensure_future(SessionServiceStub(channel).StartSession(request, timeout=30))
 
         async def under_way() -> bool:
             return any(fault.fired for fault in await admin.faults())
@@ -250,10 +249,10 @@ async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> N
         await eventually(under_way)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
-        while b"stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
+        while b"stopping" not in await asyncio.wait_for(process.stderr.readline(), 30):
             pass
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGTERM
+        assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGTERM
         await asyncio.gather(start, return_exceptions=True)
 
 
