@@ -45,19 +45,21 @@ class Conversations:
         *,
         search_language: str = "english",
         ranked: int = search.RANKED,
+        search_budget: timedelta = search.BUDGET,
         random_number: Callable[[], int] = lambda: secrets.randbelow(1_000_000),
     ) -> None:
         """`retention`: how long an ended or expired session can be brought back.
 
         `changed(tenant, session_id)` is called after each commit that changes a session's state.
         `search_language`: the index's text search configuration. `ranked`: the most matches that a
-        search ranks.
+        search ranks. `search_budget`: how long it looks for them.
         """
         self._database = database
         self._retention = retention
         self._changed = changed
         self._search_language = search_language
         self._ranked = ranked
+        self._search_budget = search_budget
         self._random_number = random_number
 
     async def create(self, request: Request, new: NewSession) -> AgentSession:
@@ -112,7 +114,9 @@ class Conversations:
 
     async def search(self, query: SearchQuery) -> SearchResult:
         """The messages that match, best first."""
-        return await search.search(self._database, self._search_language, query, self._ranked)
+        return await search.search(
+            self._database, self._search_language, query, self._ranked, self._search_budget
+        )
 
     async def stats(
         self, tenant: str, agent_role: str | None, start: datetime, end: datetime

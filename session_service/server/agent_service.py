@@ -22,6 +22,7 @@ from session_service.storage.agent.changes import Changes, ChangeTimings
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AsyncExitStack
+    from datetime import timedelta
 
     import grpc.aio
 
@@ -45,6 +46,8 @@ class AgentSettings:
     """Between runs that fill in the agent's role of messages that an older version indexed."""
     ranked: int = search.RANKED
     """The most matches that a search ranks."""
+    search_budget: timedelta = search.BUDGET
+    """How long a search looks for matches."""
     changes: ChangeTimings = field(default_factory=ChangeTimings)
 
 
@@ -70,6 +73,7 @@ async def add(
         changes.changed,
         search_language=config.search_language,
         ranked=settings.ranked,
+        search_budget=settings.search_budget,
     )
     cases = AgentUseCases(
         conversations=conversations,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,20 +17,20 @@ from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceStu
 from session_service.config import Config
 from session_service.rpc.interceptors import ErrorInterceptor
 from session_service.server import agent_service
+from session_service.server.agent_service import AgentSettings
 from session_service.storage.database import Database
 from tests.quiet import end_housework
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
-    from datetime import timedelta
-
-    from session_service.server.agent_service import AgentSettings
 
 #: The deadline of a call, in s: more than any call here should take.
 TIMEOUT = 30.0
 #: The limits of waits for a connection and for an answer of the database, in s. On a busy machine
 #: the product's own would refuse some of the hundreds of calls that these tests make at once.
 DATABASE_PATIENCE = 20.0
+#: A search finds all matches, however slow the machine is.
+SEARCH_PATIENCE = timedelta(minutes=10)
 
 
 def said(content: str, role: str = "user", **fields: Any) -> pb.Message:
@@ -149,6 +150,7 @@ async def replica(
         database = await stack.enter_async_context(patient)
         server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=SERVER_OPTIONS)
         port = server.add_insecure_port("127.0.0.1:0")
+        settings = replace(settings or AgentSettings(), search_budget=SEARCH_PATIENCE)
         end_streams = await agent_service.add(stack, server, config, database, settings)
         await end_housework()
         await server.start()

@@ -79,7 +79,8 @@ class Stage:
     def __init__(self, url: str, runner: asyncio.Runner) -> None:
         self.url = url
         self.run = runner.run
-        self.databases = [MortalDatabase(url, max_size=4) for _ in range(2)]
+        # More patient than the product: without a fault of the history no call may fail.
+        self.databases = [MortalDatabase(url, max_size=4, timeout=30, answer=30) for _ in range(2)]
         self.sql = psycopg.connect(url, autocommit=True)
 
     async def open(self) -> None:
