@@ -238,11 +238,11 @@ async def test_touch_moves_activity_of_a_running_session_only(roost: World) -> N
 
     session = (await roost.one.start()).session
     request = rpc_pb.TouchSessionRequest(session_id=session.session_id, activity="typing")
-    touched = (await roost.one.stub.TouchSession(request, timeout=9)).session
+    touched = (await roost.one.stub.TouchSession(request, timeout=30)).session
     assert touched.last_active_time.ToNanoseconds() > session.last_active_time.ToNanoseconds()
     await roost.one.stop(session.session_id)
     await roost.calls()
-    again = (await roost.one.stub.TouchSession(request, timeout=9)).session
+    again = (await roost.one.stub.TouchSession(request, timeout=30)).session
     assert again.last_active_time == touched.last_active_time
     assert again.state == PAUSED
     assert await roost.calls() == []

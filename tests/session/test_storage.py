@@ -40,7 +40,7 @@ TERMS = Terms(uuid4(), timedelta(seconds=10), timedelta(seconds=60))
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """An open pool."""
-    async with Database(database_url, max_size=8, timeout=2) as opened:
+    async with Database(database_url, max_size=8, timeout=30) as opened:
         yield opened
 
 

@@ -77,7 +77,7 @@ async def operated(emulator: Emulator, database_url: str) -> AsyncIterator[Opera
     async with (
         serve_containers(config_for(emulator, fly_rate_share=UNPACED)) as containers,
         Admin(emulator.api_url) as admin,
-        httpx.AsyncClient(trust_env=False, verify=False, timeout=20) as http,
+        httpx.AsyncClient(trust_env=False, verify=False, timeout=30) as http,
         replica(session_config(database_url, containers.target, emulator.proxy_url)) as one,
     ):
         yield Operated(World(emulator, admin, [one], http), database_url, containers.target)
