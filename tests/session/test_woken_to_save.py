@@ -66,7 +66,7 @@ async def used_while_it_is_woken(roost: World, session: pb.Session) -> pb.Sessio
 
     assert await eventually(waking)
     await touch(roost.two, session)
-    await roost.admin.remove_fault(slow)
+    await roost.admin.end_fault(slow)
     await due_pass
     return await roost.one.get(session.session_id)
 

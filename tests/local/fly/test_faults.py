@@ -47,7 +47,7 @@ async def is_held(admin: Admin, action: str) -> bool:
 
 
 async def test_the_end_of_a_fault_ends_its_delays(app: App, admin: Admin) -> None:
-    """Before the commit, after it, and of reads. To clear all faults ends no delay."""
+    """Before the commit, after it, and of reads; also the end of all faults."""
     machine = await app.started()
     before = await admin.set_fault("slow_before", action="suspend", delay_ms=3_600_000)
     asking = asyncio.create_task(machine.post("suspend"))
@@ -68,14 +68,12 @@ async def test_the_end_of_a_fault_ends_its_delays(app: App, admin: Admin) -> Non
     await admin.end_fault(stale)
     await hidden.wait("started")
 
-    await admin.set_fault("slow_before", action="stop", delay_ms=1500)
+    await admin.set_fault("slow_before", action="stop", delay_ms=3_600_000)
     asking = asyncio.create_task(machine.post("stop"))
     await until(lambda: is_held(admin, "stop"))
     await admin.clear_faults()
     await asking
-    (asked,) = [request for request in await admin.requests() if request.action == "stop"]
-    (done,) = [action for action in await admin.actions() if action.action == "stop"]
-    assert done.time_ms - asked.time_ms >= 1500
+    await machine.wait("stopped")
 
 
 async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
@@ -93,23 +91,6 @@ async def test_a_late_request_meets_the_lease_that_is_held_when_it_commits(
     assert (await late).status_code == 409
     assert await machine.state() == "started"
     assert await actions(admin, "suspend") == 0
-
-
-async def test_a_request_goes_on_when_the_fault_that_delays_it_is_removed(
-    app: App, admin: Admin
-) -> None:
-    machine = await app.started()
-    fault = await admin.set_fault("slow_before", action="suspend", delay_ms=3_600_000)
-    held = asyncio.create_task(machine.post("suspend"))
-
-    async def held_up() -> bool:
-        return await admin.fired(fault) == 1
-
-    await until(held_up)
-    assert await machine.state() == "started"
-    await admin.remove_fault(fault)
-    assert await held == {"ok": True}
-    await machine.wait("suspended")
 
 
 async def test_a_slow_answer_comes_after_the_commit(app: App, admin: Admin) -> None:
