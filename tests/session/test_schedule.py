@@ -128,7 +128,10 @@ async def test_a_running_session_is_saved_once_per_interval(
         now = await roost.one.get(session.session_id)
         assert now.state == pb.Session.STATE_ACTIVE
         assert not now.conditions
-        assert str(await row(roost, "checkpoint_id")) == next_one.checkpoint_id
+        # The pass that saved it may have saved again: the interval is short.
+        last = (await client(roost.one).of())[0]
+        assert (last.state, last.number >= 2) == (READY, True)
+        assert str(await row(roost, "checkpoint_id")) == last.checkpoint_id
         again = await roost.two.start()
         assert again.outcome == pb.START_OUTCOME_REUSED
         assert await roost.counter(again.session) == "3"
