@@ -1,10 +1,29 @@
-"""Find processes by the files that they use, and ask whether one still runs."""
+"""Processes of tests: wait for the end of one, and find those that are left behind."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
+#: Longest time, in s, that a process may take to end: less than a test may, so that a process that
+#: hangs fails the test that waits for it, and is not left to the next test.
+ENDING_SECONDS = 50.0
+
+
+async def ended(process: Process) -> tuple[bytes, bytes]:
+    """Wait for the end of a process; its stdout and stderr. Raises TimeoutError, and kills it."""
+    try:
+        return await asyncio.wait_for(process.communicate(), ENDING_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
+        raise
 
 
 def using(folder: Path) -> dict[int, str]:

@@ -13,7 +13,7 @@ from local.fly.command import arguments
 from local.fly.guests.guest_processes import launcher
 from local.fly.settings import Settings
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 50.0
 
 
 @dataclass(frozen=True)

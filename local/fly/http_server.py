@@ -11,6 +11,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from local.fly.settings import SettingError
 
+#: Longest idle time of a connection, in s. Longer than any client of this project keeps one (30 s):
+#: a connection that the server closes as its client uses it again loses that request.
+KEEP_ALIVE_SECONDS = 75
+
 
 class _Protocol(HttpToolsProtocol):
     """HTTP protocol that lets the application abort the connection without an answer."""
@@ -70,6 +74,7 @@ async def serving(app: ASGIApp, host: str, port: int, name: str) -> AsyncIterato
         access_log=False,
         date_header=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = _Server(config)
     running = asyncio.get_running_loop().create_task(server.serve([listener]), name=name)

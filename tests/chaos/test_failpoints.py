@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from session_service import failpoints, ports
+from tests.open_processes import ended
 
 NOWHERE = "postgresql://roost@127.0.0.1:9/roost"
 
@@ -40,7 +41,7 @@ async def test_a_process_does_not_start_with_an_unknown_failpoint() -> None:
         env={"PATH": os.environ["PATH"], "ROOST_DATABASE_URL": NOWHERE, failpoints.VARIABLE: "x"},
         stderr=asyncio.subprocess.PIPE,
     )
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, said = await ended(process)
     assert process.returncode == 2
     assert said.startswith(b"session_service: ROOST_KILL_AT: 'x' is not")
     assert said.count(b"\n") == 1

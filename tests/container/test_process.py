@@ -12,13 +12,14 @@ import grpc
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
 from tests.container.harness import LONGEST, TOKEN, Service, fired, launch, running
+from tests.open_processes import ended
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
 
 async def outcome(process: Process) -> tuple[int | None, str, str]:
-    out, err = await asyncio.wait_for(process.communicate(), LONGEST)
+    out, err = await ended(process)
     return process.returncode, out.decode(), err.decode()
 
 

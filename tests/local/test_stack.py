@@ -18,7 +18,8 @@ from tests.open_processes import using
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+#: On a busy machine the start of a stack takes half a minute.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
 
 def settings(data: Path, replicas: int = 1) -> StackSettings:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import httpx
+import pytest
 
 from session_service.metrics import exporter
 
@@ -88,6 +89,8 @@ async def test_the_end_closes_open_connections() -> None:
         again.bind((host, int(port)))
 
 
+# An interpreter that imports the whole service: many seconds on a busy machine.
+@pytest.mark.timeout(240)
 def test_prometheus_client_is_imported_only_if_metrics_are_on() -> None:
     """It takes memory that a replica without metrics does not need."""
     program = (

@@ -13,6 +13,7 @@ import pytest
 from local.fly.command import arguments, main, parse
 from local.fly.settings import SettingError, Settings
 from tests.local.fly.api_client import ApiClient
+from tests.open_processes import ended
 
 
 async def run(*args: str) -> tuple[int | None, str, str]:
@@ -20,7 +21,7 @@ async def run(*args: str) -> tuple[int | None, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "local", "fly", *args, stdout=PIPE, stderr=PIPE
     )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
+    out, err = await ended(process)
     return process.returncode, out.decode(), err.decode()
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from local.fly.settings import Settings
 
 #: Two emulators one after the other, and six callers: half a minute on a busy machine.
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(240)
 STEM = "/v1/apps/birds"
 FINAL_STATES = {"stopped", "failed", "destroyed"}
 
