@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Longest time, in s, until the server notices a closed connection. Only a connection that was left
 #: open takes so long.
 CLOSING_SECONDS = 30.0
+#: When abandoned connections are collected, in s.
+COLLECT_SECONDS = 1.0
 #: Longest time, in s, to drop a database before its connections are reported.
 DROP_SECONDS = 5
 PREFIX = "roost-tests-"
@@ -292,8 +294,12 @@ class Databases:
             self._execute(statement)
 
     def connections(self, url: str) -> list[str]:
-        """Describe the open connections to the database, with their last statements."""
+        """Describe the open connections to the database, with their last statements.
+
+        One that was abandoned half-way is closed when it is garbage-collected.
+        """
         deadline = time.monotonic() + CLOSING_SECONDS
+        collect_at = time.monotonic() + COLLECT_SECONDS
         while True:
             rows = self._connection.execute(
                 "SELECT application_name || ': ' || query FROM pg_stat_activity"
@@ -302,6 +308,9 @@ class Databases:
             ).fetchall()
             if not rows or time.monotonic() > deadline:
                 return [row[0] for row in rows]
+            if time.monotonic() > collect_at:
+                collect_at = float("inf")
+                gc.collect()
             time.sleep(0.02)
 
     def _execute(self, statement: sql.Composed, seconds: int = 0) -> None:
