@@ -42,8 +42,12 @@ class Config:
     lag_window: float = 5.0
     """Seconds by which the provider's reads may lag behind its writes."""
 
+    lame_duck: float = 5.0
+    """Seconds after a stop signal for which calls are served as before, while health says
+    NOT_SERVING."""
+
     grace: float = 10.0
-    """Seconds for calls in flight to finish after a stop signal."""
+    """Seconds after that for calls in flight to finish."""
 
     log_level: str = "INFO"
     """The lowest level that is logged."""
@@ -192,8 +196,12 @@ VARIABLES = (
         "seconds by which the provider's reads may lag behind its writes",
     ),
     Variable(
+        "ROOST_LAME_DUCK", "lame_duck", _between(0, 3600), "a number of seconds from 0 to 3600",
+        "seconds after a stop signal for which calls are served as before, health NOT_SERVING",
+    ),
+    Variable(
         "ROOST_GRACE", "grace", _between(0, 3600), "a number of seconds from 0 to 3600",
-        "seconds for calls in flight to finish after a stop signal",
+        "seconds after that for calls in flight to finish",
     ),
     Variable(
         "ROOST_LOG_LEVEL", "log_level", _level, "a level: DEBUG, INFO, WARNING or ERROR",

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -30,11 +29,14 @@ from container_service.rpc.interceptors import ErrorStatus, RequestLog
 from container_service.rpc.servicer import ContainerServicer
 from grpc_edge.options import SERVER_OPTIONS
 from grpc_edge.reflection import add_reflection
+from grpc_edge.signals import until_signal
+from grpc_edge.stopping import GracefulStop
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    import signal
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from container_service.containers.provider import StateChannel
 
@@ -53,6 +55,9 @@ class Running:
 
     target: str
     """Its address, `host:port`, with the actual port."""
+
+    leave: Callable[[], Awaitable[None]]
+    """Makes health say NOT_SERVING for good, while calls are served as before."""
 
 
 @asynccontextmanager
@@ -86,20 +91,22 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         await health_check.begin()
 
         # Outermost first: the log line contains the status, which ErrorStatus sets.
-        server = grpc.aio.server(interceptors=(RequestLog(), ErrorStatus()), options=SERVER_OPTIONS)
+        graceful = GracefulStop()
+        interceptors = (RequestLog(), ErrorStatus(), graceful)
+        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         rpc.add_ContainerServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)
         add_reflection(server, (SERVICE, health.SERVICE_NAME))
         port = bind(server, config.listen)
         await server.start()
-        stack.push_async_callback(server.stop, config.grace)
+        stack.push_async_callback(graceful.stop, server, config.grace)
         # Runs before the server stops, so that load balancers send no more calls.
         stack.push_async_callback(health_check.servicer.enter_graceful_shutdown)
         checking = asyncio.create_task(health_check.run(), name="health")
         stack.push_async_callback(cancel, checking)
 
         host = config.listen.rpartition(":")[0]
-        yield Running(f"{host}:{port}")
+        yield Running(f"{host}:{port}", health_check.servicer.enter_graceful_shutdown)
 
 
 def _app_health(config: Config) -> AppHealthRegistry:
@@ -128,25 +135,17 @@ async def cancel(task: asyncio.Task[None]) -> None:
 
 
 async def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal kills the process."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Serve until SIGTERM or SIGINT, and for `config.lame_duck` seconds more; a second signal ends
+    these. A signal after that kills the process.
+    """
 
-    def stop(number: signal.Signals) -> None:
-        # From now on a signal kills the process at once, even if the event loop is blocked. A
-        # second signal may already be queued in the loop by then: it is raised again.
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-        if stopping.is_set():
-            signal.raise_signal(number)
-        log.info("Stopping on %s", number.name, extra={"action": "stop"})
-        stopping.set()
+    def told(number: signal.Signals) -> None:
+        more = {"action": "stop", "lame_duck": config.lame_duck}
+        log.info("Stopping on %s", number.name, extra=more)
 
     async with serve(config) as running:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, stop, each)
         log.info("Serving on %s", running.target, extra={"action": "serving", "config": config})
-        await stopping.wait()
+        await until_signal(running.leave, config.lame_duck, told)
     log.info("Stopped", extra={"action": "stopped"})
 
 

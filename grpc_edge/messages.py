@@ -46,7 +46,7 @@ def parsing(handler: Handler) -> Handler:
             _answers_one(handler.unary_unary, parse), None, serialize
         )
     if handler.unary_stream:
-        kind = _answers_many if _is_generator(handler.unary_stream) else _answers_one
+        kind = _answers_many if is_generator(handler.unary_stream) else _answers_one
         return grpc.unary_stream_rpc_method_handler(
             kind(handler.unary_stream, parse), None, serialize
         )
@@ -55,7 +55,7 @@ def parsing(handler: Handler) -> Handler:
             _reads_many(handler.stream_unary, parse), None, serialize
         )
     if handler.stream_stream:
-        kind = _reads_and_answers_many if _is_generator(handler.stream_stream) else _reads_many
+        kind = _reads_and_answers_many if is_generator(handler.stream_stream) else _reads_many
         return grpc.stream_stream_rpc_method_handler(
             kind(handler.stream_stream, parse), None, serialize
         )
@@ -74,7 +74,7 @@ def is_unimplemented(error: Exception, context: Context) -> bool:
     return code in (unimplemented, unimplemented.value[0])
 
 
-def _is_generator(behavior: Any) -> bool:
+def is_generator(behavior: Any) -> bool:
     """Whether a streaming behavior is an async generator. Else it is a coroutine function that
     writes to the context, as Watch of the health service is.
     """

@@ -81,8 +81,9 @@ def _session_service(
 def _service(
     settings: StackSettings, name: str, module: str, target: str, variables: Mapping[str, str]
 ) -> Program:
-    # With a default image, a first StartSession needs only a key.
-    default = {"ROOST_DEFAULT_IMAGE": "roost/counter"}
+    # With a default image, a first StartSession needs only a key. No load balancer looks at the
+    # health of this stack, so nothing is gained by a wait before its stop.
+    default = {"ROOST_DEFAULT_IMAGE": "roost/counter", "ROOST_LAME_DUCK": "0"}
     environment = {**_inherited(), **default, **settings.environment, **variables}
     return Program(name, _python(module), environment, target, settings.logs / f"{name}.log")
 

@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 import psycopg
 import sqlalchemy.exc
 
+from grpc_edge.signals import until_signal
 from session_service import failpoints
 from session_service.cli import command
 from session_service.clients.bucket import LibraryMissing
@@ -24,6 +24,7 @@ from session_service.storage.refusals import DatabaseRefused, ReadOnlyDatabase
 from session_service.storage.revision import SchemaMismatch
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Sequence
 
 _log = logging.getLogger(__name__)
@@ -88,26 +89,20 @@ def _serve(config: Config) -> None:
 
 
 async def _until_signal(config: Config) -> None:
-    """Serve until a signal. The first one lets calls in flight finish; a second one kills."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    """Serve until a signal, and for `config.lame_duck` seconds more; a second signal ends these.
+    Then calls in flight finish; a signal kills.
+    """
 
-    def stop(number: signal.Signals) -> None:
-        stopping.set()
-        # Restored before the line is logged: a second signal that is sent after it must kill.
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        _log.info("stopping on %s", number.name, extra={"action": "stop"})
+    def told(number: signal.Signals) -> None:
+        more = {"action": "stop", "lame_duck": config.lame_duck}
+        _log.info("stopping on %s", number.name, extra=more)
 
     async with serve(config) as running:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, stop, each)
         _log.info("serving on %s", running.target, extra={"action": "serving", "config": config})
         if running.metrics_target:
             url = f"http://{running.metrics_target}{exporter.PATH}"
             _log.info("metrics at %s", url, extra={"action": "metrics"})
-        await stopping.wait()
+        await until_signal(running.leave, config.lame_duck, told)
     _log.info("stopped", extra={"action": "stopped"})
 
 

@@ -168,8 +168,12 @@ class Config:
     search_language: str = "english"
     """PostgreSQL's text search configuration. Changing it indexes all turns again."""
 
+    lame_duck: float = 5.0
+    """Seconds after a stop signal for which calls are served as before, while health says
+    NOT_SERVING."""
+
     grace: float = 10.0
-    """Seconds for calls in flight to finish after a stop signal."""
+    """Seconds after that for calls in flight to finish."""
 
     log_level: str = "INFO"
     """Lowest level that is logged."""

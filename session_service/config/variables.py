@@ -262,8 +262,12 @@ VARIABLES = (
         "language of the search in agents' turns; must be the same at all replicas",
     ),
     Variable(
+        "ROOST_LAME_DUCK", "lame_duck", seconds(0, 3600),
+        "seconds after a stop signal for which calls are served as before, health NOT_SERVING",
+    ),
+    Variable(
         "ROOST_GRACE", "grace", seconds(0, 3600),
-        "seconds for calls in flight to finish after a stop signal",
+        "seconds after that for calls in flight to finish",
     ),
     Variable(
         "ROOST_LOG_LEVEL", "log_level", LEVEL, "lowest level that is logged",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,6 +20,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from grpc_edge.options import SERVER_OPTIONS
 from grpc_edge.reflection import add_reflection
+from grpc_edge.stopping import GracefulStop
 from roost.session.v1 import (
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
@@ -43,7 +46,7 @@ from session_service.storage.database import Database
 from session_service.storage.revision import check, known, read, usable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from session_service.checkpoints.retention import Retention
     from session_service.config import Config
@@ -142,6 +145,8 @@ class Running:
     database: Database
     background: Background
     policies: PolicyService
+    leave: Callable[[], Awaitable[None]]
+    """Makes health say NOT_SERVING for good, while calls are served as before."""
     metrics_target: str = ""
     """The address of /metrics; empty if metrics are off."""
 
@@ -157,9 +162,11 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
     are ended: they would not end by themselves, and the server would wait for them for its whole
     grace. Then the server rejects new calls and waits for those in flight, which still need the
     transitions of this replica. Then the loops end, and after them the transitions that this
-    replica owns finish, or give up their leases. The connections, which all of these use, are
-    closed last. Raises LibraryMissing, PortTaken, AddressTaken, SchemaMismatch, and
-    StorageUnavailable if the database does not answer.
+    replica owns finish, or give up their leases, in what is left of the grace. The connections,
+    which all of these use, are closed last.
+
+    Raises LibraryMissing, PortTaken, AddressTaken, SchemaMismatch, and StorageUnavailable if the
+    database does not answer.
     """
     bucket = composition.bucket_of(config)
     async with AsyncExitStack() as stack:
@@ -172,7 +179,9 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         await checks.begin()
         metrics = counting() if config.metrics_listen else None
         sink = metrics or MetricsSink()
-        server = grpc.aio.server(interceptors=(ErrorInterceptor(sink),), options=SERVER_OPTIONS)
+        graceful = GracefulStop()
+        interceptors = (ErrorInterceptor(sink), graceful)
+        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(checks.servicer, server)
         add_reflection(server, (*ours, health.SERVICE_NAME))
         port = bind(server, config.listen)
@@ -195,17 +204,32 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
             exporting = exporter.serving(config.metrics_listen, metrics.render)
             metrics_target = await stack.enter_async_context(exporting)
         await server.start()
-        stack.push_async_callback(ownership.drain, config.grace)
+        # Set when the stop begins.
+        until = math.inf
+
+        async def drain() -> None:
+            await ownership.drain(min(config.grace, max(0.0, until - monotonic())))
+
+        async def stop() -> None:
+            nonlocal until
+            until = monotonic() + config.grace
+
+            def end_all_streams() -> None:
+                outside.notices.stop()
+                end_streams()
+
+            await graceful.stop(server, config.grace, end_all_streams)
+
+        stack.push_async_callback(drain)
         await background.run(stack, config, wired.background, database, outside.installation, sink)
-        stack.push_async_callback(server.stop, config.grace)
-        stack.callback(end_streams)
-        stack.callback(outside.notices.stop)
+        stack.push_async_callback(stop)
         stack.push_async_callback(checks.servicer.enter_graceful_shutdown)
         checking = asyncio.create_task(checks.run(), name="health")
         stack.push_async_callback(loops.end, {checking})
         target = f"{config.listen.rpartition(':')[0]}:{port}"
+        leave = checks.servicer.enter_graceful_shutdown
         yield Running(
-            target, wired.work, database, wired.background, wired.policies, metrics_target
+            target, wired.work, database, wired.background, wired.policies, leave, metrics_target
         )
 
 

@@ -137,6 +137,7 @@ def config_for(emulator: Emulator, **changes: Any) -> Config:
         "fly_base_url": emulator.api_url,
         "fly_app": APP,
         "lag_window": LAG_WINDOW,
+        "lame_duck": 0.0,
         "grace": 1.0,
     }
     return Config(**settings | changes)
@@ -184,7 +185,12 @@ async def make_app(emulator: Emulator, name: str = APP) -> None:
         (await client.post("/v1/apps", json=body, headers=headers)).raise_for_status()
 
 
-ENV = {"PATH": os.environ["PATH"], "FLY_API_TOKEN": TOKEN, "ROOST_FLY_APP": APP}
+ENV = {
+    "PATH": os.environ["PATH"],
+    "FLY_API_TOKEN": TOKEN,
+    "ROOST_FLY_APP": APP,
+    "ROOST_LAME_DUCK": "0",
+}
 
 
 async def launch(*arguments: str, **env: str) -> Process:

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
@@ -85,6 +86,36 @@ async def test_calls_in_flight_finish_after_a_signal(service: Service) -> None:
     assert "Stopped" in err
     assert "Traceback" not in err
     assert TOKEN not in err
+
+
+async def test_after_a_signal_calls_are_served_while_health_says_no(service: Service) -> None:
+    """Until ROOST_LAME_DUCK is over, or a second signal comes; then the process ends as ever."""
+    container_id = await service.create()
+    async with (
+        running(service.emulator, ROOST_LAME_DUCK="60") as (process, target),
+        grpc.aio.insecure_channel(target) as channel,
+    ):
+        process.send_signal(signal.SIGTERM)
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+
+        async def left() -> bool:
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=9)
+            return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
+
+        assert process.stderr is not None
+        while b"Stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
+            pass
+        await until(left)
+        request = pb.ExecContainerRequest(container_id=container_id, command=["echo", "served"])
+        answer = await rpc.ContainerServiceStub(channel).ExecContainer(request, timeout=9)
+        assert answer.stdout == "served\n"
+        process.send_signal(signal.SIGTERM)
+        code, _, _ = await outcome(process)
+    assert code == 0
 
 
 async def test_a_second_signal_kills_the_process(service: Service) -> None:

@@ -255,6 +255,7 @@ def session_config(database_url: str, container_target: str, proxy_url: str, **m
         "freshness_window": timedelta(minutes=10),
         "lease": timedelta(seconds=10),
         "start_budget": timedelta(seconds=30),
+        "lame_duck": 0.0,
         "grace": 2.0,
         "pool_size": 8,
         # The template database is migrated. Tests that start processes check that a start migrates.

@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     from tests.service_processes import Forked
 
 NOWHERE = "postgresql://roost@127.0.0.1:9/roost"
-BASE = {"PATH": os.environ["PATH"], "ROOST_DEFAULT_IMAGE": IMAGE, "ROOST_FLY_APP": APP}
+BASE = {
+    "PATH": os.environ["PATH"],
+    "ROOST_DEFAULT_IMAGE": IMAGE,
+    "ROOST_FLY_APP": APP,
+    "ROOST_LAME_DUCK": "0",
+}
 
 
 async def launch(*arguments: str, **environment: str) -> Forked:
@@ -228,6 +233,33 @@ async def test_a_stop_signal_lets_calls_in_flight_finish(
         process.send_signal(signal.SIGTERM)
         assert (await start).outcome == pb.START_OUTCOME_CREATED
         assert await asyncio.wait_for(process.wait(), 40) == 0
+
+
+async def test_after_a_stop_signal_calls_are_served_while_health_says_no(
+    emulator: Emulator, database_url: str
+) -> None:
+    """Until ROOST_LAME_DUCK is over, or a second signal comes; then the process ends as ever."""
+
+    async def waits(**environment: str) -> Forked:
+        return await launch(**environment, ROOST_LAME_DUCK="60")
+
+    async with (
+        serve_containers(config_for(emulator)) as containers,
+        running(database_url, containers.target, waits) as (process, channel),
+    ):
+        process.send_signal(signal.SIGTERM)
+
+        async def left() -> bool:
+            name = "roost.session.v1.SessionService"
+            return await health(channel, name) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+        assert await eventually(left)
+        request = rpc_pb.StartSessionRequest(key=key())
+        started = await SessionServiceStub(channel).StartSession(request, timeout=30)
+        assert started.outcome == pb.START_OUTCOME_CREATED
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_a_second_signal_kills(emulator: Emulator, database_url: str) -> None:
