@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from session_service import errors
 from session_service.domain.agent import AgentState, Turn
+from session_service.pace import Pace
 from session_service.storage.agent import reads, sessions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from session_service.storage.agent.changes import Changes
     from session_service.storage.agent.reads import Unseen
@@ -27,7 +28,17 @@ class Rewound:
     branch_id: int
 
 
-Event = Turn | Rewound | AgentState
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """No event for a while. The watcher has seen this turn of this branch, or did not ask for it.
+    A branch of None is the head branch, which was not read yet.
+    """
+
+    branch_id: int | None
+    turn: int
+
+
+Event = Turn | Rewound | AgentState | Quiet
 
 
 @dataclass(slots=True)
@@ -62,32 +73,51 @@ class Watch:
         self._changes = changes
 
     async def watch(
-        self, tenant: str, session_id: str, branch_id: int | None, after: int | None
+        self,
+        tenant: str,
+        session_id: str,
+        branch_id: int | None,
+        after: int | None,
+        pace: Pace | None = None,
+        begun: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The events after turn `after` of a branch (None: the head branch).
 
-        `after` None: after the newest turn.
+        `after` None: after the newest turn. With a `pace` that has heartbeats, Quiet is one.
+        `begun` is awaited once no change can be missed any more.
 
         Each round clears the event, reads the unseen turns, and only then waits: a change during
         the read sets the event, so the wait returns at once and no change is missed. No connection
         is held while it waits, or while the caller takes an event.
 
-        The stream ends in three ways. The caller cancels: the cancellation, or `aclose`, arrives at
+        The stream ends in four ways. The caller cancels: the cancellation, or `aclose`, arrives at
         the `yield` or at the wait, and leaving `watch` takes the event away. The replica stops:
         `stopping` ends the loop without an error, and the caller resumes at another replica. The
-        session is purged: AgentSessionNotFound.
+        pace is over: the same. Quiet is the last event of both. The session is purged:
+        AgentSessionNotFound.
 
         Raises AgentSessionNotFound, and InvalidField for a turn that does not exist.
         """
         with self._changes.watch(tenant, session_id) as changed:
             cursor = await self._begin(tenant, session_id, branch_id, after)
+            pace = pace or Pace()
+            if begun is not None:
+                await begun()
             while not self._changes.stopping:
                 changed.clear()
                 found = await self._unseen(tenant, session_id, cursor)
                 for event in cursor.advance(found):
                     yield event
+                    pace.sent()
+                if pace.silent:
+                    yield Quiet(cursor.branch_id, cursor.turn)
+                    pace.sent()
+                if pace.over:
+                    # Not before the first round, nor before what came meanwhile was sent.
+                    break
                 if cursor.turn >= found.session.turn_count:
-                    await changed.wait()
+                    await pace.wait(changed)
+            yield Quiet(cursor.branch_id, cursor.turn)
 
     async def _begin(
         self, tenant: str, session_id: str, branch_id: int | None, after: int | None

@@ -40,6 +40,8 @@ ID_LIMIT = 128
 SLOT_LIMIT = 64
 PAGE_LIMIT = 500
 PAGE_DEFAULT = 50
+#: The shortest and the longest interval of heartbeats, in s.
+HEARTBEATS = (1.0, 3600.0)
 
 
 class Fields:
@@ -87,6 +89,14 @@ class Fields:
         if number not in choices:
             self.wrong(field, f"has no value {number}")
         return choices.get(number, default)
+
+    def heartbeat(self, interval: Duration) -> float:
+        """The interval of heartbeats that a watch asks for, in s."""
+        seconds = interval.seconds + interval.nanos / 1e9
+        shortest, longest = HEARTBEATS
+        if not shortest <= seconds <= longest:
+            self.wrong("heartbeat_interval", f"must be from {shortest:g} to {longest:g} s")
+        return seconds
 
     def page_size(self, value: int) -> int:
         """The size of a page, PAGE_LIMIT at most; 0 means PAGE_DEFAULT."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from session_service import errors
+from session_service.pace import Pace
 from session_service.sessions.lookup import require
 from session_service.storage.session import events
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from uuid import UUID
 
     from session_service.domain.session import Record
@@ -41,6 +40,13 @@ class WatchedEvent:
     """Whether events before this one were deleted before this watcher could read them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """No event for a while. The last one that was sent has this number."""
+
+    sequence: int
+
+
 class Watch:
     """Streams the events of sessions."""
 
@@ -49,9 +55,17 @@ class Watch:
         self._notices = notices
 
     async def watch(
-        self, tenant: str, session_id: UUID, after: int
-    ) -> AsyncGenerator[WatchedEvent, None]:
+        self,
+        tenant: str,
+        session_id: UUID,
+        after: int,
+        pace: Pace | None = None,
+        begun: Callable[[], Awaitable[None]] | None = None,
+    ) -> AsyncGenerator[WatchedEvent | Quiet, None]:
         """Yield the events after number `after`, old and new, until the caller closes the stream.
+
+        With a `pace` that has heartbeats, Quiet is one. When the pace is over, Quiet is the last,
+        and the stream ends. `begun` is awaited once no change can be missed any more.
 
         Raises SessionNotFound, also when the session's rows are deleted later; InvalidField if
         `after` is greater than the newest event's number; ServiceStopping when this replica stops.
@@ -67,7 +81,13 @@ class Watch:
                     "after_sequence", f"must be from 0 to {newest}, the newest event's number"
                 )
             seen = after
+            pace = pace or Pace()
+            if begun is not None:
+                await begun()
             while not self._notices.stopping:
+                if pace.silent:
+                    yield Quiet(seen)
+                    pace.sent()
                 notice.clear()
                 found = await events.after(self._database, session_id, seen, BATCH)
                 # After the events: read before them, the session could be older than an event that
@@ -80,17 +100,20 @@ class Watch:
                         continue
                     seen = record.session.event_sequence
                     yield WatchedEvent(None, record, past_is_gone=True)
+                    pace.sent()
                 for event in found:
                     yield WatchedEvent(event, record, past_is_gone=event.sequence > seen + 1)
                     seen = event.sequence
+                    pace.sent()
+                if pace.over:
+                    # Not before the first round, nor before what came meanwhile was sent.
+                    break
                 if len(found) < BATCH:
-                    await _wait_for(notice)
-            raise errors.ServiceStopping(
-                "this replica is stopping; call WatchSession again with the last sequence received"
-            )
-
-
-async def _wait_for(notice: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(POLL * random.uniform(0.5, 1.0)):
-            await notice.wait()
+                    await pace.wait(notice, POLL * random.uniform(0.5, 1.0))
+            if self._notices.stopping:
+                raise errors.ServiceStopping(
+                    "this replica is stopping; call WatchSession again with the last sequence "
+                    "received",
+                    {"after_sequence": str(seen)},
+                )
+            yield Quiet(seen)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
@@ -78,19 +79,15 @@ async def test_turns_are_seen_as_they_come_at_any_replica(agents: Replica, other
 
 
 async def test_without_a_cursor_only_what_comes_is_seen(agents: Replica) -> None:
+    """The headers say that the stream has begun. They do not wait for the first event: a proxy that
+    waits for them would give up.
+    """
     await agents.create(session_id="n")
     await agents.append("n", "old")
     async with Watcher(agents, "n") as watcher:
-        # Headers come with the first event, so nothing tells when the stream has begun.
-        reading = asyncio.create_task(watcher.next())
-        newest = 1
-        while not reading.done():
-            newest = (await agents.append("n", "new")).turn.turn_number
-            await asyncio.wait([reading], timeout=0.1)
-        first = (await reading).turn
-        assert first.messages[0].content == "new"
-        later = range(first.turn_number + 1, newest + 1)
-        assert numbers(await watcher.turns(len(later))) == list(later)
+        await asyncio.wait_for(watcher.stream.initial_metadata(), SOON)
+        await agents.append("n", "new")
+        assert (await watcher.next()).turn.turn_number == 2
 
 
 async def test_a_rewind_is_an_event_and_the_new_turns_follow(agents: Replica) -> None:
@@ -165,10 +162,43 @@ async def test_what_cannot_be_watched_is_refused(agents: Replica) -> None:
         ({"session_id": "x", "after_turn": 1}, "INVALID_FIELD"),
         ({"session_id": "x", "branch_id": 5}, "INVALID_FIELD"),
         ({"session_id": "x", "after_turn": -1}, "INVALID_FIELD"),
+        ({"session_id": "x", "heartbeat_interval": Duration(nanos=999_999_999)}, "INVALID_FIELD"),
+        ({"session_id": "x", "heartbeat_interval": Duration(seconds=3601)}, "INVALID_FIELD"),
     ):
         request = rpc_pb.WatchTurnsRequest(**fields)
         failure = await failing(agents.stub.WatchTurns(request).read())
         assert failure.reason == reason
+
+
+async def test_heartbeats_say_where_the_stream_is(agents: Replica) -> None:
+    """One at the beginning, and one after each silence; only for who asks."""
+    await agents.create(session_id="b")
+    await agents.append("b", "one")
+    branch = (await agents.get("b")).branch_id
+    async with Watcher(agents, "b", heartbeat_interval=Duration(seconds=1)) as watcher:
+        for turn in (1, 1, 2):
+            if turn == 2:
+                await agents.append("b", "two")
+                while (event := await watcher.next()).WhichOneof("event") == "heartbeat":
+                    pass
+                assert event.turn.turn_number == 2
+            beat = (await watcher.next()).heartbeat
+            assert (beat.branch_id, beat.turn_number) == (branch, turn)
+
+
+async def test_a_watch_that_ends_without_an_error_says_where_to_resume(database_url: str) -> None:
+    """Also one that asked for what comes, and to which nothing came."""
+    async with replica(database_url) as agents:
+        await agents.create(session_id="p")
+        await agents.append("p", "one")
+        branch = (await agents.get("p")).branch_id
+        async with Watcher(agents, "p") as watcher:
+            await watcher.stream.initial_metadata()
+            agents.end_streams()
+            assert await asyncio.wait_for(watcher.stream.read(), SOON) is grpc.aio.EOF
+            trailers = dict(await watcher.stream.trailing_metadata())
+    assert trailers["roost-branch-id"] == str(branch)
+    assert trailers["roost-after-turn"] == "1"
 
 
 async def test_a_replica_that_stops_ends_its_streams(database_url: str) -> None:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
 from session_service.reconcile import retention
 from session_service.sessions.watch import Watch as SessionWatch
+from session_service.sessions.watch import WatchedEvent
 from session_service.storage.database import Database
 from session_service.storage.notifications import Notices
 from session_service.storage.session import change as changes
@@ -167,6 +169,7 @@ async def test_no_event_is_sent_with_a_session_read_before_it(
     async with asyncio.timeout(PATIENCE), database, listening.listening():
         watch = SessionWatch(database, listening).watch("default", id_of(session), 0)
         async for happened in watch:
+            assert isinstance(happened, WatchedEvent)
             assert happened.event is not None
             assert happened.event.sequence == seen + 1
             assert not happened.past_is_gone
@@ -200,6 +203,38 @@ async def test_many_concurrent_changes_leave_no_gap(roost: World) -> None:
     await asyncio.gather(*puts)
     last = await newest(roost, session)
     assert [e.sequence for e in await events_of(roost, session)] == list(range(1, last + 1))
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+async def test_headers_come_before_the_first_event_and_heartbeats_in_silence(roost: World) -> None:
+    """Heartbeats only to who asks, and the first one at once."""
+    session = (await roost.one.start()).session
+    last = await newest(roost, session)
+    request = rpc_pb.WatchSessionRequest(session_id=session.session_id, after_sequence=last)
+    silent = roost.two.stub.WatchSession(request, timeout=PATIENCE)
+    await silent.initial_metadata()
+    request.heartbeat_interval.seconds = 1
+    call = roost.two.stub.WatchSession(request, timeout=PATIENCE)
+    watch = Watch(call)
+    beat = rpc_pb.WatchSessionResponse(sequence=last, heartbeat=rpc_pb.Heartbeat())
+    assert [await watch.next(), await watch.next()] == [beat, beat]
+    await hold(roost.one, session.session_id)
+    # Beside it nothing was sent on the stream without heartbeats.
+    assert (await Watch(silent).next()).type == "HOLD_PUT"
+    while (message := await watch.next()).HasField("heartbeat"):
+        assert message == beat
+    assert message.sequence == last + 1
+    assert (await watch.next()).sequence == last + 1
+    for each in (call, silent):
+        each.cancel()
+    for wrong in ({"nanos": 1}, {"seconds": 3601}, {"seconds": -1}):
+        refused = rpc_pb.WatchSessionRequest(
+            session_id=session.session_id, heartbeat_interval=Duration(**wrong)
+        )
+        refusal = await failing(Watch(roost.one.stub.WatchSession(refused, timeout=9)).next())
+        assert (refusal.reason, refusal.fields) == ("INVALID_FIELD", ("heartbeat_interval",))
 
 
 # --- deleted events ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -11,7 +12,9 @@ import grpc.aio
 from roost.agent.v1 import agent_session_service_pb2 as pb
 from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceServicer
 from session_service.agents.dumps import Import, export
+from session_service.agents.watch import Quiet
 from session_service.domain.session import DEFAULT_TENANT
+from session_service.pace import Pace
 from session_service.rpc.agent import listings, parse, render, streams
 
 if TYPE_CHECKING:
@@ -33,7 +36,9 @@ TENANT = DEFAULT_TENANT
 
 @dataclass(frozen=True, slots=True)
 class AgentUseCases:
-    """The use cases that the calls need, and the idle time-out of a session without its own."""
+    """The use cases that the calls need, and settings: the idle time-out of a session without its
+    own, and the age of connections.
+    """
 
     conversations: Conversations
     turns: Turns
@@ -41,6 +46,8 @@ class AgentUseCases:
     watch: Watch
     database: Database
     idle_timeout: timedelta | None
+    connection_age: float = 0.0
+    """The age in s to which connections come; 0: any."""
 
 
 class AgentServicer(AgentSessionServiceServicer):
@@ -129,11 +136,20 @@ class AgentServicer(AgentSessionServiceServicer):
         self, request: pb.WatchTurnsRequest, context: Context
     ) -> AsyncIterator[pb.WatchTurnsResponse]:
         """Stream turns as they are appended."""
-        wanted = streams.parse_watch(request)
+        session_id, branch_id, after, heartbeat = streams.parse_watch(request)
+        pace = Pace(heartbeat, self._cases.connection_age)
+        begun = partial(context.send_initial_metadata, ())
         # A caller that cancels ends this generator at its `yield`. `aclosing` then closes the inner
         # one at once, which takes the watcher away; else it would stay until garbage collection.
-        async with aclosing(self._cases.watch.watch(TENANT, *wanted)) as events:
+        async with aclosing(
+            self._cases.watch.watch(TENANT, session_id, branch_id, after, pace, begun)
+        ) as events:
             async for event in events:
+                if isinstance(event, Quiet):
+                    # In case it is the last: those of a stream that goes on are not sent.
+                    context.set_trailing_metadata(streams.position(event))
+                    if heartbeat is None:
+                        continue
                 yield streams.render_event(event)
 
     async def ForkAgentSession(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.agents.dumps import Refusal
-from session_service.agents.watch import Rewound
+from session_service.agents.watch import Quiet, Rewound
 from session_service.domain.agent import (
     AgentSession,
     ImportedSession,
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
 IDS_LIMIT = 1000
 
 
-def parse_watch(message: rpc_pb.WatchTurnsRequest) -> tuple[str, int | None, int | None]:
-    """WatchTurns: a session's id, and the branch and number of the last turn that was seen."""
+def parse_watch(
+    message: rpc_pb.WatchTurnsRequest,
+) -> tuple[str, int | None, int | None, float | None]:
+    """WatchTurns: a session's id, the branch and number of the last turn that was seen, and the
+    interval of heartbeats in s.
+    """
     fields = Fields()
     session_id = checks.session_id(fields, "session_id", message.session_id)
     branch = checks.count(fields, "branch_id", message.branch_id)
@@ -44,8 +48,17 @@ def parse_watch(message: rpc_pb.WatchTurnsRequest) -> tuple[str, int | None, int
         after = checks.count(fields, "after_turn", message.after_turn)
     elif branch:
         fields.wrong("after_turn", "must be set with branch_id")
+    heartbeat = None
+    if message.HasField("heartbeat_interval"):
+        heartbeat = fields.heartbeat(message.heartbeat_interval)
     fields.done()
-    return session_id, branch or None, after
+    return session_id, branch or None, after, heartbeat
+
+
+def position(quiet: Quiet) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata of a watch that ends without an error: where to resume it."""
+    branch = str(quiet.branch_id or 0)
+    return (("roost-branch-id", branch), ("roost-after-turn", str(quiet.turn)))
 
 
 def render_event(event: Event) -> rpc_pb.WatchTurnsResponse:
@@ -55,6 +68,9 @@ def render_event(event: Event) -> rpc_pb.WatchTurnsResponse:
     if isinstance(event, Rewound):
         rewind = rpc_pb.Rewind(to_turn=event.to_turn, branch_id=event.branch_id)
         return rpc_pb.WatchTurnsResponse(rewind=rewind)
+    if isinstance(event, Quiet):
+        beat = rpc_pb.Heartbeat(branch_id=event.branch_id or 0, turn_number=event.turn)
+        return rpc_pb.WatchTurnsResponse(heartbeat=beat)
     return rpc_pb.WatchTurnsResponse(state=render.state(event))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from session_service.domain.holds import Hold
     from session_service.domain.next_action import Explanation
     from session_service.rpc.session.render import Renderer
-    from session_service.sessions.watch import WatchedEvent
+    from session_service.sessions.watch import Quiet, WatchedEvent
 
 NAME_LIMIT = 64
 
@@ -54,8 +54,9 @@ def parse_release(message: pb.ReleaseHoldRequest) -> tuple[UUID, str]:
     return session_id, name
 
 
-def parse_watch(message: pb.WatchSessionRequest) -> tuple[UUID, int]:
-    """The session's id, and the number of the last event that the caller has received.
+def parse_watch(message: pb.WatchSessionRequest) -> tuple[UUID, int, float | None]:
+    """The session's id, the number of the last event that the caller has received, and the interval
+    of heartbeats in s.
 
     Raises InvalidField.
     """
@@ -63,8 +64,11 @@ def parse_watch(message: pb.WatchSessionRequest) -> tuple[UUID, int]:
     session_id = fields.uuid("session_id", message.session_id)
     if message.after_sequence < 0:
         fields.wrong("after_sequence", "must be 0 or more")
+    heartbeat = None
+    if message.HasField("heartbeat_interval"):
+        heartbeat = fields.heartbeat(message.heartbeat_interval)
     fields.done()
-    return session_id, message.after_sequence
+    return session_id, message.after_sequence, heartbeat
 
 
 def render_hold(hold: Hold) -> pb.Hold:
@@ -80,6 +84,11 @@ def render_explanation(explanation: Explanation) -> pb.ExplainIdleResponse:
         next_action=render.next_action(explanation.step),
         reasons=explanation.reasons,
     )
+
+
+def render_quiet(quiet: Quiet) -> pb.WatchSessionResponse:
+    """A heartbeat."""
+    return pb.WatchSessionResponse(sequence=quiet.sequence, heartbeat=pb.Heartbeat())
 
 
 def render_event(watched: WatchedEvent, renderer: Renderer) -> pb.WatchSessionResponse:

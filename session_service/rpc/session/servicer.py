@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import grpc.aio
 from roost.session.v1 import session_service_pb2 as pb
 from roost.session.v1.session_service_pb2_grpc import SessionServiceServicer
 from session_service.domain.session import DEFAULT_TENANT
+from session_service.pace import Pace
 from session_service.rpc.session import holds, listings, parse, render
 from session_service.rpc.session import stats as session_stats
+from session_service.sessions.watch import WatchedEvent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 # Any: the generated base class does not bind the type parameters of the context.
 Context = grpc.aio.ServicerContext[Any, Any]
 
+#: The trailing metadata of a WatchSession that ends without an error: the number to resume with.
+AFTER_SEQUENCE = "roost-after-sequence"
 #: Calls are not authenticated: there is one tenant.
 TENANT = DEFAULT_TENANT
 
@@ -50,10 +55,18 @@ class UseCases:
 class SessionServicer(SessionServiceServicer):
     """The service's methods. Their semantics are in the comments of the proto."""
 
-    def __init__(self, cases: UseCases, renderer: render.Renderer, metrics: MetricsSink) -> None:
+    def __init__(
+        self,
+        cases: UseCases,
+        renderer: render.Renderer,
+        metrics: MetricsSink,
+        connection_age: float = 0.0,
+    ) -> None:
+        """`connection_age`: the age in s to which connections come; 0: any."""
         self._cases = cases
         self._render = renderer
         self._metrics = metrics
+        self._connection_age = connection_age
 
     async def StartSession(
         self, request: pb.StartSessionRequest, context: Context
@@ -187,10 +200,20 @@ class SessionServicer(SessionServiceServicer):
         self, request: pb.WatchSessionRequest, context: Context
     ) -> AsyncIterator[pb.WatchSessionResponse]:
         """Stream the events of a session."""
-        wanted = holds.parse_watch(request)
-        async with aclosing(self._cases.watch.watch(TENANT, *wanted)) as stream:
+        session_id, after, heartbeat = holds.parse_watch(request)
+        pace = Pace(heartbeat, self._connection_age)
+        begun = partial(context.send_initial_metadata, ())
+        async with aclosing(
+            self._cases.watch.watch(TENANT, session_id, after, pace, begun)
+        ) as stream:
             async for watched in stream:
-                yield holds.render_event(watched, self._render)
+                if isinstance(watched, WatchedEvent):
+                    yield holds.render_event(watched, self._render)
+                    continue
+                # In case it is the last: those of a stream that goes on are not sent.
+                context.set_trailing_metadata(((AFTER_SEQUENCE, str(watched.sequence)),))
+                if heartbeat is not None:
+                    yield holds.render_quiet(watched)
 
     async def GetSessionStats(
         self, request: pb.GetSessionStatsRequest, context: Context

@@ -522,6 +522,7 @@ class WatchTurnsRequest(message.Message):
     SESSION_ID_FIELD_NUMBER: builtins.int
     BRANCH_ID_FIELD_NUMBER: builtins.int
     AFTER_TURN_FIELD_NUMBER: builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
     branch_id: builtins.int
@@ -530,16 +531,23 @@ class WatchTurnsRequest(message.Message):
     """The number of the last turn that the caller has seen; 0: stream all turns. Not set: stream the
     turns that are appended from now on.
     """
+    @builtins.property
+    def heartbeat_interval(self) -> duration_pb2.Duration:
+        """If set: a heartbeat is sent when the stream begins, and whenever nothing else was sent for so
+        long. From 1 s to 1 h. Choose less than the read time-out of each proxy in between.
+        """
+
     def __init__(
         self,
         *,
         session_id: builtins.str = ...,
         branch_id: builtins.int = ...,
         after_turn: builtins.int | None = ...,
+        heartbeat_interval: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_after_turn", b"_after_turn", "after_turn", b"after_turn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_after_turn", b"_after_turn", "after_turn", b"after_turn", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_after_turn", b"_after_turn", "after_turn", b"after_turn", "branch_id", b"branch_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_after_turn", b"_after_turn", "after_turn", b"after_turn", "branch_id", b"branch_id", "heartbeat_interval", b"heartbeat_interval", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_turn: _TypeAlias = typing.Literal["after_turn"]  # noqa: Y015
     _WhichOneofArgType__after_turn: _TypeAlias = typing.Literal["_after_turn", b"_after_turn"]  # noqa: Y015
@@ -548,7 +556,7 @@ class WatchTurnsRequest(message.Message):
 @typing.final
 class WatchTurnsResponse(message.Message):
     """An event of a session. To resume the stream later, call with the `branch_id` and the number
-    (`turn_number` or `to_turn`) of the last turn or rewind.
+    (`turn_number` or `to_turn`) of the last turn, rewind or heartbeat.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -556,6 +564,7 @@ class WatchTurnsResponse(message.Message):
     TURN_FIELD_NUMBER: builtins.int
     REWIND_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     state: agent_session_pb2.AgentSession.State.ValueType
     """The session's state changed to this one."""
     @builtins.property
@@ -566,20 +575,51 @@ class WatchTurnsResponse(message.Message):
     def rewind(self) -> Rewind:
         """The session was rewound, or a rewind was undone."""
 
+    @builtins.property
+    def heartbeat(self) -> Heartbeat:
+        """Nothing happened. Sent only to callers that set `heartbeat_interval`."""
+
     def __init__(
         self,
         *,
         turn: agent_session_pb2.Turn | None = ...,
         rewind: Rewind | None = ...,
         state: agent_session_pb2.AgentSession.State.ValueType = ...,
+        heartbeat: Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["event", b"event", "rewind", b"rewind", "state", b"state", "turn", b"turn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["event", b"event", "heartbeat", b"heartbeat", "rewind", b"rewind", "state", b"state", "turn", b"turn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["event", b"event", "rewind", b"rewind", "state", b"state", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["event", b"event", "heartbeat", b"heartbeat", "rewind", b"rewind", "state", b"state", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["turn", "rewind", "state"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["turn", "rewind", "state", "heartbeat"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class Heartbeat(message.Message):
+    """Says that a stream lives, and where it is: at this turn of this branch. A call with these as
+    `branch_id` and `after_turn` resumes it.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BRANCH_ID_FIELD_NUMBER: builtins.int
+    TURN_NUMBER_FIELD_NUMBER: builtins.int
+    branch_id: builtins.int
+    """The branch."""
+    turn_number: builtins.int
+    """The number of the last turn that the caller has seen, or that it did not ask for."""
+    def __init__(
+        self,
+        *,
+        branch_id: builtins.int = ...,
+        turn_number: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["branch_id", b"branch_id", "turn_number", b"turn_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class Rewind(message.Message):

@@ -198,7 +198,9 @@ class AgentSessionServiceServicer:
 
     def WatchTurns(self, request, context):
         """Streams turns as they are appended, after a given turn, and reports rewinds and changes of state.
-        A stream that ends without an error was ended by a replica that stops: call again to resume.
+        The headers come when the stream has begun, even if there is no event yet. A stream that ends
+        without an error was ended by a replica that stops, or has lasted long enough: call again to
+        resume. The trailing metadata `roost-branch-id` and `roost-after-turn` say where.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,9 @@ class AgentSessionServiceStub:
     """Reads the context to give to a model: the startup context, and the newest turns that fit."""
     WatchTurns: _aio.UnaryStreamMultiCallable[_agent_session_service_pb2.WatchTurnsRequest, _agent_session_service_pb2.WatchTurnsResponse]
     """Streams turns as they are appended, after a given turn, and reports rewinds and changes of state.
-    A stream that ends without an error was ended by a replica that stops: call again to resume.
+    The headers come when the stream has begun, even if there is no event yet. A stream that ends
+    without an error was ended by a replica that stops, or has lasted long enough: call again to
+    resume. The trailing metadata `roost-branch-id` and `roost-after-turn` say where.
     """
     ForkAgentSession: _aio.UnaryUnaryMultiCallable[_agent_session_service_pb2.ForkAgentSessionRequest, _agent_session_service_pb2.ForkAgentSessionResponse]
     """Creates a session that shares the turns of another one up to a given turn. It copies no turn. The
@@ -168,7 +170,9 @@ class AgentSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_agent_session_service_pb2.WatchTurnsRequest, _abc.AsyncIterator[_agent_session_service_pb2.WatchTurnsResponse]],
     ) -> _abc.AsyncIterator[_agent_session_service_pb2.WatchTurnsResponse]:
         """Streams turns as they are appended, after a given turn, and reports rewinds and changes of state.
-        A stream that ends without an error was ended by a replica that stops: call again to resume.
+        The headers come when the stream has begun, even if there is no event yet. A stream that ends
+        without an error was ended by a replica that stops, or has lasted long enough: call again to
+        resume. The trailing metadata `roost-branch-id` and `roost-after-turn` say where.
         """
 
     @_abc_1.abstractmethod

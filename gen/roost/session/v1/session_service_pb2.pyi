@@ -1100,19 +1100,27 @@ class WatchSessionRequest(message.Message):
 
     SESSION_ID_FIELD_NUMBER: builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: builtins.int
     session_id: builtins.str
     """The session's id."""
     after_sequence: builtins.int
     """The number of the last event that the caller has seen; 0 for all events that are kept."""
+    @builtins.property
+    def heartbeat_interval(self) -> duration_pb2.Duration:
+        """If set: a heartbeat is sent when the stream begins, and whenever nothing else was sent for so
+        long. From 1 s to 1 h. Choose less than the read time-out of each proxy in between.
+        """
+
     def __init__(
         self,
         *,
         session_id: builtins.str = ...,
         after_sequence: builtins.int = ...,
+        heartbeat_interval: duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["after_sequence", b"after_sequence", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after_sequence", b"after_sequence", "heartbeat_interval", b"heartbeat_interval", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1150,6 +1158,7 @@ class WatchSessionResponse(message.Message):
     STATE_FIELD_NUMBER: builtins.int
     GENERATION_FIELD_NUMBER: builtins.int
     DETAILS_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Its number within the session: 1, 2, 3 … without a gap."""
     type: builtins.str
@@ -1181,6 +1190,12 @@ class WatchSessionResponse(message.Message):
         `pause_time` (of a warning: when the session will be paused).
         """
 
+    @builtins.property
+    def heartbeat(self) -> Heartbeat:
+        """Set in a heartbeat only, which is sent to callers that set `heartbeat_interval`. It is no event:
+        `sequence` is the number of the last event that was sent, and no other field is set.
+        """
+
     def __init__(
         self,
         *,
@@ -1192,10 +1207,26 @@ class WatchSessionResponse(message.Message):
         state: session_pb2.Session.State.ValueType = ...,
         generation: builtins.int = ...,
         details: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        heartbeat: Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["session", b"session", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["heartbeat", b"heartbeat", "session", b"session", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["details", b"details", "generation", b"generation", "past_is_gone", b"past_is_gone", "sequence", b"sequence", "session", b"session", "state", b"state", "time", b"time", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["details", b"details", "generation", b"generation", "heartbeat", b"heartbeat", "past_is_gone", b"past_is_gone", "sequence", b"sequence", "session", b"session", "state", b"state", "time", b"time", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Heartbeat(message.Message):
+    """Says that a stream lives, and that there is nothing to say."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

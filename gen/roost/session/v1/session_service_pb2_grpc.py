@@ -280,8 +280,11 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Streams a session's events, beginning after a given one. The stream lasts until the caller
-        cancels it or the session's record is deleted.
+        """Streams a session's events, beginning after a given one. The headers come when the stream has
+        begun, even if there is no event yet. The stream lasts until the caller cancels it, the session's
+        record is deleted (SESSION_NOT_FOUND) or the replica stops (SERVICE_STOPPING). If it ends without
+        an error, it has lasted long enough: call again with the `sequence` of the last message, which the
+        trailing metadata `roost-after-sequence` has too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

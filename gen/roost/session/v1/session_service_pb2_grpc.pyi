@@ -93,8 +93,11 @@ class SessionServiceStub:
     UndeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UndeleteSessionRequest, _session_service_pb2.UndeleteSessionResponse]
     """Brings an ended session back as PAUSED. LIVE_SESSION_EXISTS: its key has a live session."""
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
-    """Streams a session's events, beginning after a given one. The stream lasts until the caller
-    cancels it or the session's record is deleted.
+    """Streams a session's events, beginning after a given one. The headers come when the stream has
+    begun, even if there is no event yet. The stream lasts until the caller cancels it, the session's
+    record is deleted (SESSION_NOT_FOUND) or the replica stops (SERVICE_STOPPING). If it ends without
+    an error, it has lasted long enough: call again with the `sequence` of the last message, which the
+    trailing metadata `roost-after-sequence` has too.
     """
     GetSessionStats: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetSessionStatsRequest, _session_service_pb2.GetSessionStatsResponse]
     """Reports figures of a time range. Each call counts the decisions, choices and ends that are kept;
@@ -277,8 +280,11 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.WatchSessionRequest,
         context: _aio.ServicerContext[_session_service_pb2.WatchSessionRequest, _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]],
     ) -> _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]:
-        """Streams a session's events, beginning after a given one. The stream lasts until the caller
-        cancels it or the session's record is deleted.
+        """Streams a session's events, beginning after a given one. The headers come when the stream has
+        begun, even if there is no event yet. The stream lasts until the caller cancels it, the session's
+        record is deleted (SESSION_NOT_FOUND) or the replica stops (SERVICE_STOPPING). If it ends without
+        an error, it has lasted long enough: call again with the `sequence` of the last message, which the
+        trailing metadata `roost-after-sequence` has too.
         """
 
     @_abc_1.abstractmethod
