@@ -42,6 +42,9 @@ class Config:
     lag_window: float = 5.0
     """Seconds by which the provider's reads may lag behind its writes."""
 
+    connection_age: float = 1800.0
+    """Seconds after which a connection takes no new calls; 0: never."""
+
     lame_duck: float = 5.0
     """Seconds after a stop signal for which calls are served as before, while health says
     NOT_SERVING."""
@@ -194,6 +197,11 @@ VARIABLES = (
     Variable(
         "ROOST_LAG_WINDOW", "lag_window", _between(0, 60), "a number of seconds from 0 to 60",
         "seconds by which the provider's reads may lag behind its writes",
+    ),
+    Variable(
+        "ROOST_CONNECTION_AGE", "connection_age", _between(0, 604_800),
+        "a number of seconds from 0 to 604800",
+        "seconds after which a connection takes no new calls; 0: never",
     ),
     Variable(
         "ROOST_LAME_DUCK", "lame_duck", _between(0, 3600), "a number of seconds from 0 to 3600",

@@ -27,7 +27,7 @@ from container_service.fly.state_http import open_http_state_channel
 from container_service.rpc.health import Health
 from container_service.rpc.interceptors import ErrorStatus, RequestLog
 from container_service.rpc.servicer import ContainerServicer
-from grpc_edge.options import SERVER_OPTIONS
+from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
 from grpc_edge.signals import until_signal
 from grpc_edge.stopping import GracefulStop
@@ -93,7 +93,9 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         # Outermost first: the log line contains the status, which ErrorStatus sets.
         graceful = GracefulStop()
         interceptors = (RequestLog(), ErrorStatus(), graceful)
-        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=interceptors, options=server_options(config.connection_age)
+        )
         rpc.add_ContainerServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)
         add_reflection(server, (SERVICE, health.SERVICE_NAME))

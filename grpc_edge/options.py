@@ -29,3 +29,16 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Else the server stops to ping after two pings without data in between.
     ("grpc.http2.max_pings_without_data", 0),
 )
+
+
+def server_options(connection_age: float) -> tuple[tuple[str, int], ...]:
+    """The options of a server whose connections take no new calls after `connection_age` seconds,
+    more or less a tenth; 0: no limit.
+
+    Their clients make new connections, and so find new replicas. Calls under way are not cut:
+    `grpc.max_connection_age_grace_ms` has no limit by default.
+    """
+    if not connection_age:
+        return SERVER_OPTIONS
+    milliseconds = max(1, round(connection_age * 1000))
+    return (*SERVER_OPTIONS, ("grpc.max_connection_age_ms", milliseconds))

@@ -168,6 +168,9 @@ class Config:
     search_language: str = "english"
     """PostgreSQL's text search configuration. Changing it indexes all turns again."""
 
+    connection_age: float = 1800.0
+    """Seconds after which a connection takes no new calls; 0: never."""
+
     lame_duck: float = 5.0
     """Seconds after a stop signal for which calls are served as before, while health says
     NOT_SERVING."""

@@ -262,6 +262,10 @@ VARIABLES = (
         "language of the search in agents' turns; must be the same at all replicas",
     ),
     Variable(
+        "ROOST_CONNECTION_AGE", "connection_age", seconds(0, 604_800),
+        "seconds after which a connection takes no new calls, and watches end; 0: never",
+    ),
+    Variable(
         "ROOST_LAME_DUCK", "lame_duck", seconds(0, 3600),
         "seconds after a stop signal for which calls are served as before, health NOT_SERVING",
     ),

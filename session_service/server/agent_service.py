@@ -82,6 +82,7 @@ async def add(
         watch=Watch(database, changes),
         database=database,
         idle_timeout=config.agent_idle_timeout,
+        connection_age=config.connection_age,
     )
     rpc.add_AgentSessionServiceServicer_to_server(AgentServicer(cases), server)
     await stack.enter_async_context(changes.running())

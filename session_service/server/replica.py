@@ -18,7 +18,7 @@ import psycopg
 import sqlalchemy.exc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from grpc_edge.options import SERVER_OPTIONS
+from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
 from grpc_edge.stopping import GracefulStop
 from roost.session.v1 import (
@@ -70,10 +70,14 @@ RETAIN_EVERY = 60.0
 
 
 def add_sessions(
-    server: grpc.aio.Server, cases: UseCases, renderer: Renderer, sink: MetricsSink
+    server: grpc.aio.Server,
+    cases: UseCases,
+    renderer: Renderer,
+    sink: MetricsSink,
+    connection_age: float,
 ) -> None:
     """Serve SessionService."""
-    servicer = SessionServicer(cases, renderer, sink)
+    servicer = SessionServicer(cases, renderer, sink, connection_age)
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(servicer, server)
 
 
@@ -181,7 +185,9 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         sink = metrics or MetricsSink()
         graceful = GracefulStop()
         interceptors = (ErrorInterceptor(sink), graceful)
-        server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        server = grpc.aio.server(
+            interceptors=interceptors, options=server_options(config.connection_age)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(checks.servicer, server)
         add_reflection(server, (*ours, health.SERVICE_NAME))
         port = bind(server, config.listen)
@@ -191,7 +197,7 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         ownership = composition.own(config, database)
         wired = composition.build(config, outside, ownership, metrics)
         renderer = Renderer(outside.previews, background.timings(config))
-        add_sessions(server, wired.cases, renderer, sink)
+        add_sessions(server, wired.cases, renderer, sink, config.connection_age)
         quiet = config.quiet.total_seconds()
         await add_policies(stack, server, wired.policies, sink, quiet)
         retention = outside.vault.retention
