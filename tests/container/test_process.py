@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
-from tests.container.harness import LONGEST, TOKEN, Service, fired, launch, running
+from tests.container.harness import LONGEST, TOKEN, Service, fired, launch, running, until
 from tests.open_processes import ended
 
 if TYPE_CHECKING:
@@ -103,15 +103,13 @@ async def test_after_a_signal_calls_are_served_while_health_says_no(service: Ser
         )
 
         async def left() -> bool:
-            answer = await check(health_pb2.HealthCheckRequest(), timeout=9)
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=LONGEST)
             return bool(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
-        assert process.stderr is not None
-        while b"Stopping" not in await asyncio.wait_for(process.stderr.readline(), 9):
-            pass
+        await stopping(process)
         await until(left)
         request = pb.ExecContainerRequest(container_id=container_id, command=["echo", "served"])
-        answer = await rpc.ContainerServiceStub(channel).ExecContainer(request, timeout=9)
+        answer = await rpc.ContainerServiceStub(channel).ExecContainer(request, timeout=LONGEST)
         assert answer.stdout == "served\n"
         process.send_signal(signal.SIGTERM)
         code, _, _ = await outcome(process)
