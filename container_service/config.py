@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from grpc_edge.environment import UnknownName, unknown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -69,7 +71,10 @@ class Config:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Config:
-        """Read the variables. Raises ConfigError at the first one that is missing or invalid."""
+        """Read the variables. Raises ConfigError at the first one that is missing or invalid, or
+        whose name is near to a known one.
+        """
+        check_names(env)
         values: dict[str, Any] = {}
         for variable in VARIABLES:
             text = env.get(variable.name, "").strip()
@@ -78,6 +83,14 @@ class Config:
             elif variable.required:
                 raise ConfigError(f"{variable.name} is not set: {variable.meaning}")
         return cls(**values)
+
+
+def check_names(environment: Mapping[str, str]) -> list[str]:
+    """The variables that no service knows. Raises ConfigError for one near to a known one."""
+    try:
+        return unknown(environment)
+    except UnknownName as error:
+        raise ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)

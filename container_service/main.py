@@ -17,7 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 
 from container_service import logs
-from container_service.config import Config, ConfigError, describe
+from container_service.config import Config, ConfigError, check_names, describe
 from container_service.containers.state_command import CommandStateChannel
 from container_service.containers.state_transfer import StateTransfer
 from container_service.fly.app_health import AppHealthRegistry
@@ -163,6 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = Config.from_env(os.environ)
         logs.configure(config.log_level)
+        if names := check_names(os.environ):
+            listed = ", ".join(names)
+            log.warning("unknown variables are ignored: %s", listed, extra={"action": "configure"})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
     except ConfigError as error:

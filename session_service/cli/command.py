@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -25,23 +26,35 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class Sparse(logging.Filter):
-    """Passes each message, whatever its values, once in `EVERY` s. The pool writes one for each
-    connection that fails, several times a second while the database is away.
+    """Passes each message of a loop once in `EVERY` s, whatever its values. While the database is
+    away or refuses us, the pool, the listeners and the background loops each write one for every
+    try, several times a second.
     """
 
     EVERY = 30.0
 
-    def __init__(self) -> None:
+    def __init__(self, *, values: bool = False) -> None:
+        """`values`: whether the same message with other values is another one."""
         super().__init__()
-        self._passed: dict[str, float] = {}
+        self._values = values
+        self._passed: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is written."""
-        key = str(record.msg)
-        if time.monotonic() - self._passed.get(key, -self.EVERY) < self.EVERY:
+        message = record.getMessage() if self._values else str(record.msg)
+        key = message, str(getattr(record, "action", ""))
+        if time.monotonic() - self._passed.get(key, -inf) < self.EVERY:
             return False
         self._passed[key] = time.monotonic()
         return True
+
+
+#: Loggers whose messages are repeated for as long as the database is away.
+SPARSE = (
+    "psycopg.pool",
+    "session_service.loops",
+    "session_service.storage.notifications",
+)
 
 
 class KeyValueFormatter(logging.Formatter):
@@ -69,7 +82,10 @@ def configure(level: str) -> None:
     # These write a line per request, with addresses in it.
     for name in ("httpx", "httpcore", "psycopg.pool", "alembic"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("psycopg.pool").addFilter(Sparse())
+    for name in SPARSE:
+        logging.getLogger(name).addFilter(Sparse())
+    # Few values: what it waits for.
+    logging.getLogger("session_service.server.health").addFilter(Sparse(values=True))
 
 
 def _value(value: object) -> str:

@@ -16,7 +16,7 @@ from grpc_edge.signals import until_signal
 from session_service import failpoints
 from session_service.cli import command
 from session_service.clients.bucket import LibraryMissing
-from session_service.config import Config, ConfigError, describe
+from session_service.config import Config, ConfigError, check_names, describe
 from session_service.errors import StorageUnavailable
 from session_service.metrics import exporter
 from session_service.server.replica import PortTaken, serve
@@ -64,6 +64,9 @@ def _run(work: Callable[[Config], None]) -> int:
         config = Config.from_env(os.environ)
         failpoints.arm(os.environ)
         command.configure(config.log_level)
+        if names := check_names(os.environ):
+            listed = ", ".join(names)
+            _log.warning("unknown variables are ignored: %s", listed, extra={"action": "configure"})
     except (ConfigError, failpoints.BadFailpoint) as error:
         return _failed(str(error), 2)
     try:

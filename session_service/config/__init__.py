@@ -6,6 +6,6 @@
 """
 
 from session_service.config.settings import Config, describe
-from session_service.config.variables import ConfigError
+from session_service.config.variables import ConfigError, check_names
 
-__all__ = ["Config", "ConfigError", "describe"]
+__all__ = ["Config", "ConfigError", "check_names", "describe"]

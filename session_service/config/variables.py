@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from grpc_edge.environment import UnknownName, unknown
 from session_service.config.forms import (
     ADDRESS,
     APP,
@@ -60,14 +61,19 @@ RENAMED = {
 }
 
 
-def check_names(environment: Mapping[str, str]) -> None:
-    """Raise ConfigError for a variable that is set under its former name.
+def check_names(environment: Mapping[str, str]) -> list[str]:
+    """The variables that no service knows. Raise ConfigError for one that is set under its former
+    name, and for one whose name is near to a known one.
 
-    Ignoring it would silently run the service with the default.
+    Ignoring those would silently run the service with the default.
     """
     for former, name in RENAMED.items():
         if environment.get(former, "").strip():
             raise ConfigError(f"{former} is called {name} now")
+    try:
+        return unknown(environment)
+    except UnknownName as error:
+        raise ConfigError(str(error)) from None
 
 
 #: In the order in which `--help` lists them.

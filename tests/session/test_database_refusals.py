@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import signal
+from collections import Counter
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -11,8 +14,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from grpc_health.v1 import health_pb2
 from psycopg import sql
 
+from container_service.main import serve as serve_containers
 from local.ports import free_port
 from session_service.cli.command import Sparse
 from session_service.server import replica
@@ -20,13 +25,21 @@ from session_service.server.replica import prepare
 from session_service.storage.migrate import upgrade
 from session_service.storage.refusals import DatabaseRefused, ReadOnlyDatabase
 from session_service.storage.revision import SchemaMismatch
+from tests.container.harness import config_for
 from tests.eventually import eventually
 from tests.session.harness import session_config
+from tests.session.test_process import health, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import grpc.aio
+
+    from local.fly.emulator import Emulator
     from tests.database import Databases
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def changed(url: str, *, user: str | None = None, password: str = "", name: str = "") -> str:
@@ -87,15 +100,61 @@ async def test_a_start_says_why_it_waits(
     assert waits == ["waiting for the database: it does not answer"]
 
 
-def test_repeated_lines_of_the_pool_are_written_rarely() -> None:
-    """The same message with other values is the same."""
+def test_repeated_lines_of_a_loop_are_written_rarely() -> None:
+    """The same message with other values is the same, and that of another loop is another."""
     sparse = Sparse()
     records = [
-        logging.makeLogRecord({"msg": text, "args": (number,)})
+        logging.makeLogRecord({"msg": "a round failed: %s", "args": (number,), "action": action})
         for number in range(3)
-        for text in ("error connecting in %s", "another %s")
+        for action in ("retention", "reconcile")
     ]
     assert [sparse.filter(record) for record in records] == [True, True, *[False] * 4]
+    whole = Sparse(values=True)
+    records = [logging.makeLogRecord({"msg": "waits: %s", "args": (why,)}) for why in "abab"]
+    assert [whole.filter(record) for record in records] == [True, True, False, False]
+
+
+async def test_a_service_whose_database_refuses_it_says_so_rarely(
+    database_url: str, emulator: Emulator
+) -> None:
+    """Each of its parts says it once, and again after 30 s; nothing has a traceback."""
+    name = sql.Identifier(urlsplit(database_url).path[1:])
+    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    server = changed(database_url, name="postgres")
+    async with (
+        serve_containers(config_for(emulator)) as containers,
+        running(database_url, containers.target) as (process, channel),
+    ):
+        assert process.stderr is not None
+        assert await eventually(lambda: _status(channel, SERVING), timeout=60)
+        with psycopg.connect(server, autocommit=True) as admin:
+            began = monotonic()
+            admin.execute(allow.format(name, sql.Literal(False)))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
+                [urlsplit(database_url).path[1:]],
+            )
+            assert await eventually(lambda: _status(channel, NOT_SERVING), timeout=60)
+            admin.execute(allow.format(name, sql.Literal(True)))
+        assert await eventually(lambda: _status(channel, SERVING), timeout=60)
+        times = 1 + (monotonic() - began) // Sparse.EVERY
+        process.send_signal(signal.SIGTERM)
+        _, err = await process.communicate()
+    lines = err.decode().splitlines()
+    assert any("not currently accepting connections" in line for line in lines)
+    assert any("action=listen" in line for line in lines)
+    # The pool's lines have the time and the address of each try, and the loops' how often.
+    kinds = Counter(
+        re.sub(r"\d+", "", re.sub(r"error connecting.*", "error connecting", line))
+        for line in lines
+        if "WARNING" in line or "ERROR" in line
+    )
+    assert max(kinds.values()) <= times, err.decode()
+    assert "Traceback" not in err.decode()
+
+
+async def _status(channel: grpc.aio.Channel, status: int) -> bool:
+    return await health(channel) == status
 
 
 @contextmanager
