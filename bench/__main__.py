@@ -16,6 +16,7 @@ BENCHMARKS = {
     "checkpoints": "bench.checkpoints",
     "leases": "bench.leases",
     "startup": "bench.startup",
+    "poolers": "bench.poolers",
 }
 #: Long benchmarks, which run only by name.
 LONG = {

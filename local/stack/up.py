@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from local.processes.stop_signals import stop_requested
 from local.stack.stack import Stack, StackFailed
 from local.stack.stack_settings import StackSettings
@@ -104,7 +106,7 @@ def table(stack: Stack) -> str:
         postgres = (stack.database_url, str(stack.postgres.folder.log))
     else:
         # The user's own server: keep its password off the terminal.
-        postgres = (re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", stack.database_url), "(external)")
+        postgres = (without_password(stack.database_url), "(external)")
     rows = [
         ("", "address", "log"),
         *((program.name, program.address, str(program.log)) for program in stack.programs.values()),
@@ -122,6 +124,14 @@ def table(stack: Stack) -> str:
         start=f"{call} -d '{START}' {service}/StartSession",
         list=f"{call} -d '{{}}' {service}/ListSessions",
     )
+
+
+def without_password(address: str) -> str:
+    """An address of PostgreSQL, in any form that libpq takes, as it may be shown."""
+    shown = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", address)
+    if conninfo_to_dict(shown).get("password") in (None, "***"):
+        return shown
+    return make_conninfo(address, password="***")
 
 
 def _port(text: str) -> int:

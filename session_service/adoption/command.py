@@ -20,12 +20,13 @@ from session_service.adoption.mapping import BadColumns, Field
 from session_service.adoption.probe import MachineProbe
 from session_service.adoption.rows import RowOptions
 from session_service.adoption.sources import BadSource, CsvSource, table_source
+from session_service.cli import command
 from session_service.clients.containers import GrpcContainers
 from session_service.config import Config, ConfigError
 from session_service.domain.policy import Policy
 from session_service.errors import StorageUnavailable
 from session_service.storage import installation
-from session_service.storage.database import Database
+from session_service.storage.refusals import DatabaseRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         return _failed(str(error))
     except ImportRunning:
         return _failed("another import is writing to this database: wait for its end")
+    except DatabaseRefused as error:
+        return _failed(str(error))
     except (StorageUnavailable, psycopg.OperationalError):
         return _failed("ROOST_DATABASE_URL: the database does not answer; import again")
     except psycopg.errors.UndefinedTable:
@@ -234,9 +237,9 @@ async def _run(arguments: argparse.Namespace, config: Config, source: Source | N
     """Import and report. Returns whether no row was skipped."""
     async with AsyncExitStack() as stack:
         if source is None:
-            address = arguments.from_url or config.database_url
+            address = arguments.from_url or config.direct_url
             source = await stack.enter_async_context(table_source(address, arguments.table))
-        database = await stack.enter_async_context(Database(config.database_url, max_size=2))
+        database = await stack.enter_async_context(command.database_of(config))
         found = await installation.read(database)
         if not found.original:
             sys.stderr.write(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from session_service.cli import command
 from session_service.storage import installation
-from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(config: Config, *, yes: bool) -> int:
-    async with Database(config.database_url, max_size=2) as database:
+    async with command.database_of(config) as database:
         found = await installation.binding(database)
         say = sys.stdout.write
         say(_shown(found))

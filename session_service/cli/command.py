@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import asynccontextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ import psycopg
 from session_service.clients.bucket import LibraryMissing
 from session_service.config import Config, ConfigError
 from session_service.errors import StorageUnavailable
-from session_service.storage import refusals
+from session_service.storage import pooler, refusals
+from session_service.storage.database import Database, network
+from session_service.storage.refusals import DatabaseRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -111,10 +114,12 @@ def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
         configure(config.log_level if os.environ.get("ROOST_LOG_LEVEL") else "ERROR")
         with asyncio.Runner() as runner:
             return runner.run(work(config))
+    except DatabaseRefused as error:
+        return failed(name, str(error))
     except LibraryMissing as error:
         return failed(name, str(error))
     except (StorageUnavailable, psycopg.OperationalError):
-        return failed(name, f"ROOST_DATABASE_URL: {why_not(config.database_url)}")
+        return failed(name, why_not(config))
     except psycopg.errors.UndefinedTable:
         return failed(
             name,
@@ -125,16 +130,33 @@ def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
         return 130
 
 
-def why_not(database_url: str) -> str:
-    """Why the database cannot be used. Quotes the server's own FATAL message if there is one, and
-    nothing else of the driver's text, which may contain the password of the address.
+def why_not(config: Config) -> str:
+    """Which address of the database cannot be used, and why. Quotes the server's own FATAL message
+    if there is one, and nothing else of the driver's text, which may contain the password of the
+    address.
     """
-    try:
-        psycopg.connect(database_url, connect_timeout=CONNECT_TIMEOUT).close()
-    except psycopg.Error as error:
-        if message := refusals.said(error):
-            return f"the database rejects the connection: {message}"
-    return "the database does not answer; try again"
+    for variable, url in (
+        (config.direct_variable, config.direct_url),
+        ("ROOST_DATABASE_URL", config.database_url),
+    ):
+        try:
+            psycopg.connect(url, **network(url) | {"connect_timeout": CONNECT_TIMEOUT}).close()
+        except psycopg.Error as error:
+            if message := refusals.said(error):
+                return f"{variable}: the database rejects the connection: {message}"
+            return f"{variable}: the database does not answer; try again"
+    return "ROOST_DATABASE_URL: the database does not answer; try again"
+
+
+@asynccontextmanager
+async def database_of(config: Config, max_size: int = 2) -> AsyncGenerator[Database]:
+    """The database, for the time of a command. Raises DatabaseRefused if the address leads to a
+    pooler that pools transactions.
+    """
+    with refusals.of(config.direct_variable):
+        await pooler.check_direct(config.direct_url)
+    async with Database(config.direct_url, max_size=max_size) as database:
+        yield database
 
 
 def failed(name: str, message: str) -> int:

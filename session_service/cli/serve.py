@@ -19,7 +19,8 @@ from session_service.clients.bucket import LibraryMissing
 from session_service.config import Config, ConfigError, check_names, describe
 from session_service.errors import StorageUnavailable
 from session_service.metrics import exporter
-from session_service.server.replica import PortTaken, serve
+from session_service.server.replica import PortTaken, bring_up_to_date, serve
+from session_service.storage import refusals
 from session_service.storage.refusals import DatabaseRefused, ReadOnlyDatabase
 from session_service.storage.revision import SchemaMismatch
 
@@ -44,9 +45,12 @@ def main(argv: Sequence[str]) -> int:
 def migrate(argv: Sequence[str]) -> int:
     """Bring the database up to date. The exit statuses are those of `serve`."""
     _parse("migrate", "Brings the database up to date, and ends.", argv)
-    from session_service.storage.migrate import upgrade
+    return _run(_migrate)
 
-    return _run(lambda config: upgrade(config.database_url))
+
+def _migrate(config: Config) -> None:
+    with refusals.of(config.direct_variable):
+        bring_up_to_date(config.direct_url)
 
 
 def _parse(name: str, description: str, argv: Sequence[str]) -> None:
@@ -78,10 +82,8 @@ def _run(work: Callable[[Config], None]) -> int:
     except PortTaken as error:
         return _failed(f"ROOST_SESSION_LISTEN: {error} {CANNOT_BIND}", 2)
     except (StorageUnavailable, psycopg.OperationalError, sqlalchemy.exc.OperationalError):
-        return _failed(f"ROOST_DATABASE_URL: {command.why_not(config.database_url)}", 1)
-    except (DatabaseRefused, ReadOnlyDatabase) as error:
-        return _failed(f"ROOST_DATABASE_URL: {error}", 1)
-    except SchemaMismatch as error:
+        return _failed(command.why_not(config), 1)
+    except (DatabaseRefused, ReadOnlyDatabase, SchemaMismatch) as error:
         return _failed(str(error), 1)
     return 0
 

@@ -15,7 +15,6 @@ from session_service.domain.stats import LONGEST, Span
 from session_service.rpc.session import stats
 from session_service.stats import table
 from session_service.stats.service import Stats
-from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +83,7 @@ def _span(arguments: argparse.Namespace, now: datetime) -> Span:
 
 
 async def _run(config: Config, span: Span, arguments: argparse.Namespace) -> int:
-    async with Database(config.database_url, max_size=2) as database:
+    async with command.database_of(config) as database:
         figures = await Stats(database).figures(span)
     sys.stdout.write(_json(figures) if arguments.json else table.text(figures))
     return 0

@@ -14,7 +14,6 @@ from session_service.domain.inventory import Verdict
 from session_service.errors import RoostError, StorageUnavailable
 from session_service.ports import ContainerAbsent
 from session_service.server import composition
-from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,7 +73,7 @@ async def _sweep(config: Config, app: str | None, *, act: bool) -> Passes:
     passes = Passes(act)
     bucket = composition.bucket_of(config)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(Database(config.database_url, max_size=4))
+        database = await stack.enter_async_context(command.database_of(config, 4))
         channel = await stack.enter_async_context(composition.channel(config))
         outside = await composition.reach(stack, config, database, channel, bucket)
         ownership = composition.own(config, database)

@@ -10,7 +10,6 @@ from session_service.cli import command
 from session_service.domain.policy import TIERS
 from session_service.domain.session import DEFAULT_TENANT
 from session_service.server import composition
-from session_service.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 async def _run(config: Config, arguments: argparse.Namespace) -> int:
     tenant: str = arguments.tenant
-    async with Database(config.database_url, max_size=2) as database:
+    async with command.database_of(config) as database:
         policies = composition.policies_of(config, database)
         updated = ""
         if arguments.action == "set":

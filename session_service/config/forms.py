@@ -10,6 +10,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
 from session_service.clients.bucket import parse_address
 
 if TYPE_CHECKING:
@@ -87,10 +90,18 @@ def _seconds_rule(low: float, high: float) -> str:
 
 
 def _database(text: str) -> str:
-    parts = urlsplit(text)
-    _ = parts.port  # raises ValueError for a bad port
-    if parts.scheme not in ("postgresql", "postgres"):
+    try:
+        given = conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        # Its text may quote the password.
+        raise ValueError from None
+    ports = str(given.get("port") or "").split(",")
+    hosts = str(given.get("hostaddr") or given.get("host") or "").split(",")
+    if len(ports) not in (1, len(hosts)):
         raise ValueError
+    for port in filter(None, ports):
+        if not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
+            raise ValueError
     return text
 
 
@@ -155,7 +166,11 @@ def _level(text: str) -> str:
     return text.upper()
 
 
-DATABASE = Form(_database, "a postgresql:// address")
+DATABASE = Form(
+    _database,
+    "an address of PostgreSQL: postgresql://user:password@host[:port][,host[:port]…]/name?option=…"
+    ", or libpq's key=value pairs",
+)
 ADDRESS = Form(_address, "host:port")
 APP = Form(_app, "an app's name")
 TEMPLATE = Form(

@@ -22,6 +22,9 @@ class Config:
     database_url: str = field(repr=False)
     """PostgreSQL's address; not in the repr, because it may hold a password."""
 
+    database_direct_url: str = field(default="", repr=False)
+    """PostgreSQL's own address, if `database_url` is that of a pooler that pools transactions."""
+
     listen: str = "127.0.0.1:50051"
     """Address to serve on, host:port; port 0 takes a free one."""
 
@@ -194,6 +197,23 @@ class Config:
 
     quiet: timedelta = timedelta(0)
     """How long after its start a replica runs none of its passes by itself."""
+
+    @property
+    def direct_url(self) -> str:
+        """The address for what needs a server connection of its own: LISTEN, migrations, temporary
+        tables, commands.
+        """
+        return self.database_direct_url or self.database_url
+
+    @property
+    def direct_variable(self) -> str:
+        """The variable of `direct_url`."""
+        return "ROOST_DATABASE_DIRECT_URL" if self.pooled else "ROOST_DATABASE_URL"
+
+    @property
+    def pooled(self) -> bool:
+        """Whether `database_url` is that of a pooler that pools transactions."""
+        return bool(self.database_direct_url)
 
     @property
     def machine_lease(self) -> timedelta:

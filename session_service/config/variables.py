@@ -83,6 +83,11 @@ VARIABLES = (
         "PostgreSQL's address; version 15 or newer", required=True, secret=True,
     ),
     Variable(
+        "ROOST_DATABASE_DIRECT_URL", "database_direct_url", DATABASE,
+        "PostgreSQL's own address, if ROOST_DATABASE_URL is that of a pooler that pools "
+        "transactions", secret=True,
+    ),
+    Variable(
         "ROOST_SESSION_LISTEN", "listen", ADDRESS, "address to serve on; port 0 takes a free one",
     ),
     Variable(

@@ -66,7 +66,7 @@ async def add(
     streams do not end by themselves, and the server would wait for them for its whole grace.
     """
     settings = settings or AgentSettings()
-    changes = Changes(config.database_url, database, settings.changes)
+    changes = Changes(config.direct_url, database, settings.changes)
     conversations = Conversations(
         database,
         config.agent_retention,

@@ -123,7 +123,7 @@ async def reach(
 
     `connect` makes the client of ContainerService. Raises StorageUnavailable.
     """
-    notices = Notices(config.database_url)
+    notices = Notices(config.direct_url)
     await stack.enter_async_context(notices.listening())
     http = await stack.enter_async_context(
         httpx.AsyncClient(follow_redirects=False, trust_env=False, verify=_authorities())

@@ -11,7 +11,7 @@ import math
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import psycopg
@@ -41,7 +41,7 @@ from session_service.rpc.session.render import Renderer
 from session_service.rpc.session.servicer import SessionServicer
 from session_service.server import agent_service, background, composition
 from session_service.server.health import Health
-from session_service.storage import refusals
+from session_service.storage import pooler, refusals
 from session_service.storage.database import Database
 from session_service.storage.revision import check, known, read, usable
 
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from session_service.server.composition import Connect
 
 
+T = TypeVar("T")
 SESSION = session_service_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name
 POLICY = policy_service_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 CHECKPOINT = checkpoint_service_pb2.DESCRIPTOR.services_by_name["CheckpointService"].full_name
@@ -175,7 +176,7 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
     bucket = composition.bucket_of(config)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            Database(config.database_url, max_size=config.pool_size)
+            Database(config.database_url, max_size=config.pool_size, pooled=config.pooled)
         )
         channel = await stack.enter_async_context(composition.channel(config))
         ours = (SESSION, POLICY, CHECKPOINT, agent_service.SERVICE)
@@ -249,18 +250,37 @@ def counting() -> Metrics:
 
 
 async def prepare(config: Config) -> None:
-    """Migrate the database, or check that its schema is current. Waits for one that is starting or
-    that is a standby, and says in the log why.
+    """Migrate the database, or check that its schema is current; check what leads to it. Waits for
+    one that is starting or that is a standby, and says in the log why.
 
     Raises SchemaMismatch, DatabaseRefused at once, and StorageUnavailable after DATABASE_PATIENCE.
     """
-    work = _migrate if config.migrate else check
+    work = bring_up_to_date if config.migrate else check
+    direct = config.direct_url
+    await _patiently(config.direct_variable, lambda: asyncio.to_thread(work, direct))
+    if not config.pooled:
+        return
+    lacking = await _patiently(
+        "ROOST_DATABASE_URL", lambda: pooler.check_pooled(config.database_url, direct)
+    )
+    if lacking:
+        _log.warning(
+            "the pooler's connections have no %s: set them for the database's user "
+            "(docs/production.md)",
+            ", ".join(lacking),
+            extra={"action": "migrate"},
+        )
+
+
+async def _patiently(variable: str, work: Callable[[], Awaitable[T]]) -> T:
+    """The result of the work on the address that the variable has, repeated while that may help."""
     loop = asyncio.get_running_loop()
     until = loop.time() + DATABASE_PATIENCE
     tell = loop.time()
     while True:
         try:
-            await asyncio.to_thread(work, config.database_url)
+            with refusals.of(variable):
+                return await work()
         except (
             psycopg.OperationalError,
             sqlalchemy.exc.OperationalError,
@@ -268,24 +288,24 @@ async def prepare(config: Config) -> None:
         ) as error:
             read_only = isinstance(error, refusals.ReadOnlyDatabase)
             message = str(error) if read_only else refusals.said(error)
-            if message and refusals.is_final(message):
+            if message and not read_only and refusals.is_final(error):
                 raise refusals.DatabaseRefused(
-                    f"the database rejects the connection: {message}"
+                    f"{variable}: the database rejects the connection: {message}"
                 ) from error
-            why = message or "it does not answer"
+            why = message or refusals.SILENT
             if loop.time() > until:
                 raise StorageUnavailable(f"the database cannot be used: {why}") from error
             if loop.time() >= tell:
                 _log.warning("waiting for the database: %s", why, extra={"action": "migrate"})
                 tell += TELL_EVERY
             await asyncio.sleep(0.5)
-        else:
-            return
 
 
-def _migrate(url: str) -> None:
+def bring_up_to_date(url: str) -> None:
     """Apply the missing migrations. Alembic is imported only if there are any: it takes CPU and
     memory that a replica otherwise never needs.
+
+    Raises what `storage.migrate.upgrade` and `storage.revision.read` raise.
     """
     if usable(read(url), known()):
         return

@@ -86,6 +86,9 @@ _SETTINGS = {
     # Compiling a plan would take longer than any of our statements runs.
     "jit": "off",
 }
+#: Those without which a replica that vanishes keeps its locks; the others of _SETTINGS save time.
+#: Behind a pooler they are settings of the database's user.
+LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 #: All settings in one round trip: new connections are needed most when the network is slow.
 _CONFIGURE = "SELECT " + ", ".join(
     f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items()
@@ -158,14 +161,21 @@ def network(url: str) -> dict[str, Any]:
     numbers and text.
     """
     given = conninfo_to_dict(url)
-    return {name: value for name, value in _NETWORK.items() if name not in given}
+    added = dict(_NETWORK)
+    if "," in str(given.get("host") or given.get("hostaddr") or ""):
+        # One of several hosts is the primary; the others are of no use to us.
+        added["target_session_attrs"] = "read-write"
+    return {name: value for name, value in added.items() if name not in given}
 
 
-def parameters(url: str) -> dict[str, Any]:
+def parameters(url: str, *, pooled: bool = False) -> dict[str, Any]:
     """All connection parameters that the address does not set. Any: numbers and text, as the driver
     takes them.
+
+    A prepared statement belongs to one server connection. A pooler (`pooled`) gives every
+    transaction another one, where the driver's name may stand for another client's statement.
     """
-    return {**network(url), "autocommit": True, "prepare_threshold": 0}
+    return {**network(url), "autocommit": True, "prepare_threshold": None if pooled else 0}
 
 
 async def configure(connection: BoundedConnection) -> None:
@@ -309,10 +319,12 @@ class Database:
         timeout: float = 3.0,
         answer: float | None = None,
         closing: float = CLOSE_TIMEOUT,
+        pooled: bool = False,
     ) -> None:
-        """`url` is a postgresql:// address. `timeout` (s) limits the wait for a connection,
+        """`url` is an address as libpq takes it. `timeout` (s) limits the wait for a connection,
         `answer` (s) the wait for each answer of the server, by default ANSWER_TIMEOUT, and
-        `closing` (s) the wait at the end for calls that still use a connection.
+        `closing` (s) the wait at the end for calls that still use a connection. `pooled`: the
+        address leads to a pooler that may give each transaction another server connection.
         """
         self._answer = ANSWER_TIMEOUT if answer is None else answer
         self._closing = closing
@@ -324,8 +336,8 @@ class Database:
             max_size=max_size,
             timeout=timeout,
             open=False,
-            kwargs=parameters(url),
-            configure=partial(_configure, self._open),
+            kwargs=parameters(url, pooled=pooled),
+            configure=partial(_configure, self._open, pooled=pooled),
             reconnect_timeout=RECONNECT,
             name="session_service",
         )
@@ -414,11 +426,16 @@ async def one(
     return None if row is None else statement.make(row)
 
 
-async def _configure(opened: OpenConnections, connection: BoundedConnection) -> None:
-    """Prepare a connection of the pool: load jsonb as text, and apply the server-side limits."""
+async def _configure(
+    opened: OpenConnections, connection: BoundedConnection, *, pooled: bool
+) -> None:
+    """Prepare a connection of the pool: load jsonb as text, and apply the server-side limits. Those
+    of a pooler's connections are the operator's: set here, they would be other clients' too.
+    """
     connection.adapters.register_loader("jsonb", _RawJson)
     with opened.using(connection):
-        await configure(connection)
+        if not pooled:
+            await configure(connection)
 
 
 def trimming(column: sa.Column[Any], old: Callable[[], sa.ColumnElement[bool]]) -> Statement[int]:

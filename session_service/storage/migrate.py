@@ -36,6 +36,19 @@ LOCK = 0x726F6F7374
 #: a statement: CREATE INDEX CONCURRENTLY waits for all transactions that are older than it, and a
 #: replica that waited for the migrator inside a statement would be one of them (a deadlock).
 LOCK_PAUSE = 0.1
+#: How often the log says who holds the lock, in s.
+TELL_EVERY = 30.0
+#: Of a lock with a key of 64 bits `pg_locks` has the two halves.
+_HOLDER = sa.text(
+    """
+    SELECT pid, usename, application_name, host(client_addr), date_trunc('second', now()
+        - state_change), state
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = :lock
+    """
+)
 #: How long a change of a table waits for the transactions that use the table. All later statements
 #: on the table wait behind the change, and so this must be short.
 LOCK_TIMEOUT = "2s"
@@ -45,12 +58,15 @@ TRY_PAUSE = 1.0
 _IN_USE = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
-def engine_url(url: str) -> str:
-    """The postgresql:// address in SQLAlchemy's form. Raises ValueError for another scheme."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgresql", "postgres"):
-        raise ValueError("must begin with postgresql://")
-    return f"postgresql+psycopg://{rest}"
+def engine(url: str) -> sa.Engine:
+    """SQLAlchemy on the address, which is read by libpq: SQLAlchemy's own reader knows fewer
+    forms. It keeps no connection.
+    """
+
+    def connect() -> psycopg.Connection:
+        return psycopg.connect(url, **network(url))
+
+    return sa.create_engine("postgresql+psycopg://", poolclass=sa.NullPool, creator=connect)
 
 
 def upgrade(url: str, revision: str = "head", migrations: Path = MIGRATIONS) -> None:
@@ -62,9 +78,9 @@ def upgrade(url: str, revision: str = "head", migrations: Path = MIGRATIONS) -> 
     """
     config = Config()
     config.set_main_option("script_location", str(migrations))
-    engine = _engine(url)
+    connecting = engine(url)
     try:
-        with engine.connect() as connection:
+        with connecting.connect() as connection:
             config.attributes["connection"] = connection
             _take_lock(connection)
             if usable(_revision(connection), known(migrations)):
@@ -73,11 +89,7 @@ def upgrade(url: str, revision: str = "head", migrations: Path = MIGRATIONS) -> 
                 _apply(connection, config, revision)
                 connection.commit()
     finally:
-        engine.dispose()
-
-
-def _engine(url: str) -> sa.Engine:
-    return sa.create_engine(engine_url(url), poolclass=sa.NullPool, connect_args=network(url))
+        connecting.dispose()
 
 
 @contextmanager
@@ -92,7 +104,7 @@ def _explained(connection: sa.Connection) -> Generator[None]:
                 "primary"
             ) from error
         if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
-            user = connection.engine.url.username
+            user = _driver(connection).info.user
             said = str(error.orig).partition("\n")[0]
             raise SchemaMismatch(
                 f"the database user {user!r} may not migrate ({said}): as the owner of the schema, "
@@ -101,13 +113,40 @@ def _explained(connection: sa.Connection) -> Generator[None]:
         raise
 
 
+def _driver(connection: sa.Connection) -> psycopg.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
 def _take_lock(connection: sa.Connection) -> None:
     # A lock of the connection and not of the transaction, because a migration can commit in parts.
     take = sa.text("SELECT pg_try_advisory_lock(:lock)")
+    tell = time.monotonic()
     while not connection.execute(take, {"lock": LOCK}).scalar():
+        if time.monotonic() >= tell:
+            _log.warning(
+                "waiting for another migration: its lock is held by %s",
+                _holder(connection),
+                extra={"action": "migrate"},
+            )
+            tell = time.monotonic() + TELL_EVERY
         connection.commit()
         time.sleep(LOCK_PAUSE)
     connection.commit()
+
+
+def _holder(connection: sa.Connection) -> str:
+    """Who holds the lock, in words with which an operator can find it."""
+    row = connection.execute(_HOLDER, {"lock": LOCK}).first()
+    if row is None:
+        return "nobody any more"
+    pid, user, program, address, since, state = row
+    # Of other users' processes PostgreSQL shows the first three to superusers only.
+    known = f"{program or 'unknown'!r} of user {user!r}" if user else "another user"
+    where = f" at {address}" if address else ""
+    idle = f", {state} for {since}" if state else ""
+    return f"process {pid}, {known}{where}{idle} (SELECT pg_terminate_backend({pid}) ends it)"
 
 
 def _apply(connection: sa.Connection, config: Config, revision: str) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 #: What the server says when it refuses this user or this database, in English, its default
 #: language. libpq passes on no SQLSTATE of a failed connection, only this text (psycopg 3.3). In
@@ -10,8 +15,16 @@ import re
 _FINAL = re.compile(
     "password authentication failed|no password supplied|no pg_hba.conf entry"
     "|(role|database) .* does not exist|is not permitted to log in|permission denied for database"
-    "|authentication failed for user"
+    "|authentication failed for user|no such (user|database)"
 )
+#: libpq's own words about a server that is not of the kind that `target_session_attrs` asks for.
+_READ_ONLY = re.compile("session is read-only|server is in hot standby mode")
+_OTHER_KIND = re.compile("session is not read-only|server is not in hot standby mode")
+#: How the driver begins its line about each of several attempts.
+_ATTEMPT = re.compile(r"^- host: (.+?), port: (.+?), hostaddr: .+?: ", re.MULTILINE)
+
+READ_ONLY = "it takes no writes: is it a standby?"
+SILENT = "it does not answer"
 
 
 class DatabaseRefused(Exception):
@@ -22,14 +35,52 @@ class ReadOnlyDatabase(Exception):
     """The server takes no writes: it is a standby, or set to read-only. It may be promoted."""
 
 
+@contextmanager
+def of(variable: str) -> Generator[None]:
+    """Begin the message of a refusal in the block with the variable that has the address."""
+    try:
+        yield
+    except (DatabaseRefused, ReadOnlyDatabase) as error:
+        raise type(error)(f"{variable}: {error}") from error
+
+
 def said(error: BaseException) -> str | None:
-    """The server's own FATAL message in the driver's text; None if it did not answer. The rest of
-    that text may contain the password of the address.
+    """The server's own FATAL message in the driver's text, or what libpq missed at a server that
+    answered; None if none did. The rest of that text may contain the password of the address.
+
+    With several hosts it is a line that says it of each.
     """
-    found = re.search(r"FATAL: +(.+)", str(error))
-    return found[1] if found else None
+    hosts = _hosts(str(error))
+    if len(hosts) == 1:
+        (reason,) = hosts.values()
+        return reason
+    if not any(hosts.values()):
+        return None
+    return "; ".join(f"{host}: {reason or SILENT}" for host, reason in hosts.items())
 
 
-def is_final(message: str) -> bool:
-    """Whether the server refuses for a reason that lasts until somebody changes a setting."""
-    return bool(_FINAL.search(message))
+def is_final(error: BaseException) -> bool:
+    """Whether each host refuses for a reason that lasts until somebody changes a setting."""
+    return all(reason and _FINAL.search(reason) for reason in _hosts(str(error)).values())
+
+
+def _hosts(text: str) -> dict[str, str | None]:
+    """What each host said. Of the addresses of one host, one that answered counts."""
+    _, *attempts = _ATTEMPT.split(text)
+    if not attempts:
+        return {"": _reason(text)}
+    found: dict[str, str | None] = {}
+    for name, port, words in zip(*(attempts[at::3] for at in range(3)), strict=True):
+        host = ":".join(each.strip("'") for each in (name, port) if each != "None")
+        found[host] = found.get(host) or _reason(words)
+    return found
+
+
+def _reason(text: str) -> str | None:
+    if found := re.search(r"FATAL: +(.+)", text):
+        return found[1]
+    if _READ_ONLY.search(text):
+        return READ_ONLY
+    if _OTHER_KIND.search(text):
+        return "it is no standby, which target_session_attrs asks for"
+    return None

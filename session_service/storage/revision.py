@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psycopg
 
+from session_service.storage import pooler
 from session_service.storage.database import network
+from session_service.storage.refusals import ReadOnlyDatabase
 
 _log = logging.getLogger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -24,9 +26,16 @@ class SchemaMismatch(Exception):
 def read(url: str) -> str | None:
     """The revision of the database; None if it was never migrated.
 
-    Raises psycopg.OperationalError.
+    Raises psycopg.OperationalError, ReadOnlyDatabase, and DatabaseRefused if the address leads to
+    a pooler that pools transactions.
     """
     with psycopg.connect(url, autocommit=True, **network(url)) as connection:
+        pooler.check_direct_of(connection, url)
+        if connection.execute("SHOW transaction_read_only").fetchone() != ("off",):
+            raise ReadOnlyDatabase(
+                "the database takes no writes: is it a standby? The address must lead to its "
+                "primary"
+            )
         try:
             rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
         except psycopg.errors.UndefinedTable:
@@ -66,7 +75,7 @@ def usable(here: str | None, revisions: list[str]) -> bool:
 def check(url: str, migrations: Path = MIGRATIONS) -> None:
     """Check that the database has all tables of this version, without changing anything.
 
-    Raises SchemaMismatch if it has not, and psycopg.OperationalError.
+    Raises SchemaMismatch if it has not, and what `read` raises.
     """
     here, revisions = read(url), known(migrations)
     if usable(here, revisions):

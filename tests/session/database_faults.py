@@ -183,7 +183,8 @@ async def begin_talk(replica: Replica, session_id: str) -> Talk:
 async def rows(url: str, query: str) -> list[tuple[Any, ...]]:
     """The rows of a query. Any: columns of every type."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-        return await (await connection.execute(query.encode())).fetchall()
+        cursor = await connection.execute(query.encode())
+        return await cursor.fetchall() if cursor.description else []
 
 
 async def check_rows(url: str) -> None:

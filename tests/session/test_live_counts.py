@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from session_service.storage.database import Database
-from session_service.storage.migrate import engine_url, upgrade
+from session_service.storage.migrate import engine as migration_engine
+from session_service.storage.migrate import upgrade
 from session_service.storage.session import live_counts
 from session_service.storage.session.commit import Quota, QuotaReached, within_quota
 from session_service.storage.tables import LIVE_STATES
@@ -176,7 +177,7 @@ async def test_a_quota_is_exact_at_its_limit(database: Database) -> None:
 
 def test_an_upgrade_counts_the_sessions_that_there_are(empty_database_url: str) -> None:
     """Also if it is broken off after the triggers were made, and runs again."""
-    engine = sa.create_engine(engine_url(empty_database_url), poolclass=sa.NullPool)
+    engine = migration_engine(empty_database_url)
     upgrade(empty_database_url, BEFORE)
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         for state in (*STATES, "ACTIVE", "PAUSED"):

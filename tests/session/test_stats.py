@@ -26,7 +26,8 @@ from session_service.reconcile import retention
 from session_service.rpc.fields import timestamp
 from session_service.stats.service import Stats
 from session_service.storage.database import Database
-from session_service.storage.migrate import engine_url, upgrade
+from session_service.storage.migrate import engine as migration_engine
+from session_service.storage.migrate import upgrade
 from tests.cases import each
 from tests.container.harness import failing
 from tests.session.ageing import IDLE, make_due, make_idle, run_due_pass, sql
@@ -440,7 +441,7 @@ def test_an_upgrade_fills_in_the_projects_of_old_rows(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In batches. Rows whose session is gone get none. An interrupted migration may run again."""
-    engine = sa.create_engine(engine_url(empty_database_url), poolclass=sa.NullPool)
+    engine = migration_engine(empty_database_url)
     upgrade(empty_database_url, "0007")
     with engine.begin() as connection:
         connection.execute(sa.text(_OLD_SESSION))

@@ -20,7 +20,8 @@ from session_service.domain.states import State, Transition
 from session_service.errors import StorageUnavailable
 from session_service.storage import installation
 from session_service.storage.database import BoundedConnection, Database, compiled, scalar
-from session_service.storage.migrate import engine_url, upgrade
+from session_service.storage.migrate import engine as migration_engine
+from session_service.storage.migrate import upgrade
 from session_service.storage.session import change as changes
 from session_service.storage.session import decisions, reads
 from session_service.storage.session.change import NOW, Change, Renewal, Terms
@@ -67,7 +68,7 @@ async def opened(database: Database, made: Decision | None = None) -> Session | 
 
 def test_the_migrations_create_the_declared_tables(database_url: str) -> None:
     """`alembic check`: the tables match the metadata exactly."""
-    engine = sa.create_engine(engine_url(database_url), poolclass=sa.NullPool)
+    engine = migration_engine(database_url)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, metadata) == []
