@@ -180,7 +180,7 @@ PARTS = (
         "restarts, failovers and outages of PostgreSQL, in another order for each seed",
         suite(
             *("tests/session/test_database_restarts.py", "tests/session/test_database_outages.py"),
-            *("-n", "2"),
+            *("tests/session/test_failover.py", "-n", "2"),
             repeated=True,
         ),
     ),

@@ -142,7 +142,7 @@ def test_a_refusal_by_one_host_is_no_final_one(database_url: str) -> None:
     wrong = both(database_url, lost).replace(str(given["password"]), "swordfish")
     error = failure(wrong)
     said = refusals.said(error) or ""
-    assert f'127.0.0.1:{port}: password authentication failed for user "roost"' in said
+    assert f"127.0.0.1:{port}: password authentication failed for user" in said
     assert f"127.0.0.1:{gone}: it does not answer" in said
     assert "swordfish" not in said
     assert not refusals.is_final(error)

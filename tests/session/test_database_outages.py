@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import grpc.aio
+import psutil
 import psycopg
 import pytest
 from grpc_health.v1 import health_pb2
@@ -430,3 +431,94 @@ async def test_a_rollback_on_a_broken_connection_is_no_error(database_url: str) 
         async with database.connection() as connection:
             cursor = await connection.execute("SELECT to_regclass('rolled_back')")
             assert await cursor.fetchone() == (None,)
+
+
+#: What the server says when no disk is left: class 53, as for too many connections.
+DISK_FULL = """
+CREATE FUNCTION no_space() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE 'could not extend file: No space left on device' USING ERRCODE = 'disk_full'; END
+$$;
+CREATE TRIGGER no_space BEFORE INSERT ON session_events EXECUTE FUNCTION no_space();
+CREATE TRIGGER no_space BEFORE INSERT ON llm_turns EXECUTE FUNCTION no_space();
+"""
+
+
+async def test_a_server_whose_disk_is_full_leaves_nothing_half_done(
+    emulator: Emulator, database_url: str
+) -> None:
+    """It refuses the last statement of a commit; the others are undone, and reads go on."""
+    async with world(emulator, database_url, health_interval=CHECK_EVERY) as roost:
+        session = (await roost.one.start()).session
+        talk = await begin_talk(roost.one, "talk")
+        calls = Calls()
+        await talk.say(calls)
+        await rows(database_url, DISK_FULL)
+        once = request_id()
+        again = rpc_pb.StartSessionRequest(key=key("robin"), request_id=once)
+        speaking = asyncio.create_task(talk.say(calls))
+        assert await calls.once(roost.one.stub.StartSession(again, timeout=DEADLINE)) is None
+        assert (await roost.two.get(session.session_id)).state == pb.Session.STATE_ACTIVE
+        assert await eventually(partial(_failed_more_than, 1, calls))
+        await rows(database_url, "DROP FUNCTION no_space CASCADE")
+        found = await start_once(roost.one, calls, "robin", once)
+        assert found.session_id != session.session_id
+        await speaking
+        await talk.check()
+        await check_rows(database_url)
+        assert await roost.committed("create") == 2
+
+
+def _processes(server: EmbeddedPostgres) -> list[psutil.Process]:
+    parent = psutil.Process(server.child.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(300)
+async def test_a_server_that_is_stopped_for_20_s_is_waited_out(emulator: Emulator) -> None:
+    """SIGSTOP: the kernel takes connections and bytes, and nobody answers."""
+    async with (
+        own_server() as server,
+        world(emulator, server.url("roost"), health_interval=CHECK_EVERY) as roost,
+    ):
+        calls, done = Calls(), asyncio.Event()
+        talks = [await begin_talk(each, f"talk-{n}") for n, each in enumerate(roost.replicas)]
+
+        async def talk(number: int) -> None:
+            while not done.is_set():
+                await talks[number].say(calls)
+
+        async def visit(number: int) -> None:
+            while not done.is_set():
+                replica = roost.replicas[number % 2]
+                await start_once(replica, calls, f"user-{number}", request_id())
+
+        jobs = [asyncio.create_task(work(n)) for n in range(2) for work in (talk, visit)]
+        assert await eventually(lambda: min(each.said for each in talks) > 5, timeout=60)
+        stopped = _processes(server)
+        for process in stopped:
+            process.suspend()
+        try:
+            # The time that the server is away, not a wait for something.
+            await asyncio.sleep(20)
+            await until_health(roost.one, NOT_SERVING)
+        finally:
+            for process in stopped:
+                process.resume()
+        back = monotonic()
+        fresh = Calls()
+        await asyncio.gather(
+            *(start_once(each, fresh, "new", request_id()) for each in roost.replicas)
+        )
+        print(f"{calls.failed} failed, the longest {calls.longest:.2f} s; healed "
+              f"{monotonic() - back:.2f} s after it went on")  # fmt: skip
+        assert monotonic() - back < HEALED
+        assert calls.failed
+        assert calls.longest < DEADLINE
+        done.set()
+        await asyncio.gather(*jobs)
+        for each in talks:
+            await each.check()
+        await check_rows(server.url("roost"))
+        assert await roost.committed("create") == 3
+        check_loops(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from tests.database import Databases
 
 
+#: How many users start at once.
+AT_ONCE = 10
+
+
 async def use(roost: World, url: str, users: int, turns: int) -> None:
     """Starts at both replicas at once, two for each user, and turns; nothing is lost or doubled."""
     calls = Calls()
@@ -41,13 +46,13 @@ async def use(roost: World, url: str, users: int, turns: int) -> None:
         for _ in range(turns):
             await talks[number].say(calls)
 
+    # The limits of creates are not what is tried here.
+    room = asyncio.Semaphore(AT_ONCE)
+
     async def visit(number: int) -> tuple[str, str]:
-        answers = await asyncio.gather(
-            *(
-                calls.until_answered(lambda r=replica: r.start(f"user-{number}"))  # type: ignore[misc]
-                for replica in roost.replicas
-            )
-        )
+        async with room:
+            starts = [partial(replica.start, f"user-{number}") for replica in roost.replicas]
+            answers = await asyncio.gather(*map(calls.until_answered, starts))
         first, second = (answer.session.session_id for answer in answers)
         return first, second
 
