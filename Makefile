@@ -10,11 +10,12 @@ SEED ?=
 SEEDS ?= 1
 SECONDS ?= 30
 PYTEST_ARGS ?=
+REQUESTS ?= 20000
 # Two workers per core, because a test mostly waits. Two keep a core busy; a third saves no time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 2))")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up check test mutants lint types style format bench chaos tools proof gen rules lock clean
+.PHONY: help setup demo up check test mutants lint types style format bench chaos fuzz tools proof gen rules lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -72,6 +73,9 @@ bench: setup  ## run the benchmarks, as ratios to a baseline in the same run
 
 chaos: setup  ## inject faults into a whole stack and check what its callers saw (SEED=, SEEDS=20, SECONDS=)
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --seeds $(SEEDS) --seconds $(SECONDS)
+
+fuzz: setup  ## send damaged and odd requests to every method of a whole stack (SEED=, SEEDS=20, REQUESTS=20000)
+	@$(BIN)/python -m tests.fuzz $(if $(SEED),--seed $(SEED)) --seeds $(SEEDS) --requests $(REQUESTS)
 
 proof: setup  ## run what takes longer than `make test`, and write its figures to .roost/proof.md (SEEDS=5, ONLY=chaos)
 	@$(BIN)/python -m tools.proof $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(if $(filter command environment,$(origin SEEDS)),--seeds $(SEEDS))

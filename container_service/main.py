@@ -27,6 +27,7 @@ from container_service.fly.state_http import open_http_state_channel
 from container_service.rpc.health import Health
 from container_service.rpc.interceptors import ErrorStatus, RequestLog
 from container_service.rpc.servicer import ContainerServicer
+from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
 from grpc_edge.signals import until_signal
@@ -90,6 +91,7 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         health_check = Health(provider, config.fly_app, (SERVICE,))
         await health_check.begin()
 
+        log_departures_as_debug()
         # Outermost first: the log line contains the status, which ErrorStatus sets.
         graceful = GracefulStop()
         interceptors = (RequestLog(), ErrorStatus(), graceful)

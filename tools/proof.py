@@ -158,6 +158,33 @@ def misses(text: str, status: int) -> Count:
     return Count(cases + calls, max(missed, int(status != 0)))
 
 
+#: How many requests the part `fuzz` sends, and how long it may take, in s. Two busy cores answer
+#: 200 in a second.
+FUZZED = 1_000_000
+FUZZ_SECONDS = 7200.0
+
+
+def fuzz(order: Order) -> Count:
+    """Requests that no client sends. Prints the figures of their answers, of logs and of memory."""
+    status = order.execute(
+        *("-m", "tests.fuzz", "--seed", str(order.seed), "--requests", str(FUZZED)),
+        seconds=FUZZ_SECONDS,
+    )
+    order.log.flush()
+    text = Path(order.log.name).read_text()
+    print(text, end="", flush=True)
+    return faults(text, status)
+
+
+def faults(text: str, status: int) -> Count:
+    """The requests and faults of a run, by its text and its status. A run that broke off failed."""
+    found = re.search(r"^seed \d+: (\d+) requests in ", text, re.MULTILINE)
+    if not found:
+        return Count(0, 1)
+    count = len(re.findall(r"^  fault: ", text, re.MULTILINE))
+    return Count(int(found[1]), max(count, int(status != 0)))
+
+
 PARTS = (
     Part(
         "chaos",
@@ -194,6 +221,7 @@ PARTS = (
         "every statement and every documented call at a thousand and a million sessions",
         million,
     ),
+    Part("fuzz", "a million damaged and odd requests to every method of both services", fuzz),
     Part("tests", "the tests with the marker `proof`", suite("-m", "proof")),
 )
 

@@ -18,6 +18,7 @@ import psycopg
 import sqlalchemy.exc
 from grpc_health.v1 import health, health_pb2_grpc
 
+from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
 from grpc_edge.stopping import GracefulStop
@@ -184,6 +185,7 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         await checks.begin()
         metrics = counting() if config.metrics_listen else None
         sink = metrics or MetricsSink()
+        log_departures_as_debug()
         graceful = GracefulStop()
         interceptors = (ErrorInterceptor(sink), graceful)
         server = grpc.aio.server(

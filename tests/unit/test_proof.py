@@ -14,6 +14,7 @@ from tools.proof import (
     Count,
     Order,
     Part,
+    faults,
     main,
     misses,
     seeded,
@@ -93,6 +94,13 @@ def test_statements_and_calls_that_miss_their_targets_are_failures() -> None:
     assert misses(f"{done}\n0 misses, 900 s\n", 0) == Count(750, 0)
     assert misses(f"{done}\n3 misses, 900 s\n", 1) == Count(750, 3)
     assert misses("roost_1000: 1000 sessions\nnot done after 3600 s\n", 124) == Count(0, 1)
+
+
+def test_faults_of_fuzzed_requests_are_failures() -> None:
+    done = "seed 3 ...\nseed 3: 1000000 requests in 3000 s (333/s)\n  OK  1000000\n"
+    assert faults(done, 0) == Count(1_000_000, 0)
+    assert faults(f"{done}  fault: a\n  fault: b\n", 1) == Count(1_000_000, 2)
+    assert faults("seed 3 ...\nnot done after 7200 s\n", 124) == Count(0, 1)
 
 
 def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
