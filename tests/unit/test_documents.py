@@ -126,6 +126,16 @@ def missing_paths(text: str) -> Iterator[str]:
             yield f"{name} in {path}"
 
 
+#: A field mask as grpcurl takes it.
+_MASK = re.compile(r'\{"paths": \["(\w+)"\]\}')
+
+
+def _as_text(mask: re.Match[str]) -> str:
+    """The mask as the JSON of protobuf has it."""
+    first, *rest = mask[1].split("_")
+    return f'"{first}{"".join(part.capitalize() for part in rest)}"'
+
+
 def wrong_requests(text: str) -> Iterator[str]:
     """The requests of grpcurl that are none: no JSON, no such method, or no such field."""
     pool = descriptor_pool.Default()
@@ -140,7 +150,7 @@ def wrong_requests(text: str) -> Iterator[str]:
             continue
         try:
             message = message_factory.GetMessageClass(methods[method].input_type)()
-            json_format.Parse(body, message)
+            json_format.Parse(_MASK.sub(_as_text, body), message)
         except json_format.ParseError as error:
             yield f"{method}: {error}"
 
