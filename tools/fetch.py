@@ -1,8 +1,9 @@
 """Fetch the programs that some tests need beyond Python, make and a C compiler: `make tools`.
 
-Go programs are compiled at a pinned version into `.tools/`. Debian packages are installed with
-apt-get, by root only, at the version that the distribution has; their services are not started. No
-other code of this project downloads or compiles a program.
+Go programs are compiled at a pinned version into `.tools/`. The clients of `tests/clients` pin
+their modules and packages, which go there too. Debian packages are installed with apt-get, by root
+only, at the version that the distribution has; their services are not started. No other code of
+this project downloads or compiles a program.
 
 The run has a limit, TOOLS_SECONDS (300 s). Nothing begins after it, and only an installation of
 packages goes on a little. What is not there by then is reported as missing. No
@@ -11,6 +12,7 @@ failure makes the run fail: a test that needs a missing program is skipped (`tes
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -57,6 +59,22 @@ class Go:
 
 
 @dataclass(frozen=True, slots=True)
+class GoFolder:
+    """A program that the Go compiler builds from a folder of this project, with pinned modules."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFolder:
+    """The packages that a folder of this project pins for Node. The program is the folder of them
+    all, for NODE_PATH.
+    """
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class Debian:
     """A package of Debian."""
 
@@ -68,7 +86,7 @@ class Tool:
     """A program, and where it is fetched from. `ask` are the arguments that print its version."""
 
     name: str
-    source: Go | Debian
+    source: Go | GoFolder | NodeFolder | Debian
     ask: tuple[str, ...] = ("--version",)
 
 
@@ -77,8 +95,10 @@ TOOLS = {
     for tool in (
         Tool("grpcurl", Go("github.com/fullstorydev/grpcurl/cmd/grpcurl", "v1.9.4")),
         Tool("ghz", Go("github.com/bojand/ghz/cmd/ghz", "v0.93.0")),
+        Tool("go-client", GoFolder("tests/clients/go")),
         Tool("unshare", Debian("util-linux")),
         Tool("node", Debian("nodejs")),
+        Tool("node_modules", NodeFolder("tests/clients/node")),
         Tool("nginx", Debian("nginx"), ("-v",)),
         Tool("haproxy", Debian("haproxy"), ("-v",)),
         Tool("pgbouncer", Debian("pgbouncer")),
@@ -93,17 +113,24 @@ def find(tool: Tool, folder: Path = FOLDER) -> Path | None:
 
     Another version than the pinned one is not found in the folder, so a new pin is compiled.
     """
-    if isinstance(tool.source, Go):
+    if not isinstance(tool.source, Debian):
         built = _place(tool.name, tool.source, folder) / tool.name
         if os.access(built, os.X_OK):
             return built
+        if not isinstance(tool.source, Go):
+            return None
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *SBIN))
     found = shutil.which(tool.name, path=path)
     return Path(found) if found else None
 
 
-def _place(name: str, source: Go, folder: Path) -> Path:
-    return folder / f"{name}-{source.version.removeprefix('v')}"
+def _place(name: str, source: Go | GoFolder | NodeFolder, folder: Path) -> Path:
+    """Where it is kept: another place for each version, or for each content of its folder."""
+    if isinstance(source, Go):
+        return folder / f"{name}-{source.version.removeprefix('v')}"
+    files = sorted(path for path in (ROOT / source.folder).iterdir() if path.is_file())
+    content = hashlib.sha256(b"\0".join(path.read_bytes() for path in files))
+    return folder / f"{name}-{content.hexdigest()[:12]}"
 
 
 @dataclass
@@ -123,7 +150,8 @@ class Run:
     def fetch(self, tools: Iterable[Tool]) -> None:
         """Fetch the tools that are not found. Go and apt-get work at the same time."""
         wanted = [tool for tool in tools if find(tool, self.folder) is None]
-        kinds = [[t for t in wanted if isinstance(t.source, kind)] for kind in (Go, Debian)]
+        compiled = (Go, GoFolder, NodeFolder)
+        kinds = [[t for t in wanted if isinstance(t.source, kind)] for kind in (compiled, Debian)]
         workers = [threading.Thread(target=self._fetch_in_order, args=(kind,)) for kind in kinds]
         for worker in workers:
             worker.start()
@@ -136,6 +164,10 @@ class Run:
             try:
                 if isinstance(tool.source, Go):
                     self._compile(tool.name, tool.source)
+                elif isinstance(tool.source, GoFolder):
+                    self._build(tool.name, tool.source)
+                elif isinstance(tool.source, NodeFolder):
+                    self._install_packages(tool.name, tool.source)
                 else:
                     self._install(tool.source)
                 if find(tool, self.folder) is None:
@@ -149,6 +181,22 @@ class Run:
         # Go moves the finished program to its place; a killed compiler leaves none.
         command = ("go", "install", f"{source.package}@{source.version}")
         self._execute(command, {"GOBIN": str(place)})
+
+    def _build(self, name: str, source: GoFolder) -> None:
+        program = _place(name, source, self.folder) / name
+        command = ("go", "build", "-C", str(ROOT / source.folder), "-o", str(program), ".")
+        self._execute(command, {"GOFLAGS": "-mod=readonly"})
+
+    def _install_packages(self, name: str, source: NodeFolder) -> None:
+        place = _place(name, source, self.folder)
+        # Moved when it is whole: a run that is ended leaves no folder that looks like one.
+        half = place.with_name(f"{place.name}.half")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(ROOT / source.folder, half)
+        options = ("--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(half))
+        self._execute(("npm", "ci", *options), {})
+        shutil.rmtree(place, ignore_errors=True)
+        half.rename(place)
 
     def _install(self, source: Debian) -> None:
         if not shutil.which("apt-get"):
@@ -229,6 +277,8 @@ def version(tool: Tool, program: Path) -> str:
     """What the program says about its version, in one line."""
     if isinstance(tool.source, Go) and tool.source.version.removeprefix("v") in str(program.parent):
         return tool.source.version
+    if isinstance(tool.source, GoFolder | NodeFolder):
+        return f"as {tool.source.folder} pins"
     try:
         ran = subprocess.run(
             [program, *tool.ask], check=False, text=True, timeout=VERSION_SECONDS,

@@ -9,7 +9,19 @@ import pytest
 
 from tests.eventually import eventually
 from tests.open_processes import runs
-from tools.fetch import Debian, Go, Run, Tool, find, services_stay_stopped, table, version
+from tools import fetch
+from tools.fetch import (
+    Debian,
+    Go,
+    GoFolder,
+    NodeFolder,
+    Run,
+    Tool,
+    find,
+    services_stay_stopped,
+    table,
+    version,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +63,33 @@ def test_a_go_program_is_compiled_at_its_version_and_then_found(
     assert found.read_text().strip() == "echo example.com/compiled@v1.2.3"
     newer = Tool("compiled", Go("example.com/compiled", "v1.2.4"))
     assert find(newer, run.folder) is None
+
+
+def test_a_folder_is_built_again_after_a_change(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client in Go, and the packages of one for Node."""
+    monkeypatch.setattr(fetch, "ROOT", tmp_path)
+    source = tmp_path / "client"
+    source.mkdir()
+    (source / "main.go").write_text("one")
+    write(programs / "go", 'mkdir -p "$(dirname "$5")"; cp "$3/main.go" "$5"; chmod +x "$5"')
+    write(programs / "npm", 'eval "place=\\$$#"; mkdir "$place/node_modules"')
+    tools = [Tool("built", GoFolder("client")), Tool("node_modules", NodeFolder("client"))]
+    run = Run(60, tmp_path / "cache")
+    run.fetch(tools)
+    assert run.missing == {}
+    first, packages = (find(tool, run.folder) for tool in tools)
+    assert first
+    assert packages
+    assert first.read_text() == "one"
+    assert packages.is_dir()
+    (source / "main.go").write_text("two")
+    assert [find(tool, run.folder) for tool in tools] == [None, None]
+    run.fetch(tools)
+    again = find(tools[0], run.folder)
+    assert again
+    assert again.read_text() == "two"
 
 
 def test_what_is_there_is_not_fetched(programs: Path, tmp_path: Path) -> None:
