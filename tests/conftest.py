@@ -29,8 +29,9 @@ EXAMPLES = {"roost": 30, PROOF: 300}
 for name, count in EXAMPLES.items():
     hypothesis.settings.register_profile(
         name,
-        # No deadline, because machines may be busy; a run is bounded by its number of examples.
+        # No limits of time, because machines may be busy; a run is bounded by its number of examples.
         deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
         max_examples=count,
         # Reproducible by the seed that pytest-randomly prints.
         derandomize=False,
