@@ -29,7 +29,7 @@ EXAMPLES = {"roost": 30, PROOF: 300}
 for name, count in EXAMPLES.items():
     hypothesis.settings.register_profile(
         name,
-        # No limits of time, because machines may be busy; a run is bounded by its number of examples.
+        # No limits of time, because machines may be busy; the number of examples bounds a run.
         deadline=None,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
         max_examples=count,
