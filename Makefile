@@ -14,6 +14,9 @@ REQUESTS ?= 20000
 # Two workers per core, because a test mostly waits. Two keep a core busy; a third saves no time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(2 * (os.cpu_count() or 2))")
 
+# How pip says that it has no connection to a package index.
+UNREACHABLE := NewConnectionError|ConnectTimeoutError|NameResolutionError|ProxyError|Network is unreachable
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up check test mutants lint types style format bench chaos fuzz tools proof gen rules lock clean
 
@@ -26,7 +29,11 @@ $(VENV)/.installed: lock/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Roost needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing what lock/dev.txt pins into $(VENV) (once, about half a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r lock/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r lock/dev.txt \
+		2>$(VENV)/install.log || { \
+		if grep -qE '$(UNREACHABLE)' $(VENV)/install.log; then \
+			echo "No package index can be reached. make setup needs the network once, or an index of your own (PIP_INDEX_URL); what pip said is in $(VENV)/install.log" >&2; \
+		else cat $(VENV)/install.log >&2; fi; exit 2; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -96,7 +96,7 @@ async def started(sessions: SessionServiceStub, size: int) -> session_pb2.Sessio
 
 async def plain(session: session_pb2.Session, file: Path) -> float:
     """Seconds for a plain copy of the state into a file, with fsync."""
-    url = httpx.URL(session.container.url).join("/state")
+    url = httpx.URL(session.container.url).join("state")
     began = perf_counter()
     async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as http:
         host = {"host": url.netloc.decode()}

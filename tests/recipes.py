@@ -210,13 +210,15 @@ class Kitchen:
         return output
 
 
-async def output_of(command: list[str], *, endless: bool = False) -> tuple[str, int]:
+async def output_of(
+    command: list[str], *, endless: bool = False, seconds: float = SECONDS
+) -> tuple[str, int]:
     """What a command prints, and its status. One that would not end is ended at its first line."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             assert process.stdout
             if endless:
                 line = await process.stdout.readline()

@@ -82,11 +82,16 @@ class Debian:
 
 
 @dataclass(frozen=True, slots=True)
+class OnPath:
+    """A program that is used where it is and not fetched, because it needs a service beside it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tool:
     """A program, and where it is fetched from. `ask` are the arguments that print its version."""
 
     name: str
-    source: Go | GoFolder | NodeFolder | Debian
+    source: Go | GoFolder | NodeFolder | Debian | OnPath
     ask: tuple[str, ...] = ("--version",)
 
 
@@ -102,6 +107,7 @@ TOOLS = {
         Tool("nginx", Debian("nginx"), ("-v",)),
         Tool("haproxy", Debian("haproxy"), ("-v",)),
         Tool("pgbouncer", Debian("pgbouncer")),
+        Tool("docker", OnPath()),
         # Last: it is by far the largest.
         Tool("chromium", Debian("chromium")),
     )
@@ -113,7 +119,7 @@ def find(tool: Tool, folder: Path = FOLDER) -> Path | None:
 
     Another version than the pinned one is not found in the folder, so a new pin is compiled.
     """
-    if not isinstance(tool.source, Debian):
+    if not isinstance(tool.source, Debian | OnPath):
         built = _place(tool.name, tool.source, folder) / tool.name
         if os.access(built, os.X_OK):
             return built
@@ -168,7 +174,7 @@ class Run:
                     self._build(tool.name, tool.source)
                 elif isinstance(tool.source, NodeFolder):
                     self._install_packages(tool.name, tool.source)
-                else:
+                elif isinstance(tool.source, Debian):
                     self._install(tool.source)
                 if find(tool, self.folder) is None:
                     raise Missing(f"it was fetched, but there is no program {tool.name}")

@@ -74,7 +74,7 @@ async def _play(data: Path, fault: str | None) -> int:
     async with (
         Stack(settings) as stack,
         _client(stack) as client,
-        Previews(stack.proxy_url) as previews,
+        Previews() as previews,
     ):
         report.say(
             f"All four are ready after {time.monotonic() - began:.1f} s. Logs: {stack.logs}/"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -17,11 +16,11 @@ SECONDS = 15.0
 
 
 class Previews:
-    """A client for the previews behind one proxy."""
+    """A client for the previews, at the URLs of the replies."""
 
-    def __init__(self, proxy_url: str) -> None:
+    def __init__(self) -> None:
         # `trust_env=False`: a developer's HTTP_PROXY must not apply to loopback.
-        self._http = httpx.AsyncClient(base_url=proxy_url, trust_env=False)
+        self._http = httpx.AsyncClient(trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -31,11 +30,10 @@ class Previews:
 
     async def get(self, session: Session, path: str) -> tuple[str, float]:
         """GET a path of the preview; return the body or the error, and the milliseconds."""
-        # The reply's URL names the preview. We send its host as Host and connect to the proxy.
-        host = urlsplit(session.container.url).netloc
+        url = session.container.url.rstrip("/") + path
         began = time.monotonic()
         try:
-            answer = await self._http.get(path, headers={"host": host}, timeout=SECONDS)
+            answer = await self._http.get(url, timeout=SECONDS)
             came = answer.text if answer.is_success else f"HTTP {answer.status_code}"
         except httpx.HTTPError as error:
             came = repr(error)

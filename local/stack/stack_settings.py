@@ -11,6 +11,9 @@ from local.ports import HOST, free_port
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Begins the path of a preview at the proxy of the emulator, which runs as a program of its own.
+MACHINE_PATH = "/_machine/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
@@ -70,7 +73,16 @@ class StackSettings:
 
     @property
     def url_template(self) -> str:
-        """The preview URL, with placeholders that the services fill in."""
+        """The preview URL that every client can open, with placeholders that the services fill
+        in.
+        """
+        return f"{self.proxy_url}{MACHINE_PATH}{{container_id}}/"
+
+    @property
+    def browser_template(self) -> str:
+        """The same preview for a browser, where absolute paths of its pages are right too. Other
+        clients may not resolve the name.
+        """
         return f"http://{{container_id}}.{{app}}.localhost:{self.proxy_port}/"
 
     @property

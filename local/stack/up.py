@@ -101,7 +101,10 @@ async def _serve(wanted: StackSettings) -> StackFailed:
 def table(stack: Stack) -> str:
     """The addresses, the folders of logs and data, and two example calls."""
     wanted = stack.settings
-    url = wanted.url_template.format(container_id="<container_id>", app=wanted.app)
+    previews = [
+        template.format(container_id="<container_id>", app=wanted.app)
+        for template in (wanted.url_template, wanted.browser_template)
+    ]
     if stack.postgres:
         postgres = (stack.database_url, str(stack.postgres.folder.log))
     else:
@@ -110,7 +113,8 @@ def table(stack: Stack) -> str:
     rows = [
         ("", "address", "log"),
         *((program.name, program.address, str(program.log)) for program in stack.programs.values()),
-        ("previews", url, ""),
+        ("previews", previews[0], ""),
+        ("  in a browser", previews[1], ""),
         ("PostgreSQL", *postgres),
     ]
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]

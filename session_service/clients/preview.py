@@ -55,7 +55,7 @@ class Preview:
         return status < httpx.codes.INTERNAL_SERVER_ERROR
 
     async def get_status(self, container: Container, path: str, timeout: float) -> int:
-        """Send a GET for `path` to the preview ("": the path of the pattern), and return the
+        """Send a GET for `path` to the preview, below the path of the pattern, and return the
         status.
 
         The body is not read, and redirects are not followed. `timeout` (s) is for the whole
@@ -69,8 +69,8 @@ class Preview:
             # RFC 6761 gives these names to the loopback, but not every resolver knows them.
             url = url.copy_with(host="127.0.0.1")
         if path:
-            # Replaced, not joined: a path such as `//other.host/` cannot change the host.
-            url = url.copy_with(raw_path=path.encode())
+            # Put together as text: a path such as `//other.host/` cannot change the host.
+            url = url.copy_with(raw_path=url.raw_path.rstrip(b"/") + path.encode())
         headers = {"host": host, "user-agent": "roost-probe"}
         try:
             # httpx's time-out is for each read: an application that sends one byte at a time would

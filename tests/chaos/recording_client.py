@@ -113,10 +113,10 @@ class RecordingClient:
             Call(len(self._history.calls), caller, opened.key, "click", time.time())
         )
         entry.request_session, entry.machine = opened.answer_session, opened.machine
-        url = httpx.URL(opened.url)
+        url = httpx.URL(opened.url).join("click")
         try:
             answer = await self._http.post(
-                url.copy_with(host=HOST, path="/click"), headers={"host": url.netloc.decode()}
+                url.copy_with(host=HOST), headers={"host": url.netloc.decode()}
             )
         except (httpx.ConnectError, httpx.ConnectTimeout):
             entry.status = "REFUSED"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 #: Statuses that say that the server did not know what it did.
 WRONG = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
+#: What grpc.aio's client says when the server ends a stream between two of its own steps. The
+#: status is lost.
+LOST_BY_THE_CLIENT = "Internal error from Core"
 #: The text of gRPC's client when the answer's trailers are longer than it accepts.
 TRAILERS_TOO_LONG = "metadata size exceeds"
 #: How long a call may take, in s, and how long one that waits for what does not happen.
@@ -65,6 +68,8 @@ class Sender:
             await self._answered(request)
         except grpc.aio.AioRpcError as error:
             code, details = error.code().name, error.details() or ""
+            if details == LOST_BY_THE_CLIENT:
+                code = "(lost by the client)"
         outcome = self.outcome
         outcome.codes[code] += 1
         outcome.kinds[request.kind, code] += 1

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from local.stack.programs import plan
+from local.stack.stack_settings import StackSettings
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -29,6 +32,17 @@ def test_ports_are_published_to_this_machine_only(services: dict[str, Any]) -> N
 def test_every_permanent_service_has_a_health_check(services: dict[str, Any]) -> None:
     permanent = {name for name in services if name != "app"}
     assert permanent == {name for name, service in services.items() if "healthcheck" in service}
+
+
+def test_a_first_start_needs_only_a_key_as_under_make_up(services: dict[str, Any]) -> None:
+    """The same recipes run on both stacks: the same image, addresses and ports."""
+    up = StackSettings()
+    session, composed = plan(up, "postgresql:///")[-1], services["session"]["environment"]
+    for name in ("ROOST_DEFAULT_IMAGE", "ROOST_URL_TEMPLATE", "ROOST_FLY_APP"):
+        assert composed[name] == session.environment[name], name
+    published = {port for service in services.values() for port in service.get("ports", [])}
+    for number in (up.session_ports[0], up.container_port, up.fly_port, up.proxy_port):
+        assert f"127.0.0.1:{number}:{number}" in published
 
 
 def test_every_build_target_exists_and_is_not_root(services: dict[str, Any]) -> None:

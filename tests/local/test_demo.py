@@ -106,7 +106,7 @@ async def played(stack: Stack, policy: str) -> Played:
     """Play one policy's scenario against a running stack."""
     report = Report(io.StringIO())
     with grpc.insecure_channel(stack.session_targets[0]) as channel:
-        async with Previews(stack.proxy_url) as previews:
+        async with Previews() as previews:
             demo = PolicyScenarios(stack, SessionClient(channel), previews, report)
             await demo.play_one(policy)
             demo.show_table()
@@ -119,7 +119,7 @@ async def counter_clicked_by_another_client(stack: Stack) -> list[str]:
     """The report of a counter that is as expected but contradicts the reply's continuity."""
     report = Report(io.StringIO())
     with grpc.insecure_channel(stack.session_targets[0]) as channel:
-        async with Previews(stack.proxy_url) as previews:
+        async with Previews() as previews:
             steps = PolicySteps("REUSE", stack, SessionClient(channel), previews, report)
             await steps.set_policy(ContainerSpec(image="roost/counter"))
             session = await steps.begin()

@@ -11,6 +11,8 @@ import pytest
 
 from tests.needs import needs
 from tests.recipes import (
+    ADDRESS,
+    SECONDS,
     Kitchen,
     Recipe,
     RecipeFailed,
@@ -78,9 +80,9 @@ async def test_grpcurl_ghz_and_buf_find_methods_by_reflection(roost: World) -> N
     assert json.loads(loaded)["statusCodeDistribution"] == {"OK": 20}
 
 
-async def _output(command: list[str]) -> str:
+async def _output(command: list[str], seconds: float = SECONDS) -> str:
     """What a command prints that must succeed."""
-    output, status = await output_of(command)
+    output, status = await output_of(command, seconds=seconds)
     assert status == 0, output
     return output
 
@@ -141,3 +143,19 @@ def test_hints_are_found_in_prose_and_tables() -> None:
 async def test_a_recipe_that_fails_is_told_with_its_place() -> None:
     with pytest.raises(RecipeFailed, match=r"x\.md: ghz --call=x\nended with 1"):
         await Kitchen("127.0.0.1:1", lambda _: "false").run(Recipe("x.md", "ghz --call=x"))
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(1800)
+async def test_every_printed_call_runs_under_compose() -> None:
+    """Where an engine runs: the images are built, and the stack is removed afterwards."""
+    docker = needs("docker")
+    output, status = await output_of([docker, "info"])
+    if status:
+        pytest.skip(f"no engine runs: {output.strip().splitlines()[-1]}")
+    compose = [docker, "compose", "--project-name", "roost-recipes"]
+    try:
+        await _output([*compose, "up", "--build", "--wait"], seconds=900)
+        await Kitchen(ADDRESS, program_of).cook(printed())
+    finally:
+        await _output([*compose, "down", "--volumes"], seconds=120)

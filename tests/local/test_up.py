@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.eventually import eventually
 from tests.open_processes import children, using
+from tests.recipes import output_of
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -56,6 +62,27 @@ async def table(process: Process) -> str:
     return text
 
 
+async def the_printed_calls_and_addresses_work(text: str) -> None:
+    """The calls run as they are printed. A program opens the preview by the URL of the reply; a
+    browser by the other address that is printed.
+    """
+    calls = [shlex.split(line) for line in text.splitlines() if "buf curl" in line]
+    assert len(calls) == 2
+    started, listed = [await output_of(call) for call in calls]
+    assert (started[1], listed[1]) == (0, 0), (started, listed)
+    container = json.loads(started[0])["session"]["container"]
+    url, in_browser = (
+        found.replace("<container_id>", container["containerId"])
+        for found in re.findall(r"http://\S*<container_id>\S*", text)
+    )
+    assert url == container["url"]
+    async with httpx.AsyncClient(trust_env=False, timeout=40) as http:
+        assert (await http.get(url + "click")).text == "1"
+        host = {"host": urlsplit(in_browser).netloc}
+        port = urlsplit(in_browser).port
+        assert (await http.get(f"http://127.0.0.1:{port}/click", headers=host)).text == "2"
+
+
 async def ended(process: Process) -> tuple[int, str]:
     """Wait for the end; the exit status and stderr."""
     _, stderr = await asyncio.wait_for(process.communicate(), 40)
@@ -70,6 +97,7 @@ async def test_ctrl_c_stops_everything_and_a_second_up_is_rejected(
         text = await table(first)
         for name in ("session_service", "container_service", "emulator", "PostgreSQL"):
             assert f"  {name} " in text
+        await the_printed_calls_and_addresses_work(text)
         async with up(tmp_path) as second:
             status, said = await ended(second)
             assert status == 2

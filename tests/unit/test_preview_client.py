@@ -25,3 +25,29 @@ async def test_a_preview_whose_address_is_malformed_does_not_answer(template: st
         preview = Preview(template, http)
         assert not await preview.answers(CONTAINER)
         assert not await preview.wait_ready(CONTAINER, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "asked"),
+    [
+        ("http://{container_id}.example/", "", "http://m1.example/"),
+        ("http://{container_id}.example/", "/busy?now=1", "http://m1.example/busy?now=1"),
+        ("http://{container_id}.example", "/busy", "http://m1.example/busy"),
+        ("http://example:81/{app}/{container_id}/", "", "http://example:81/app/m1/"),
+        ("http://example:81/{app}/{container_id}/", "/busy", "http://example:81/app/m1/busy"),
+        ("http://m.example/", "//other.example/", "http://m.example//other.example/"),
+    ],
+)
+async def test_a_path_is_below_the_path_of_the_pattern(
+    template: str, path: str, asked: str
+) -> None:
+    """As the path of a state hook is, and always at the pattern's host."""
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url))
+        return httpx.Response(200)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        assert await Preview(template, http).get_status(CONTAINER, path, 5) == 200
+    assert seen == [asked]

@@ -92,7 +92,7 @@ class Proxy:
             headers = [*headers, (UNAVAILABLE_HEADER, target.preferred)]
         outgoing = self._client.build_request(
             request.method,
-            f"http://127.0.0.1:{guest.port}{_target(request)}",
+            f"http://127.0.0.1:{guest.port}{target.path}{_query(request)}",
             headers=headers,
             content=sent.parts() if _has_body(request) else None,
         )
@@ -150,10 +150,9 @@ def _response(answer: httpx.Response, request: Request) -> Response:
     return response
 
 
-def _target(request: Request) -> str:
-    raw: bytes = request.scope["raw_path"]
+def _query(request: Request) -> str:
     query: bytes = request.scope["query_string"]
-    return (raw + (b"?" + query if query else b"")).decode("latin-1")
+    return (b"?" + query if query else b"").decode("latin-1")
 
 
 def _has_body(request: Request) -> bool:

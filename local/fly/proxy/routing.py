@@ -20,6 +20,10 @@ APP_HEADER = "fly-app-name"
 """The app, for requests whose Host does not name it. Only the emulator has this header: it is for
 clients without wildcard DNS."""
 
+MACHINE_PATH = "/_machine/"
+"""Begins the path of an address that names a machine: `/_machine/<machine>/<path>`. Only the
+emulator has it: it is for clients that do not resolve `*.localhost`."""
+
 _TRANSIENT = frozenset({"created", "starting", "restarting", "replacing", "stopping", "suspending"})
 
 
@@ -40,16 +44,24 @@ class Target:
     machine_id: str
     preferred: str = ""
     """The machine to use if possible; otherwise another one of the app."""
+    path: str = "/"
+    """The path that the guest is asked for, as it came."""
 
     @classmethod
     def of(cls, request: Request) -> "Target":
-        """Read `<machine>.<app>.localhost`, `<app>.localhost` and the headers."""
-        host = request.headers.get("host", "").partition(":")[0].lower()
+        """Read `<machine>.<app>.localhost`, `<app>.localhost`, the headers, and the path if the
+        host is another one.
+        """
+        headers, path = request.headers, request.scope["raw_path"].decode("latin-1")
+        host = headers.get("host", "").partition(":")[0].lower()
         labels = host.removesuffix(".localhost").split(".") if host.endswith(".localhost") else []
-        app = labels[-1] if labels else request.headers.get(APP_HEADER, "")
+        app = labels[-1] if labels else headers.get(APP_HEADER, "")
         named = labels[0] if len(labels) == 2 else ""
-        headers = request.headers
-        return cls(app, headers.get(FORCE_HEADER, named), headers.get(PREFER_HEADER, ""))
+        if not labels and path.startswith(MACHINE_PATH):
+            named, slash, rest = path.removeprefix(MACHINE_PATH).partition("/")
+            path = slash + rest or "/"
+        machine_id = headers.get(FORCE_HEADER, named)
+        return cls(app, machine_id, headers.get(PREFER_HEADER, ""), path)
 
     def replayed(self, directive: str, app: str) -> "Target":
         """The target of a guest's `fly-replay` header; `app` is the guest's own app."""

@@ -94,6 +94,23 @@ async def test_a_host_name_reaches_a_machine_or_any_of_an_app(app: App, browser:
         assert (await browser.get("/", **headers)).status_code == 404
 
 
+async def test_a_path_reaches_a_machine_for_clients_that_resolve_no_name(
+    app: App, browser: Browser
+) -> None:
+    """The guest sees the rest of the path; a browser's host name leaves the path alone."""
+    machine = await app.started()
+    address = f"/_machine/{machine.id}"
+    assert (await browser.get(f"{address}/click")).text == "1"
+    assert (await browser.get(f"{address}/click?again=%2F")).text == "2"
+    for path in (f"{address}/", address):
+        assert (await browser.get(path)).text == "2"
+    assert (await browser.get(f"{address}/state", fly_force_instance_id=machine.id)).text == "2\n"
+    for path in ("/_machine/00000000000000/", "/_machine/", "/_machine"):
+        assert (await browser.get(path)).status_code == 404
+    named = await browser.get(f"{address}/click", host=f"{machine.id}.birds.localhost:4281")
+    assert named.status_code == 404, "the counter has no such path"
+
+
 async def test_a_suspended_machine_is_resumed_with_its_memory(
     app: App, browser: Browser, admin: Admin
 ) -> None:
