@@ -148,8 +148,12 @@ async def run(config: Config) -> None:
         log.info("Stopping on %s", number.name, extra=more)
 
     async with serve(config) as running:
-        log.info("Serving on %s", running.target, extra={"action": "serving", "config": config})
-        await until_signal(running.leave, config.lame_duck, told)
+
+        def ready() -> None:
+            about = {"action": "serving", "config": config}
+            log.info("Serving on %s", running.target, extra=about)
+
+        await until_signal(running.leave, config.lame_duck, ready, told)
     log.info("Stopped", extra={"action": "stopped"})
 
 

@@ -16,10 +16,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 async def until_signal(
     leave: Callable[[], Awaitable[None]],
     lame_duck: float,
+    ready: Callable[[], None],
     told: Callable[[signal.Signals], None],
 ) -> None:
     """Wait for SIGTERM or SIGINT, report it to `told`, await `leave`, and let `lame_duck` seconds
-    go by, which a second signal ends. A signal after that kills the process.
+    go by, which a second signal ends. A signal after that kills the process. `ready` is called when
+    signals are waited for: who is told then that the server serves can end it.
     """
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()
@@ -47,6 +49,7 @@ async def until_signal(
 
     for each in SIGNALS:
         loop.add_signal_handler(each, handle, each)
+    ready()
     await first.wait()
     await leave()
     with suppress(TimeoutError):

@@ -103,11 +103,15 @@ async def _until_signal(config: Config) -> None:
         _log.info("stopping on %s", number.name, extra=more)
 
     async with serve(config) as running:
-        _log.info("serving on %s", running.target, extra={"action": "serving", "config": config})
-        if running.metrics_target:
-            url = f"http://{running.metrics_target}{exporter.PATH}"
-            _log.info("metrics at %s", url, extra={"action": "metrics"})
-        await until_signal(running.leave, config.lame_duck, told)
+
+        def ready() -> None:
+            about = {"action": "serving", "config": config}
+            _log.info("serving on %s", running.target, extra=about)
+            if running.metrics_target:
+                url = f"http://{running.metrics_target}{exporter.PATH}"
+                _log.info("metrics at %s", url, extra={"action": "metrics"})
+
+        await until_signal(running.leave, config.lame_duck, ready, told)
     _log.info("stopped", extra={"action": "stopped"})
 
 
