@@ -203,7 +203,9 @@ async def move(database: Database, checkpoint_id: UUID, place: Place, name: str)
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """The sizes and the hash of a checkpoint whose bytes are durable and were read back."""
+    """The sizes and the hash of a checkpoint whose bytes are durable and were read back. A snapshot
+    of the provider has no hash, and is not read back.
+    """
 
     size_bytes: int
     stored_bytes: int
