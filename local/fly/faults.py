@@ -107,7 +107,7 @@ class Fault:
 
     @property
     def deleted(self) -> bool:
-        """Whether it was deleted by its id, so that none of its delays goes on."""
+        """Whether it was deleted, so that none of its delays goes on."""
         return self._deleted.is_set()
 
     def active(self, now: float) -> bool:
