@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from grpc_edge import exposure
+from grpc_edge.certificates import Files
 from grpc_edge.environment import UnknownName, unknown
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ class Config:
 
     listen: str = "127.0.0.1:50052"
     """The address to serve on, host:port; port 0 takes a free port."""
+
+    tls_cert: str = ""
+    """The file of the server's certificate; empty: plain text."""
+
+    tls_key: str = ""
+    """The file of the certificate's private key."""
+
+    tls_client_ca: str = ""
+    """The file of the authorities that sign clients' certificates; empty: clients need none."""
+
+    insecure: bool = False
+    """Whether to serve in plain text, or clients without certificates, beyond loopback."""
 
     fly_base_url: str = "https://api.machines.dev"
     """The URL of the Machines API."""
@@ -82,7 +96,31 @@ class Config:
                 values[variable.field] = variable.read(text)
             elif variable.required:
                 raise ConfigError(f"{variable.name} is not set: {variable.meaning}")
-        return cls(**values)
+        config = cls(**values)
+        if wrong := config.wrong_transport():
+            raise ConfigError(wrong)
+        return config
+
+    @property
+    def tls(self) -> Files | None:
+        """The files of the server's certificate; None: it serves in plain text."""
+        files = Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
+        return files if self.tls_cert or self.tls_key else None
+
+    @property
+    def exposed(self) -> str:
+        """Why the service must not be served without `insecure`: one line, or an empty text."""
+        return exposure.refused_server(
+            "ROOST_CONTAINER_LISTEN",
+            self.listen,
+            certificate=self.tls_cert,
+            authorities=self.tls_client_ca,
+        )
+
+    def wrong_transport(self) -> str:
+        """What is wrong with the settings of TLS together: one line, or an empty text."""
+        files = Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
+        return files.lacking()
 
 
 def check_names(environment: Mapping[str, str]) -> list[str]:
@@ -141,6 +179,12 @@ def _token(text: str) -> str:
     return text
 
 
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1", "yes")
+
+
 def _app(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
         raise ValueError(text)
@@ -181,6 +225,13 @@ def _between(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+#: The variable of each file of the server's certificate.
+TLS_VARIABLES = {
+    "certificate": "ROOST_TLS_CERT",
+    "key": "ROOST_TLS_KEY",
+    "authorities": "ROOST_TLS_CLIENT_CA",
+}
+
 VARIABLES = (
     Variable(
         "FLY_API_TOKEN", "fly_token", _token, "a token: printable ASCII",
@@ -193,6 +244,19 @@ VARIABLES = (
     Variable(
         "ROOST_CONTAINER_LISTEN", "listen", _address, "host:port",
         "address to serve on; port 0 takes a free port",
+    ),
+    Variable(
+        "ROOST_TLS_CERT", "tls_cert", str, "a path",
+        "file of the server's certificate, with its intermediate ones; not set: plain text",
+    ),
+    Variable("ROOST_TLS_KEY", "tls_key", str, "a path", "file of the certificate's private key"),
+    Variable(
+        "ROOST_TLS_CLIENT_CA", "tls_client_ca", str, "a path",
+        "file of the authorities that sign clients' certificates; each client must then have one",
+    ),
+    Variable(
+        "ROOST_INSECURE", "insecure", _boolean, "true or false",
+        "whether to serve beyond loopback without certificates of server and clients",
     ),
     Variable(
         "ROOST_FLY_APP", "fly_app", _app, "the name of an app",

@@ -27,6 +27,9 @@ from container_service.fly.state_http import open_http_state_channel
 from container_service.rpc.health import Health
 from container_service.rpc.interceptors import ErrorStatus, RequestLog
 from container_service.rpc.servicer import ContainerServicer
+from grpc_edge import exposure, tls
+from grpc_edge.binding import PortTaken, bind
+from grpc_edge.certificates import CertificateError
 from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
@@ -44,10 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ContainerService"].full_name
-
-
-class PortTaken(Exception):
-    """The address cannot be bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,8 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         rpc.add_ContainerServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)
         add_reflection(server, (SERVICE, health.SERVICE_NAME))
-        port = bind(server, config.listen)
+        credentials = await stack.enter_async_context(tls.server_credentials(config.tls))
+        port = bind(server, config.listen, credentials)
         await server.start()
         stack.push_async_callback(graceful.stop, server, config.grace)
         # Runs before the server stops, so that load balancers send no more calls.
@@ -118,17 +118,6 @@ def _app_health(config: Config) -> AppHealthRegistry:
         failures=config.fly_breaker_failures, longest_interval=config.fly_breaker_longest
     )
     return AppHealthRegistry(config.fly_retry_ratio, settings)
-
-
-def bind(server: grpc.aio.Server, listen: str) -> int:
-    """Bind the address; return the port. Raises PortTaken."""
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise PortTaken(listen) from error
-    if not port:
-        raise PortTaken(listen)
-    return port
 
 
 async def cancel(task: asyncio.Task[None]) -> None:
@@ -172,9 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if names := check_names(os.environ):
             listed = ", ".join(names)
             log.warning("unknown variables are ignored: %s", listed, extra={"action": "configure"})
+        if config.exposed and not config.insecure:
+            raise ConfigError(config.exposed)
+        if config.exposed:
+            log.warning("%s", exposure.WARNING, extra={"action": "configure"})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
-    except ConfigError as error:
+    except (ConfigError, CertificateError) as error:
         print(f"container_service: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except PortTaken as error:

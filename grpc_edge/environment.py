@@ -31,6 +31,9 @@ NAMES = frozenset(
         "ROOST_CONNECTION_AGE",
         "ROOST_CONTAINER_LISTEN",
         "ROOST_CONTAINER_TARGET",
+        "ROOST_CONTAINER_TLS_CA",
+        "ROOST_CONTAINER_TLS_CERT",
+        "ROOST_CONTAINER_TLS_KEY",
         "ROOST_DATABASE_DIRECT_URL",
         "ROOST_DATABASE_URL",
         "ROOST_DECISION_RETENTION",
@@ -48,6 +51,7 @@ NAMES = frozenset(
         "ROOST_GRACE_PERIOD",
         "ROOST_IDLE_TIMEOUT",
         "ROOST_IDLE_WARNING",
+        "ROOST_INSECURE",
         "ROOST_KILL_AT",
         "ROOST_LAG_WINDOW",
         "ROOST_LAME_DUCK",
@@ -75,6 +79,9 @@ NAMES = frozenset(
         "ROOST_SWEEP_MIN_AGE",
         "ROOST_SWEEP_PASSES",
         "ROOST_TIER",
+        "ROOST_TLS_CERT",
+        "ROOST_TLS_CLIENT_CA",
+        "ROOST_TLS_KEY",
         "ROOST_URL_TEMPLATE",
     ]
 )

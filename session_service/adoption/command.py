@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
-import grpc.aio
 import psycopg
 
+from grpc_edge import tls
 from session_service.adoption import importer, mapping, report
 from session_service.adoption.importer import ImportRunning, Options
 from session_service.adoption.mapping import BadColumns, Field
@@ -249,8 +249,9 @@ async def _run(arguments: argparse.Namespace, config: Config, source: Source | N
         options = _options(arguments, config, source, found.installation_id)
         probe = None
         if not arguments.offline:
-            channel = grpc.aio.insecure_channel(config.container_target)
-            await stack.enter_async_context(channel)
+            channel = await stack.enter_async_context(
+                tls.channel(config.container_target, config.container_tls)
+            )
             probe = MachineProbe(GrpcContainers(channel), config.lag_window)
         connection = await stack.enter_async_context(database.connection())
         # No time limit: some statements process the whole table.

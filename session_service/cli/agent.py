@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import grpc
 from google.protobuf import json_format
 
+from grpc_edge import tls
+from grpc_edge.certificates import CertificateError, Files
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Exit status 0: all was imported or exported; 1: records were refused; 2: the call failed."""
     arguments = _parser().parse_args(argv)
     try:
-        with grpc.insecure_channel(arguments.target) as channel:
+        with _channel(arguments) as channel:
             if arguments.command == "import":
                 return _import(channel, arguments.file)
             return _export(channel, arguments.file, _export_request(arguments))
@@ -51,8 +53,19 @@ def main(argv: Sequence[str]) -> int:
         return _fail(f"{arguments.target}: {details}; an import may be repeated from the start")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except BadLine as error:
+    except (BadLine, CertificateError) as error:
         return _fail(str(error))
+
+
+def _channel(arguments: argparse.Namespace) -> grpc.Channel:
+    """A channel to the service: with TLS if --ca names its authorities."""
+    options = {"authorities": "--ca", "certificate": "--cert", "key": "--key"}
+    files = Files(arguments.cert, arguments.key, arguments.ca, options)
+    if lacking := files.lacking():
+        raise CertificateError(lacking)
+    if not files.authorities:
+        return grpc.insecure_channel(arguments.target)
+    return grpc.secure_channel(arguments.target, tls.credentials(files))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target", default="127.0.0.1:50051", help="the service's address (%(default)s)"
     )
+    parser.add_argument("--ca", default="", help="file of the authorities of its certificate (TLS)")
+    parser.add_argument("--cert", default="", help="file of a certificate to show it")
+    parser.add_argument("--key", default="", help="file of that certificate's key")
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser(
         "import",

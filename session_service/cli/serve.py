@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import sqlalchemy.exc
 
+from grpc_edge import exposure
+from grpc_edge.binding import PortTaken
+from grpc_edge.certificates import CertificateError
 from grpc_edge.signals import until_signal
 from session_service import failpoints
 from session_service.cli import command
@@ -19,7 +22,7 @@ from session_service.clients.bucket import LibraryMissing
 from session_service.config import Config, ConfigError, check_names, describe
 from session_service.errors import StorageUnavailable
 from session_service.metrics import exporter
-from session_service.server.replica import PortTaken, bring_up_to_date, serve
+from session_service.server.replica import bring_up_to_date, serve
 from session_service.storage import refusals
 from session_service.storage.refusals import DatabaseRefused, ReadOnlyDatabase
 from session_service.storage.revision import SchemaMismatch
@@ -75,7 +78,7 @@ def _run(work: Callable[[Config], None]) -> int:
         return _failed(str(error), 2)
     try:
         work(config)
-    except LibraryMissing as error:
+    except (ConfigError, LibraryMissing, CertificateError) as error:
         return _failed(str(error), 2)
     except exporter.AddressTaken as error:
         return _failed(f"ROOST_METRICS_LISTEN: {error} {CANNOT_BIND}", 2)
@@ -89,6 +92,10 @@ def _run(work: Callable[[Config], None]) -> int:
 
 
 def _serve(config: Config) -> None:
+    if config.exposed and not config.insecure:
+        raise ConfigError(config.exposed)
+    if config.exposed:
+        _log.warning("%s", exposure.WARNING, extra={"action": "configure"})
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_until_signal(config))
 

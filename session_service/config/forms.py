@@ -172,6 +172,7 @@ DATABASE = Form(
     ", or libpq's key=value pairs",
 )
 ADDRESS = Form(_address, "host:port")
+PATH = Form(str, "a path")
 APP = Form(_app, "an app's name")
 TEMPLATE = Form(
     _template,

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from session_service.config.variables import VARIABLES, ConfigError, check_names
+from grpc_edge import exposure
+from grpc_edge.certificates import Files
+from session_service.config.variables import (
+    CONTAINER_TLS_VARIABLES,
+    TLS_VARIABLES,
+    VARIABLES,
+    ConfigError,
+    check_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +38,28 @@ class Config:
 
     container_target: str = "127.0.0.1:50052"
     """Address of container_service."""
+
+    tls_cert: str = ""
+    """The file of the server's certificate; empty: plain text."""
+
+    tls_key: str = ""
+    """The file of the certificate's private key."""
+
+    tls_client_ca: str = ""
+    """The file of the authorities that sign clients' certificates; empty: clients need none."""
+
+    container_tls_ca: str = ""
+    """The file of the authorities that sign container_service's certificate; empty: it is called in
+    plain text."""
+
+    container_tls_cert: str = ""
+    """The file of the certificate that container_service is shown."""
+
+    container_tls_key: str = ""
+    """The file of that certificate's private key."""
+
+    insecure: bool = False
+    """Whether to serve, and to call container_service, beyond loopback without certificates."""
 
     app: str = ""
     """The provider's app that containers are created in; empty: container_service's own."""
@@ -238,7 +268,53 @@ class Config:
                 values[variable.field] = variable.read(text)
             elif variable.required:
                 raise ConfigError(f"{variable.name} is not set: {variable.sentence}")
-        return cls(**values)
+        config = cls(**values)
+        if wrong := config.wrong_transport():
+            raise ConfigError(wrong)
+        return config
+
+    @property
+    def tls(self) -> Files | None:
+        """The files of the server's certificate; None: it serves in plain text."""
+        return self._server_files() if self.tls_cert or self.tls_key else None
+
+    @property
+    def container_tls(self) -> Files | None:
+        """The files for calls to container_service; None: they go in plain text."""
+        return self._container_files() if self.container_tls_ca else None
+
+    @property
+    def exposed(self) -> str:
+        """Why the service must not be served without `insecure`: one line, or an empty text."""
+        return exposure.refused_server(
+            "ROOST_SESSION_LISTEN",
+            self.listen,
+            certificate=self.tls_cert,
+            authorities=self.tls_client_ca,
+        ) or exposure.refused_target(
+            "ROOST_CONTAINER_TARGET", self.container_target, authorities=self.container_tls_ca
+        )
+
+    def wrong_transport(self) -> str:
+        """What is wrong with the settings of TLS together: one line, or an empty text."""
+        files = self._container_files()
+        if files.certificate and not files.authorities:
+            return (
+                "ROOST_CONTAINER_TLS_CA is not set: without it container_service is called in plain"
+                " text, and ROOST_CONTAINER_TLS_CERT has no use"
+            )
+        return self._server_files().lacking() or files.lacking()
+
+    def _server_files(self) -> Files:
+        return Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
+
+    def _container_files(self) -> Files:
+        return Files(
+            self.container_tls_cert,
+            self.container_tls_key,
+            self.container_tls_ca,
+            CONTAINER_TLS_VARIABLES,
+        )
 
 
 def describe() -> str:

@@ -15,6 +15,7 @@ from session_service.config.forms import (
     IMAGE,
     LANGUAGE,
     LEVEL,
+    PATH,
     TEMPLATE,
     seconds,
     span,
@@ -52,6 +53,19 @@ class Variable:
             shown = "its value" if self.secret else repr(text)
             raise ConfigError(f"{self.name}: {shown} is not {self.form.rule}") from None
 
+
+#: The variable of each file of the server's certificate.
+TLS_VARIABLES = {
+    "certificate": "ROOST_TLS_CERT",
+    "key": "ROOST_TLS_KEY",
+    "authorities": "ROOST_TLS_CLIENT_CA",
+}
+#: The variable of each file for calls to container_service.
+CONTAINER_TLS_VARIABLES = {
+    "certificate": "ROOST_CONTAINER_TLS_CERT",
+    "key": "ROOST_CONTAINER_TLS_KEY",
+    "authorities": "ROOST_CONTAINER_TLS_CA",
+}
 
 #: Former names of variables, and the names that they have now.
 RENAMED = {
@@ -96,6 +110,31 @@ VARIABLES = (
     ),
     Variable(
         "ROOST_CONTAINER_TARGET", "container_target", ADDRESS, "address of container_service",
+    ),
+    Variable(
+        "ROOST_TLS_CERT", "tls_cert", PATH,
+        "file of the server's certificate, with its intermediate ones; not set: plain text",
+    ),
+    Variable("ROOST_TLS_KEY", "tls_key", PATH, "file of the certificate's private key"),
+    Variable(
+        "ROOST_TLS_CLIENT_CA", "tls_client_ca", PATH,
+        "file of the authorities that sign clients' certificates; each client must then have one",
+    ),
+    Variable(
+        "ROOST_CONTAINER_TLS_CA", "container_tls_ca", PATH,
+        "file of the authorities that sign container_service's certificate; not set: plain text",
+    ),
+    Variable(
+        "ROOST_CONTAINER_TLS_CERT", "container_tls_cert", PATH,
+        "file of the certificate that container_service is shown",
+    ),
+    Variable(
+        "ROOST_CONTAINER_TLS_KEY", "container_tls_key", PATH,
+        "file of that certificate's private key",
+    ),
+    Variable(
+        "ROOST_INSECURE", "insecure", BOOLEAN,
+        "whether to serve and call beyond loopback without certificates",
     ),
     Variable(
         "ROOST_FLY_APP", "app", APP,

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, Summary
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -62,9 +69,17 @@ PREFIX = "roost"
 class Metrics(MetricsSink):
     """Counts what is reported, and renders the counters and gauges."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, insecure: bool = False) -> None:
+        """`insecure`: whether the service is open beyond loopback because a setting allows it."""
         self._gauges: GaugeCollector | None = None
         self._registry = registry = CollectorRegistry()
+        Gauge(
+            "insecure",
+            "1 if ROOST_INSECURE lets this replica serve or call beyond loopback without"
+            " certificates, else 0.",
+            namespace=PREFIX,
+            registry=registry,
+        ).set(insecure)
         durations = Histogram(
             "start_duration_seconds",
             "Time that callers waited for starts that were answered with an outcome.",

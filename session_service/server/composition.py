@@ -8,10 +8,10 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
-import grpc.aio
 import httpx
 import uuid_utils.compat as uuids
 
+from grpc_edge import tls
 from session_service.admission.limiter import Limiter, Limits
 from session_service.bring_down.checkpoint_first import CheckpointFirst
 from session_service.bring_down.worker import BringDownWorker
@@ -54,7 +54,9 @@ from session_service.transition.ownership import Ownership, Pace
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
-    from contextlib import AsyncExitStack
+    from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
+    import grpc.aio
 
     from session_service.checkpoints.vault import Vault
     from session_service.config import Config
@@ -98,9 +100,11 @@ class Wired:
     limiter: Limiter
 
 
-def channel(config: Config) -> grpc.aio.Channel:
-    """A channel to container_service that takes the listing of a large app."""
-    return grpc.aio.insecure_channel(config.container_target, options=CHANNEL_OPTIONS)
+def channel(config: Config) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    """A channel to container_service that takes the listing of a large app. Entering it raises
+    CertificateError.
+    """
+    return tls.channel(config.container_target, config.container_tls, CHANNEL_OPTIONS)
 
 
 def bucket_of(config: Config) -> Bucket | None:

@@ -18,6 +18,8 @@ import psycopg
 import sqlalchemy.exc
 from grpc_health.v1 import health, health_pb2_grpc
 
+from grpc_edge import tls
+from grpc_edge.binding import bind
 from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.options import server_options
 from grpc_edge.reflection import add_reflection
@@ -138,10 +140,6 @@ DATABASE_PATIENCE = 60.0
 TELL_EVERY = 30.0
 
 
-class PortTaken(Exception):
-    """The address is taken, or this process may not listen on it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
     """A replica that serves: its address, and the parts that tests drive directly."""
@@ -171,19 +169,21 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
     replica owns finish, or give up their leases, in what is left of the grace. The connections,
     which all of these use, are closed last.
 
-    Raises LibraryMissing, PortTaken, AddressTaken, SchemaMismatch, and StorageUnavailable if the
-    database does not answer.
+    Raises LibraryMissing, CertificateError, PortTaken, AddressTaken, SchemaMismatch, and
+    StorageUnavailable if the database does not answer.
     """
     bucket = composition.bucket_of(config)
     async with AsyncExitStack() as stack:
+        # First, because a wrong file ends the start.
+        credentials = await stack.enter_async_context(tls.server_credentials(config.tls))
+        channel = await stack.enter_async_context(composition.channel(config))
         database = await stack.enter_async_context(
             Database(config.database_url, max_size=config.pool_size, pooled=config.pooled)
         )
-        channel = await stack.enter_async_context(composition.channel(config))
         ours = (SESSION, POLICY, CHECKPOINT, agent_service.SERVICE)
         checks = Health(database, channel, ours, config.health_interval)
         await checks.begin()
-        metrics = counting() if config.metrics_listen else None
+        metrics = counting(config) if config.metrics_listen else None
         sink = metrics or MetricsSink()
         log_departures_as_debug()
         graceful = GracefulStop()
@@ -193,7 +193,7 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         )
         health_pb2_grpc.add_HealthServicer_to_server(checks.servicer, server)
         add_reflection(server, (*ours, health.SERVICE_NAME))
-        port = bind(server, config.listen)
+        port = bind(server, config.listen, credentials)
 
         await prepare(config)
         outside = await composition.reach(stack, config, database, channel, bucket, connect)
@@ -242,13 +242,13 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         )
 
 
-def counting() -> Metrics:
+def counting(config: Config) -> Metrics:
     """The metrics sink that counts. Imported here: a replica without metrics does not need
     prometheus_client, which takes 1 MB.
     """
     from session_service.metrics.prometheus import Metrics
 
-    return Metrics()
+    return Metrics(insecure=bool(config.exposed))
 
 
 async def prepare(config: Config) -> None:
@@ -314,14 +314,3 @@ def bring_up_to_date(url: str) -> None:
     from session_service.storage.migrate import upgrade
 
     upgrade(url)
-
-
-def bind(server: grpc.aio.Server, listen: str) -> int:
-    """Bind the address; return the port. Raises PortTaken."""
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise PortTaken(listen) from error
-    if not port:
-        raise PortTaken(listen)
-    return port

@@ -13,10 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from container_service.containers import errors
-from container_service.main import SERVICE, PortTaken, serve
+from container_service.main import SERVICE, serve
 from container_service.rpc.health import Health
 from container_service.rpc.interceptors import ErrorStatus, RequestLog
 from container_service.rpc.status import TABLE, row_of, status_of
+from grpc_edge.binding import PortTaken
 from roost.container.v1 import container_service_pb2 as pb
 from roost.container.v1 import container_service_pb2_grpc as rpc
 from tests.cases import each

@@ -96,8 +96,9 @@ def test_prometheus_client_is_imported_only_if_metrics_are_on() -> None:
     program = (
         "import sys, session_service.cli.serve\n"
         "assert 'prometheus_client' not in sys.modules\n"
+        "from session_service.config import Config\n"
         "from session_service.server.replica import counting\n"
-        "counting()\n"
+        "counting(Config('postgresql://localhost/roost'))\n"
         "assert 'prometheus_client' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
