@@ -220,6 +220,41 @@ async def test_a_pass_rolls_up_what_is_over_for_a_while(
     assert row["days_end"] == midnight(row["hours_end"])
 
 
+async def test_days_without_rows_are_not_rolled_up_one_by_one(
+    database: Database, database_url: str
+) -> None:
+    """A new database has months of them. What an import inserts there later is counted."""
+    done = await RollUp(database, KEPT).shot(AT_ONCE)
+    assert done is not None
+    assert done.hours <= 24
+    assert not done.days
+    now = datetime.now(UTC)
+    await filling.fill(database_url, 100, 3, now)
+    async with database.connection() as connection:
+        await connection.execute("DELETE FROM stats_changes")
+        await connection.execute("UPDATE stats_progress SET start_time = NULL")
+    assert (await roll_up(database, KEPT)).days >= 2
+    await compare(database, database_url, random.Random(1), now)
+
+
+async def test_what_an_import_adds_to_days_without_rows_is_rolled_up(
+    database: Database, database_url: str
+) -> None:
+    """Its ends are older than the first roll-up."""
+    await roll_up(database, KEPT)
+    now = datetime.now(UTC)
+    async with database.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO session_ends (session_id, tenant, project_id, reason, end_time)
+            SELECT gen_random_uuid(), 'default', 'nest', 'USER', now() - day * interval '1 day'
+            FROM generate_series(10, 20) AS day
+            """
+        )
+    assert (await roll_up(database, KEPT)).late_hours == 11
+    await compare(database, database_url, random.Random(1), now)
+
+
 async def test_one_replica_at_a_time_makes_a_pass(database: Database) -> None:
     """The claim of one that died is over after a while."""
     roll_up_ = RollUp(database, DAY)

@@ -109,7 +109,18 @@ SESSIONS = with_defaults(
         not_run("storage.session.stats:_progress", _SENDS),
         not_run("storage.session.stats:count", "settings of a transaction"),
         statements(
-            "storage.session.rollups:begin", Form("", (case(kept=timedelta(days=90)),), of="_BEGIN")
+            "storage.session.rollups:begin",
+            Form("where", (case(kept=timedelta(days=90)),), of="_BEGIN"),
+            Form(
+                "days without rows",
+                (case(), case(
+                    "no rows at all",
+                    before=("TRUNCATE decisions, session_ends, choices CASCADE",),
+                )),
+                of="_SKIP",
+                settings=("SET LOCAL enable_seqscan = off",),
+                limit=Limit(pages=4_000, because="three searches for each of 90 days, once"),
+            ),
         ),
         statements("storage.session.rollups:_lock", Form("", (case(),), of="_LOCK")),
         not_run("storage.session.rollups:_Locked.execute", _SENDS),

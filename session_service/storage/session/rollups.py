@@ -46,6 +46,28 @@ _BEGIN = f"""
         days_end = date_trunc('day', now() - %(kept)s, 'UTC')
     WHERE name = '{NAME}' AND start_time IS NULL
 """
+# Counts as rolled up what has no rows: the days before the first one with rows, or before the last
+# one that is not over for long. A row that an import inserts there later is noted by a trigger.
+_SKIP = f"""
+    UPDATE stats_progress SET hours_end = first.day, days_end = first.day
+    FROM stats_progress AS p, LATERAL (
+        SELECT day FROM generate_series(
+            p.start_time, date_trunc('day', now() - {_SETTLED}, 'UTC'), interval '1 day'
+        ) AS each (day)
+        WHERE day = date_trunc('day', now() - {_SETTLED}, 'UTC')
+            OR EXISTS (SELECT FROM decisions
+                       WHERE create_time >= day AND create_time < day + interval '1 day')
+            OR EXISTS (SELECT FROM session_ends
+                       WHERE end_time >= day AND end_time < day + interval '1 day')
+            OR EXISTS (SELECT FROM choices
+                       WHERE create_time >= day AND create_time < day + interval '1 day')
+        ORDER BY day LIMIT 1
+    ) AS first
+    WHERE p.name = '{NAME}' AND stats_progress.name = p.name
+"""
+# The rows of a day are found by the BRIN index on time. The planner expects some in each day, and
+# would read the whole table for each day that has none.
+_BY_INDEX = "SET LOCAL enable_seqscan = off"
 _LOCK = f"""
     SELECT start_time, hours_end, days_end, trim_time, check_time,
         hours_end + interval '1 hour' + {_SETTLED} <= now()
@@ -167,9 +189,14 @@ async def _lock(connection: Connection) -> _Locked | None:
 
 
 async def begin(database: Database, kept: timedelta) -> None:
-    """Choose where roll-ups begin, if that was not done: as far back as rows are kept."""
-    async with database.connection() as connection:
-        await connection.execute(_BEGIN.encode(), {"kept": kept})
+    """Choose where roll-ups begin, if that was not done: as far back as rows are kept. A new
+    database has months without rows, whose hours are not rolled up one by one.
+    """
+    async with database.transaction(BATCH_TIMEOUT) as connection:
+        cursor = await connection.execute(_BEGIN.encode(), {"kept": kept})
+        if cursor.rowcount:
+            await connection.execute(_BY_INDEX.encode())
+            await connection.execute(_SKIP.encode())
 
 
 async def roll_up_hour(database: Database) -> bool:
