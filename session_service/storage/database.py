@@ -51,8 +51,6 @@ CANCEL_TIMEOUT = 1.0
 #: The longest wait of a closing pool for calls that were cancelled, in s. They take CANCEL_TIMEOUT
 #: if the server does not answer.
 CLOSE_TIMEOUT = CANCEL_TIMEOUT + 1.0
-#: A listener without a notice for this long checks that the server still answers, in s.
-LISTEN_CHECK_AFTER = 5.0
 #: How often the driver wakes up in a wait for nothing, in s. Its default is 0.1, to notice Ctrl-C.
 #: An event loop does by itself, and a replica always waits for notices, on two connections.
 POLL = 3600.0
@@ -181,39 +179,6 @@ def parameters(url: str, *, pooled: bool = False) -> dict[str, Any]:
 async def configure(connection: BoundedConnection) -> None:
     """Apply the server-side limits to a new connection, in one round trip."""
     await connection.execute(_CONFIGURE, prepare=False)
-
-
-@asynccontextmanager
-async def listening(
-    url: str,
-    channel: str,
-    *,
-    silence: float = LISTEN_CHECK_AFTER,
-    answer: float = ANSWER_TIMEOUT,
-) -> AsyncGenerator[AsyncGenerator[str, None], None]:
-    """Listen on a channel, on a separate connection; yields an iterator over the payloads of its
-    notices.
-
-    The iterator raises psycopg.Error when the connection is lost. A loss that the network does not
-    report is found within seconds: after `silence` s without a notice a statement is sent, which
-    has `answer` s to be answered.
-    """
-    async with await BoundedConnection.connect(url, **parameters(url)) as connection:
-        connection.limit = answer
-        await connection.execute(f"LISTEN {channel}".encode())
-        payloads = _payloads(connection, silence)
-        try:
-            yield payloads
-        finally:
-            await payloads.aclose()
-
-
-async def _payloads(connection: BoundedConnection, silence: float) -> AsyncGenerator[str, None]:
-    while True:
-        async for notice in connection.notifies(timeout=silence):
-            yield notice.payload
-        # A dead connection is as silent as one without notices; a statement tells them apart.
-        await connection.execute("SELECT 1")
 
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]

@@ -16,7 +16,7 @@ import psycopg
 import sqlalchemy as sa
 
 from session_service import loops
-from session_service.storage import database
+from session_service.storage.listening import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -86,7 +86,7 @@ class Notices:
             await asyncio.sleep(RECONNECT)
 
     async def _listen_once(self) -> None:
-        async with database.listening(self._url, CHANNEL) as payloads:
+        async with listening(self._url, CHANNEL) as payloads:
             # There were no notices while the connection was down. All watchers read once.
             self._wake_all()
             async for session_id in payloads:

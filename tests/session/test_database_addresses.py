@@ -16,7 +16,8 @@ from local.ports import free_port
 from local.stack.up import without_password
 from session_service.config import Config, ConfigError
 from session_service.storage import installation, refusals
-from session_service.storage.database import Database, listening, network
+from session_service.storage.database import Database, network
+from session_service.storage.listening import listening
 from session_service.storage.migrate import upgrade
 from session_service.storage.revision import read
 from tests.session.clusters import both

@@ -22,8 +22,8 @@ from psycopg import sql
 from local.postgres.server import EmbeddedPostgres
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
-from session_service.storage import database as storage_database
-from session_service.storage.database import BATCH_TIMEOUT, Database
+from session_service.storage.database import BATCH_TIMEOUT, BoundedConnection, Database
+from session_service.storage.listening import listening
 from session_service.storage.migrate import upgrade
 from tests.database import scratch
 from tests.eventually import eventually
@@ -299,9 +299,7 @@ async def test_a_listener_whose_connection_is_dead_notices(
 ) -> None:
     """A dead connection is as silent as an idle one, so the listener must send a query."""
     async with database_faults.fronted(database_url) as (fault, through):
-        async with storage_database.listening(
-            through, "birds", silence=0.3, answer=4.0
-        ) as payloads:
+        async with listening(through, "birds", silence=0.3, answer=4.0) as payloads:
             heard = asyncio.ensure_future(anext(payloads))
             await asyncio.sleep(1)
             await rows(database_url, "SELECT pg_notify('birds', 'wren')")
@@ -346,7 +344,7 @@ async def test_calls_fail_in_time_when_every_connection_waits_for_a_lock(
         await check_rows(database_url)
 
 
-async def _sleep(connection: storage_database.BoundedConnection) -> None:
+async def _sleep(connection: BoundedConnection) -> None:
     await connection.execute("SELECT pg_sleep(5)")
 
 

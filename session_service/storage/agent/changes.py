@@ -25,9 +25,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from session_service import loops
-from session_service.storage import database as storage_database
 from session_service.storage.agent.tables import llm_sessions
 from session_service.storage.database import Database, compiled
+from session_service.storage.listening import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
@@ -154,7 +154,7 @@ class Changes:
             )
 
     async def _listen(self) -> None:
-        async with storage_database.listening(self._url, CHANNEL) as payloads:
+        async with listening(self._url, CHANNEL) as payloads:
             async for payload in payloads:
                 for tenant, session_id in json.loads(payload):
                     self._wake((tenant, session_id))
