@@ -75,11 +75,6 @@ def arm(environment: Mapping[str, str]) -> None:
     _Armed.name, _Armed.left = name, int(count)
 
 
-def disarm() -> None:
-    """Disarm the failpoint."""
-    _Armed.name = None
-
-
 async def around(place: str, work: Awaitable[T]) -> T:
     """Await `work`, with the three failpoints of this place around it."""
     if _Armed.name is None or not _Armed.name.startswith(f"{place}."):

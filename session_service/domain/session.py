@@ -361,11 +361,6 @@ def dump_conditions(conditions: Iterable[Condition]) -> str:
     return json.dumps(rows)
 
 
-def condition_kinds(raw: str) -> list[ConditionType]:
-    """The types of the conditions that `dump_conditions` wrote."""
-    return [item.type for item in load_conditions(raw)]
-
-
 @lru_cache(maxsize=1024)
 def load_conditions(raw: str) -> tuple[Condition, ...]:
     """Parse what `dump_conditions` wrote. Cached: nearly every row has the same, empty list."""

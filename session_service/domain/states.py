@@ -74,8 +74,3 @@ def check_move(before: State, after: State) -> None:
     """Raise IllegalTransition unless `after` may follow `before`."""
     if after not in LEGAL[before]:
         raise IllegalTransition(before, after)
-
-
-def may_pause(state: State) -> bool:
-    """Whether a pause may begin in this state."""
-    return State.PAUSING in LEGAL[state]

@@ -37,9 +37,8 @@ _ZERO = sa.text("0")
 
 #: The unique index by which one tenant's request id appends at most one turn.
 TURN_REQUEST = "llm_turns_request"
-#: The primary keys that a UniqueViolation names: the session id is taken, or the request id is.
+#: The primary key that a UniqueViolation names if the session id is taken.
 SESSION_KEY = "llm_sessions_pkey"
-REQUEST_KEY = "llm_requests_pkey"
 #: The predicate of the list indexes of ACTIVE rows.
 LISTED_AS_ACTIVE = f"state {BYTEWISE} = 'ACTIVE'"
 
