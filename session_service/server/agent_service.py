@@ -92,6 +92,7 @@ async def add(
         every=settings.index_interval,
         woken=changes.changed_here,
         min_pause=settings.index_pause,
+        quiet=config.quiet.total_seconds(),
         late=late,
     )
     await stack.enter_async_context(indexing)

@@ -19,7 +19,6 @@ from session_service.rpc.interceptors import ErrorInterceptor
 from session_service.server import agent_service
 from session_service.server.agent_service import AgentSettings
 from session_service.storage.database import Database
-from tests.quiet import end_housework
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -29,6 +28,8 @@ TIMEOUT = 30.0
 #: The limits of waits for a connection and for an answer of the database, in s. On a busy machine
 #: the product's own would refuse some of the hundreds of calls that these tests make at once.
 DATABASE_PATIENCE = 20.0
+#: The tests run the passes themselves: one between two steps of a test changes what it finds.
+NO_HOUSEWORK = timedelta(days=1)
 #: A search finds all matches, however slow the machine is.
 SEARCH_PATIENCE = timedelta(minutes=10)
 
@@ -142,7 +143,7 @@ async def replica(
     """A server with the agent service alone, composed as `main` does, but more patient with the
     database, and without housework. Any: Config's fields.
     """
-    config = Config(database_url=database_url, **config_fields)
+    config = Config(database_url=database_url, quiet=NO_HOUSEWORK, **config_fields)
     async with AsyncExitStack() as stack:
         patient = Database(
             database_url, max_size=8, timeout=DATABASE_PATIENCE, answer=DATABASE_PATIENCE
@@ -152,7 +153,6 @@ async def replica(
         port = server.add_insecure_port("127.0.0.1:0")
         settings = replace(settings or AgentSettings(), search_budget=SEARCH_PATIENCE)
         end_streams = await agent_service.add(stack, server, config, database, settings)
-        await end_housework()
         await server.start()
         stack.push_async_callback(server.stop, 1.0)
         stack.callback(end_streams)
