@@ -128,8 +128,8 @@ async def cancel(task: asyncio.Task[None]) -> None:
 
 
 async def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, and for `config.lame_duck` seconds more; a second signal ends
-    these. A signal after that kills the process.
+    """Serve until SIGTERM or SIGINT, and for `config.lame_duck` seconds more, which a second signal
+    cuts short. Then calls in flight finish, and one more signal kills the process.
     """
 
     def told(number: signal.Signals) -> None:

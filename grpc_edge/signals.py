@@ -19,9 +19,9 @@ async def until_signal(
     ready: Callable[[], None],
     told: Callable[[signal.Signals], None],
 ) -> None:
-    """Wait for SIGTERM or SIGINT, report it to `told`, await `leave`, and let `lame_duck` seconds
-    go by, which a second signal ends. A signal after that kills the process. `ready` is called when
-    signals are waited for: who is told then that the server serves can end it.
+    """Wait for SIGTERM or SIGINT, report it to `told`, await `leave`, and wait `lame_duck` seconds,
+    which a second signal cuts short. Any further signal kills the process. `ready` is called once
+    signals are handled: a program that is told then that the server serves can end it.
     """
     loop = asyncio.get_running_loop()
     first, second = asyncio.Event(), asyncio.Event()

@@ -43,7 +43,7 @@ class EmbeddedPostgres:
 
     `port` 0 chooses a free one. With `durable=True` no committed transaction is lost, whichever
     process is killed; `durable=False` switches fsync off, for databases that only a test uses.
-    `lock_seconds` is how long to wait for the folder's lock, and `choose_port` chooses a free port.
+    `choose_port` finds the free port. `lock_seconds` limits the wait for the folder's lock.
     Enter the context in the main thread. Every failure is a PostgresFailed with a one-line message.
     """
 

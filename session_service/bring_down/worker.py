@@ -7,7 +7,7 @@ earlier owner, so that the state that is observed under the lease does not chang
 
 The lease is given back before the outcome is returned, since the next start may resume the machine
 as soon as the outcome is committed. A replica that took the transition over does not give the lease
-back, but lets it run out: it still fences a request of the earlier owner that arrives even later.
+back, but lets it run out. Until then the lease rejects late requests of the earlier owner.
 
 The outcome is the observed state, not the requested one.
 """

@@ -94,7 +94,7 @@ class Vault:
         FAILED. None can be begun before the transition's outcome, except by its owner.
 
         Their bytes are deleted by their writers, or by the retention pass if a writer is gone. The
-        transition neither waits for that nor fails with the bucket.
+        transition does not wait for the deletion, and does not fail if the bucket does.
         """
         await write.supersede(self._database, session.session_id, session.epoch)
 
@@ -143,14 +143,15 @@ class Vault:
         )
 
     async def settled_head(self, session: Session) -> Checkpoint | None:
-        """Within the session's transition: the checkpoint that the session's state descends from,
-        of which a container may be destroyed; None if it has none.
+        """Within the session's transition: the head, which is the checkpoint that the session's
+        state descends from; None if there is none. The caller may rely on it and destroy the
+        container.
 
-        No other checkpoint becomes the head before the transition's outcome, except one of its
-        owner. One that is still being written would do so when it is READY. The checkpoint that has
-        the state of the destroyed container would then not be needed any more, and could be
-        deleted; and a start would restore the other one, which may have less: a snapshot of the
-        volume has no memory.
+        The head does not change before the transition's outcome, unless the transition's owner
+        changes it. For that, checkpoints that are still being written are marked FAILED first. Each
+        would become the head when it is READY. Retention could then delete the checkpoint that has
+        the state of the destroyed container. And a start would restore the new head, which may have
+        less: a snapshot of the volume has no memory.
         """
         if session.checkpoint_id is None:
             return None
@@ -189,8 +190,8 @@ class Vault:
             async with aclosing(self.reader.state(checkpoint, whole)) as pieces:
                 arrived = await self._states.restore(where, hook, pieces, timeout=timeout)
         except Damaged as error:
-            # The checkpoint was verified before the restore. check() reads it once more: it raises
-            # CheckpointCorrupt if the stored bytes are damaged, and returns if only this read was.
+            # The checkpoint was verified before the restore. check() reads it once more. It raises
+            # CheckpointCorrupt if the stored bytes are damaged. If it returns, only this read was.
             await self.reader.check(checkpoint)
             raise errors.StorageUnavailable(
                 f"the checkpoint could not be read ({error}); try again"

@@ -101,8 +101,8 @@ def _serve(config: Config) -> None:
 
 
 async def _until_signal(config: Config) -> None:
-    """Serve until a signal, and for `config.lame_duck` seconds more; a second signal ends these.
-    Then calls in flight finish; a signal kills.
+    """Serve until SIGTERM or SIGINT, and for `config.lame_duck` seconds more, which a second signal
+    cuts short. Then calls in flight finish, and one more signal kills the process.
     """
 
     def told(number: signal.Signals) -> None:

@@ -115,9 +115,9 @@ class Driver:
         recover: Recover | None = None,
         observer: Observer | None = None,
     ) -> None:
-        """`begin` commits and starts the work of the commit, both or neither. `recover` takes such
-        work over if its owner is gone; None: the work is the session's transition. `observer` is
-        told of the commits that only answer; of the others, `begin` tells it.
+        """`begin` makes the commit and starts its work: both or neither. `recover` takes over work
+        whose owner is gone; with None, the session's transition is taken over. `observer` is told
+        of the commits that only answer a call, because `begin` does not make these.
         """
         self._database = database
         self._begin = begin

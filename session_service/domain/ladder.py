@@ -123,8 +123,8 @@ def on_changed_spec(
 def _carrier(record: Record, change: Change, *, saved: bool) -> Carrier | None:
     """The means to bring the session's state into a new container; None if there is none.
 
-    Files on a volume are more than a checkpoint. But if the container is gone and state was saved,
-    the checkpoint is the session's state.
+    The volume is preferred: it has the newest files. If state was saved and no container has come
+    up since, the checkpoint is preferred: it is the session's state.
     """
     from_checkpoint = saved and not has_come_up(record.container)
     if change.same_hook and (from_checkpoint or not change.same_volume):

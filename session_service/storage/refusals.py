@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 #: What the server says when it refuses this user or this database, in English, its default
-#: language. libpq passes on no SQLSTATE of a failed connection, only this text (psycopg 3.3). In
-#: another language the refusal is taken for one that may pass.
+#: language. libpq passes on no SQLSTATE of a failed connection, only this text (psycopg 3.3). A
+#: refusal in another language counts as one that may pass.
 _FINAL = re.compile(
     "password authentication failed|no password supplied|no pg_hba.conf entry"
     "|(role|database) .* does not exist|is not permitted to log in|permission denied for database"
@@ -45,10 +45,11 @@ def of(variable: str) -> Generator[None]:
 
 
 def said(error: BaseException) -> str | None:
-    """The server's own FATAL message in the driver's text, or what libpq missed at a server that
-    answered; None if none did. The rest of that text may contain the password of the address.
+    """Why the server refused: its own FATAL message, or that it is not of the kind that
+    `target_session_attrs` asks for. None if no server answered. The rest of the driver's text is
+    left out, because it may contain the password of the address.
 
-    With several hosts it is a line that says it of each.
+    With several hosts the line has the reason of each host.
     """
     hosts = _hosts(str(error))
     if len(hosts) == 1:
@@ -65,7 +66,9 @@ def is_final(error: BaseException) -> bool:
 
 
 def _hosts(text: str) -> dict[str, str | None]:
-    """What each host said. Of the addresses of one host, one that answered counts."""
+    """The reason of each host; None for a host that did not answer. If a host has several
+    addresses, the first one that answered counts.
+    """
     _, *attempts = _ATTEMPT.split(text)
     if not attempts:
         return {"": _reason(text)}
