@@ -204,8 +204,8 @@ class Notes:
         await self.reread(bring_up)
 
     async def write_if_kept(self, bring_up: BringUp, checkpoint_id: UUID, change: Change) -> bool:
-        """Write a note after which the session needs the checkpoint. False, and nothing is written,
-        if the checkpoint was deleted or found damaged before. Raises OwnershipLost.
+        """Write a note that makes the session depend on the checkpoint. Returns False and writes
+        nothing if the checkpoint was deleted or found damaged before. Raises OwnershipLost.
         """
         noted = replace(change, advance=False)
         done = await commit(self._database, Commit((Kept(checkpoint_id), noted)), "note")

@@ -1,8 +1,8 @@
 """The outcomes of bring-ups: the commit of a success and of each kind of failure.
 
 Pure functions of the bring-up (with the session that it replaces) and of its result or error. Each
-returns one `Commit`. It has all that changes with the session: the follow-on that begins, and the
-container that no session uses any more.
+returns one `Commit`, with all that changes together with the session: the follow-on transition that
+begins, and the container that no session uses any more.
 """
 
 from __future__ import annotations

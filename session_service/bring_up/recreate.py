@@ -110,9 +110,9 @@ class Recreator:
             raise ProviderUnavailable(f"{error}; try again") from error
 
     async def _allow_destroy(self, bring_up: BringUp, saved: Checkpoint) -> bool:
-        """Note that the container may be destroyed. False if the checkpoint that has its state was
-        deleted before. Raises InDoubt if the database does not say whether it has the note: any
-        replica may destroy the container then, so that no user may get it back.
+        """Write the note that the container may be destroyed. Returns False if the checkpoint with
+        its state was deleted before. Raises InDoubt if it is not known whether the note was
+        written: from then on any replica may destroy the container, so no start may use it again.
         """
         note = _noted(bring_up, {}, {"wanted": False})
         try:

@@ -29,15 +29,15 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class Sparse(logging.Filter):
-    """Passes each message of a loop once in `EVERY` s, whatever its values. While the database is
-    away or refuses us, the pool, the listeners and the background loops each write one for every
-    try, several times a second.
+    """Lets each message of a logger through at most once in `EVERY` s. While the database is away
+    or refuses its clients, the pool, the listeners and the background loops log every try, several
+    times a second.
     """
 
     EVERY = 30.0
 
     def __init__(self, *, values: bool = False) -> None:
-        """`values`: whether the same message with other values is another one."""
+        """`values`: whether the same message with other values counts as another message."""
         super().__init__()
         self._values = values
         self._passed: dict[tuple[str, str], float] = {}

@@ -22,7 +22,8 @@ DIGITS = BITS // 4
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts by bucket, as one number: the count of bucket i has BITS bits from bit BITS * i on.
+    """The counts of all buckets, packed into one number: bucket i has the BITS bits that begin at
+    bit BITS * i.
 
     One addition of two such numbers adds all buckets, a hundred times as fast as a loop over them.
     """
@@ -31,8 +32,8 @@ class Histogram:
 
     @classmethod
     def of(cls, lowest: int, digits: str) -> Histogram:
-        """From the counts in hexadecimal, DIGITS digits each, the highest bucket first. `lowest` is
-        the number of the last one.
+        """Read the counts in hexadecimal, DIGITS digits each, the highest bucket first. `lowest` is
+        the number of the last bucket.
         """
         return cls(int(digits, 16) << BITS * lowest)
 

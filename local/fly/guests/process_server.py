@@ -10,7 +10,7 @@ one number as text:
 - `reap PID`: the process has ended (its pidfd is readable). The answer is its exit code, or minus
   the signal that ended it. Until then the kernel gives its pid to no other process.
 
-End of file means that the emulator has ended, by whatever death. Then the program kills every
+End of file means that the emulator has ended, whatever ended it. Then the program kills every
 process of every session that it has started and not reaped, and ends. If the program itself is
 killed, the kernel kills the leaders of the sessions (PR_SET_PDEATHSIG).
 

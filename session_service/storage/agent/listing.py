@@ -203,9 +203,9 @@ async def page(
     context: bool = False,
     bound: int = scan.SCAN,
 ) -> Listed[AgentSession]:
-    """Up to `size` sessions; `context` reads their startup contexts too. Its costs have a bound
-    (see `storage/scan`), and so it may have fewer sessions than there are, or none, and still a
-    position to continue from.
+    """A page of up to `size` sessions; with `context`, their startup contexts too. The cost of a
+    page has a bound (see `storage/scan`). So a page may have fewer than `size` sessions, or none,
+    although more follow: it then has a position to continue from.
     """
     form = form_of(
         wanted,

@@ -254,7 +254,7 @@ async def move_head(
     turn_count: int,
     sums: tuple[int, int, int],
 ) -> AgentSession:
-    """Make turn `turn_count` of the branch the session's head; its row must be locked.
+    """Make turn `turn_count` of the branch the session's head. The session's row must be locked.
 
     `sums`: tokens, estimated tokens and bytes of the conversation up to this turn.
     """
