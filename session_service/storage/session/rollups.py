@@ -46,21 +46,23 @@ _BEGIN = f"""
         days_end = date_trunc('day', now() - %(kept)s, 'UTC')
     WHERE name = '{NAME}' AND start_time IS NULL
 """
-# Counts as rolled up what has no rows: the days before the first one with rows, or before the last
-# one that is not over for long. A row that an import inserts there later is noted by a trigger.
+# Counts as rolled up what has no rows: the days before the first one with rows, or all that is over
+# for long if there are none. A row that an import inserts there later is noted by a trigger.
 _SKIP = f"""
-    UPDATE stats_progress SET hours_end = first.day, days_end = first.day
+    UPDATE stats_progress SET days_end = first.day, hours_end = CASE
+        WHEN first.has_rows THEN first.day ELSE date_trunc('hour', now() - {_SETTLED}, 'UTC') END
     FROM stats_progress AS p, LATERAL (
-        SELECT day FROM generate_series(
+        SELECT day, has_rows FROM generate_series(
             p.start_time, date_trunc('day', now() - {_SETTLED}, 'UTC'), interval '1 day'
-        ) AS each (day)
-        WHERE day = date_trunc('day', now() - {_SETTLED}, 'UTC')
-            OR EXISTS (SELECT FROM decisions
-                       WHERE create_time >= day AND create_time < day + interval '1 day')
-            OR EXISTS (SELECT FROM session_ends
-                       WHERE end_time >= day AND end_time < day + interval '1 day')
-            OR EXISTS (SELECT FROM choices
-                       WHERE create_time >= day AND create_time < day + interval '1 day')
+        ) AS each (day), LATERAL (
+            SELECT EXISTS (SELECT FROM decisions
+                           WHERE create_time >= day AND create_time < day + interval '1 day')
+                OR EXISTS (SELECT FROM session_ends
+                           WHERE end_time >= day AND end_time < day + interval '1 day')
+                OR EXISTS (SELECT FROM choices
+                           WHERE create_time >= day AND create_time < day + interval '1 day')
+        ) AS rows_of (has_rows)
+        WHERE has_rows OR day = date_trunc('day', now() - {_SETTLED}, 'UTC')
         ORDER BY day LIMIT 1
     ) AS first
     WHERE p.name = '{NAME}' AND stats_progress.name = p.name
