@@ -233,8 +233,8 @@ def _translated(name: str | None = None) -> Iterator[None]:
     """Raise the library's errors as StorageUnavailable; as ObjectMissing if the store says that
     there is no object `name`.
 
-    Neither has the library's text, and no traceback shows it. That text quotes the store's answer,
-    and a store that rejects a signature quotes the request in it, with the session token.
+    Neither error has the library's text, and no traceback shows it. That text quotes the store's
+    answer, and a store that rejects a signature quotes the request in it, with the session token.
     """
     try:
         yield
