@@ -93,6 +93,9 @@ async def run(wanted: StackSettings) -> int:
 
 
 async def _serve(wanted: StackSettings) -> StackFailed:
+    database = "" if wanted.database_url else "PostgreSQL, "
+    services = "the Fly emulator, container_service and session_service"
+    print(f"Starting {database}{services} ...", flush=True)
     async with Stack(wanted) as stack:
         print(table(stack), flush=True)
         return await stack.failure()

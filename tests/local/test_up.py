@@ -95,6 +95,8 @@ async def test_ctrl_c_stops_everything_and_a_second_up_is_rejected(
 ) -> None:
     async with up(tmp_path) as first:
         text = await table(first)
+        # A start takes seconds, on a busy machine a quarter of a minute.
+        assert text.startswith("Starting PostgreSQL, ")
         for name in ("session_service", "container_service", "emulator", "PostgreSQL"):
             assert f"  {name} " in text
         await the_printed_calls_and_addresses_work(text)
