@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from local.stack.stack_settings import StackSettings
 
 DATABASE = "roost"
-START_SECONDS = 60.0
 #: Longer than the services' own grace period for calls in progress.
 STOP_STEPS = ((signal.SIGTERM, 20.0),)
 
@@ -222,12 +221,14 @@ class Stack:
         ready = asyncio.create_task(waiting, name=f"{program.name}-ready")
         ended = asyncio.create_task(child.exited(), name=f"{program.name}-ended")
         try:
-            await asyncio.wait({ready, ended}, timeout=START_SECONDS, return_when="FIRST_COMPLETED")
+            limit = self.settings.start_seconds
+            await asyncio.wait({ready, ended}, timeout=limit, return_when="FIRST_COMPLETED")
             if ended.done():
                 raise await _ended_error(child)
             if not ready.done():
                 raise StackFailed(
-                    f"{program.name} was not ready in {START_SECONDS:g} s: {program.log}"
+                    f"{program.name} was not ready in {limit:g} s; {child.log}:\n"
+                    f"{await _last_output(child)}"
                 )
             await ready
         finally:
@@ -257,8 +258,12 @@ async def _ended_error(child: Child) -> StackFailed:
     lines = await child.last_lines()
     if child.status == 2 and lines:
         return StackFailed(lines[-1], 2)
-    output = "\n".join(f"  {line}" for line in lines)
+    output = await _last_output(child)
     return StackFailed(f"{child.name} ended with status {child.status}; {child.log}:\n{output}")
+
+
+async def _last_output(child: Child) -> str:
+    return "\n".join(f"  {line}" for line in await child.last_lines())
 
 
 def _text(path: Path) -> str:

@@ -52,6 +52,9 @@ class StackSettings:
     emulator_options: tuple[str, ...] = ()
     """Additional arguments of `python -m local fly`."""
 
+    start_seconds: float = 60.0
+    """How long one program may take to start, in s."""
+
     environment: Mapping[str, str] = field(default_factory=dict)
     """Additional variables of both services, which do not inherit our ROOST_* and FLY_*."""
 

@@ -18,6 +18,8 @@ from tests.open_processes import using
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from local.stack.programs import Program
+
 #: On a busy machine the start of a stack takes half a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
@@ -55,6 +57,25 @@ async def test_a_program_that_ends_by_itself_is_reported_with_its_log(tmp_path: 
     )
     assert len(lines) > 1
     assert failure.status == 1
+
+
+async def test_a_program_that_is_not_ready_in_time_is_reported_with_its_log(
+    tmp_path: Path,
+) -> None:
+    """For example session_service, while it waits for a database that does not answer."""
+
+    def wait_for_nothing(program: Program) -> Program:
+        return replace(
+            program, command=("/bin/sh", "-c", "echo 'waiting for the sea'; exec sleep 60")
+        )
+
+    impatient = replace(settings(tmp_path), database_url="postgresql://unused", start_seconds=3.0)
+    with pytest.raises(
+        StackFailed, match=r"emulator was not ready in 3 s.*\n  waiting for the sea"
+    ):
+        async with Stack(impatient, wait_for_nothing):
+            pass
+    assert not using(tmp_path)
 
 
 async def test_a_program_that_cannot_start_fails_the_stack_and_leaves_nothing(
