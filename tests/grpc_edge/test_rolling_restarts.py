@@ -9,6 +9,7 @@ import re
 import signal
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 CALLS = 20_000
 RATE = 200.0
-#: One of so many calls is a start; the others read.
-STARTS = 10
+#: One of so many calls is a start; the others read. Odd: round_robin gives every second call to the
+#: same replica, and so with an even number all starts.
+STARTS = 11
 #: The most calls in flight. A machine that does not keep up with RATE gets fewer calls in a second.
 OUTSTANDING = 50
 RESTARTS = 10
@@ -145,12 +147,29 @@ async def two_replicas(
             await asyncio.gather(*(each.kill() for each in pair))
 
 
-async def load(channel: grpc.aio.Channel, done: asyncio.Event) -> Counter[str]:
+@dataclass
+class Outcome:
+    """What the callers saw. `failures`: status and message, and how often."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def report(self) -> str:
+        """The figures, for people."""
+        rate = self.calls / self.seconds
+        return (
+            f"{self.calls} calls, {rate:.0f} in a second, load {os.getloadavg()[0]:.1f}: "
+            f"{self.failures.total()} failed {dict(self.failures)}"
+        )
+
+
+async def load(channel: grpc.aio.Channel, done: asyncio.Event) -> Outcome:
     """Send CALLS calls, RATE in a second, whether they are answered or not, and more until `done`.
-    The failures.
+    A machine that is too slow for that sends fewer in a second.
     """
     stub = SessionServiceStub(channel)
-    failures: Counter[str] = Counter()
+    outcome = Outcome()
     slots = asyncio.Semaphore(OUTSTANDING)
 
     await stub.StartSession(pb.StartSessionRequest(key=key()), timeout=TIMEOUT)
@@ -164,7 +183,7 @@ async def load(channel: grpc.aio.Channel, done: asyncio.Event) -> Counter[str]:
                 start = pb.StartSessionRequest(key=key(), request_id=str(uuid4()))
                 await stub.StartSession(start, timeout=TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            failures[f"{error.code().name}: {error.details()}"] += 1
+            outcome.failures[f"{error.code().name}: {error.details()}"] += 1
         finally:
             slots.release()
 
@@ -179,7 +198,9 @@ async def load(channel: grpc.aio.Channel, done: asyncio.Event) -> Counter[str]:
             if pause > 0:
                 await asyncio.sleep(pause)
             calls.create_task(one(number))
-    return failures
+            outcome.calls += 1
+    outcome.seconds = loop.time() - began
+    return outcome
 
 
 @pytest.mark.proof
@@ -203,6 +224,6 @@ async def test_ten_rolling_restarts_fail_no_call(
                 await replica.start()
                 await replica.until_called()
             done.set()
-            failures = await loading
-    print(dict(failures))
-    assert failures.total() <= most, failures
+            outcome = await loading
+    print(outcome.report())
+    assert outcome.failures.total() <= most, outcome.report()
