@@ -61,6 +61,9 @@ class Config:
     connection_age: float = 1800.0
     """Seconds after which a connection takes no new calls; 0: never."""
 
+    reader_patience: float = 300.0
+    """Seconds after which a stream ends whose reader takes nothing of it; 0: never."""
+
     lame_duck: float = 5.0
     """Seconds after a stop signal for which calls are served as before, while health says
     NOT_SERVING."""
@@ -279,6 +282,11 @@ VARIABLES = (
         "ROOST_CONNECTION_AGE", "connection_age", _between(0, 604_800),
         "a number of seconds from 0 to 604800",
         "seconds after which a connection takes no new calls; 0: never",
+    ),
+    Variable(
+        "ROOST_READER_PATIENCE", "reader_patience", _between(0, 86_400),
+        "a number of seconds from 0 to 86400",
+        "seconds after which a stream ends whose reader takes nothing of it; 0: never",
     ),
     Variable(
         "ROOST_LAME_DUCK", "lame_duck", _between(0, 3600), "a number of seconds from 0 to 3600",

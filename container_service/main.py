@@ -31,7 +31,9 @@ from grpc_edge import exposure, tls
 from grpc_edge.binding import PortTaken, bind
 from grpc_edge.certificates import CertificateError
 from grpc_edge.departures import log_departures_as_debug
+from grpc_edge.handlers import Layers
 from grpc_edge.options import server_options
+from grpc_edge.readers import Readers
 from grpc_edge.reflection import add_reflection
 from grpc_edge.signals import until_signal
 from grpc_edge.stopping import GracefulStop
@@ -93,9 +95,10 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         log_departures_as_debug()
         # Outermost first: the log line contains the status, which ErrorStatus sets.
         graceful = GracefulStop()
-        interceptors = (RequestLog(), ErrorStatus(), graceful)
+        readers = Readers(config.reader_patience)
+        layers = Layers(RequestLog(), readers, ErrorStatus(), graceful)
         server = grpc.aio.server(
-            interceptors=interceptors, options=server_options(config.connection_age)
+            interceptors=(layers,), options=server_options(config.connection_age)
         )
         rpc.add_ContainerServiceServicer_to_server(servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)

@@ -7,18 +7,19 @@ traceback in the log.
 
 from __future__ import annotations
 
-import inspect
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from grpc_edge.handlers import rebuilt
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from grpc_edge.handlers import Context, Handler
+
     #: Any: the message of the method.
     Parse = Callable[[bytes], Any]
 
@@ -40,26 +41,15 @@ def parsing(handler: Handler) -> Handler:
     parse = handler.request_deserializer
     if parse is None:
         return handler
-    serialize = handler.response_serializer
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(
-            _answers_one(handler.unary_unary, parse), None, serialize
-        )
-    if handler.unary_stream:
-        kind = _answers_many if is_generator(handler.unary_stream) else _answers_one
-        return grpc.unary_stream_rpc_method_handler(
-            kind(handler.unary_stream, parse), None, serialize
-        )
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(
-            _reads_many(handler.stream_unary, parse), None, serialize
-        )
-    if handler.stream_stream:
-        kind = _reads_and_answers_many if is_generator(handler.stream_stream) else _reads_many
-        return grpc.stream_stream_rpc_method_handler(
-            kind(handler.stream_stream, parse), None, serialize
-        )
-    raise TypeError("unknown kind of method handler")
+    one, many = _answers_one, _answers_many
+    if handler.request_streaming:
+        one, many = _reads_many, _reads_and_answers_many
+    return rebuilt(
+        handler,
+        lambda behavior: one(behavior, parse),
+        lambda behavior: many(behavior, parse),
+        parses=False,
+    )
 
 
 def is_unimplemented(error: Exception, context: Context) -> bool:
@@ -72,13 +62,6 @@ def is_unimplemented(error: Exception, context: Context) -> bool:
     code: Any = context.code()
     unimplemented = grpc.StatusCode.UNIMPLEMENTED
     return code in (unimplemented, unimplemented.value[0])
-
-
-def is_generator(behavior: Any) -> bool:
-    """Whether a streaming behavior is an async generator. Else it is a coroutine function that
-    writes to the context, as Watch of the health service is.
-    """
-    return not inspect.iscoroutinefunction(behavior)
 
 
 def _parsed(parse: Parse, data: bytes) -> Any:

@@ -14,15 +14,14 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from grpc_edge.messages import is_generator
+from grpc_edge.handlers import Wrapping, rebuilt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-    Context = grpc.aio.ServicerContext[Any, Any]
+    import grpc
+
+    from grpc_edge.handlers import Context, Handler
 
 #: The longest time for which calls are held, in s. Callers that do not wait for answers send new
 #: ones all the time.
@@ -38,29 +37,20 @@ TELL_LOOKS = 4
 ENDLESS = ("/grpc.health.v1.Health/Watch",)
 
 
-class GracefulStop(grpc.aio.ServerInterceptor):
-    """The innermost interceptor of a server, and the way to stop that server."""
+class GracefulStop(Wrapping):
+    """The innermost layer of a server, and the way to stop that server."""
 
     def __init__(self) -> None:
-        self._wrapped: dict[str, Handler] = {}
+        super().__init__()
         self._begun = 0
         self._released: asyncio.Event | None = None
         self._stopping = asyncio.Event()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Wrap the method's handler, and keep the wrapped one. None for an unknown method."""
-        method = str(handler_call_details.method)
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            wrapped = self._wrapped[method] = self._wrap(handler, endless=method in ENDLESS)
-        return wrapped
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Count and hold the method's calls."""
+        if method in ENDLESS:
+            return rebuilt(handler, lambda behavior: self._one(self._ended(behavior)), self._many)
+        return rebuilt(handler, self._one, self._many)
 
     async def stop(
         self, server: grpc.aio.Server, grace: float, end_streams: Callable[[], None] | None = None
@@ -102,25 +92,6 @@ class GracefulStop(grpc.aio.ServerInterceptor):
         """Called by each handler before it answers."""
         if self._released is not None:
             await self._released.wait()
-
-    def _wrap(self, handler: Handler, *, endless: bool) -> Handler:
-        serializers = (handler.request_deserializer, handler.response_serializer)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._one(handler.unary_unary), *serializers)
-        if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(
-                self._one(handler.stream_unary), *serializers
-            )
-        if handler.unary_stream:
-            behavior = handler.unary_stream
-            if endless:
-                behavior = self._ended(behavior)
-            kind = self._many if is_generator(behavior) else self._one
-            return grpc.unary_stream_rpc_method_handler(kind(behavior), *serializers)
-        if handler.stream_stream:
-            kind = self._many if is_generator(handler.stream_stream) else self._one
-            return grpc.stream_stream_rpc_method_handler(kind(handler.stream_stream), *serializers)
-        raise TypeError("unknown kind of method handler")
 
     # Any: behaviors take and give messages of every type.
 

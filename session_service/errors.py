@@ -40,6 +40,7 @@ RoostError
     │   └── VolumeInUse           another container has the volume
     ├── QuotaExceeded             the tenant or the session has reached a limit
     ├── ServiceStopping           this replica is stopping; another one answers
+    ├── StreamNotRead             the caller took nothing of its stream for too long
     └── StorageUnavailable
 """
 
@@ -123,6 +124,12 @@ class ServiceStopping(Retryable):
     """The replica that was called is stopping; another one answers."""
 
     reason = "SERVICE_STOPPING"
+
+
+class StreamNotRead(Retryable):
+    """The caller took nothing of its stream for ROOST_READER_PATIENCE: the stream was ended."""
+
+    reason = "STREAM_NOT_READ"
 
 
 class StorageUnavailable(Retryable):

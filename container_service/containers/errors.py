@@ -16,6 +16,7 @@ ServiceError
 ├── WaitTimedOut            the container did not reach the state in time
 ├── StateHookFailed         the application failed to read or write its state
 ├── StateTooLarge           the state exceeds the limit
+├── StreamNotRead           the caller took nothing of its stream for too long
 └── ProviderError
     ├── ProviderUnavailable no usable answer; says nothing about any container
     │   ├── OutcomeUnknown  no answer to a change, which may have been made
@@ -98,6 +99,12 @@ class SuspendUnsupported(StateConflict):
 
 class NotStartableYet(StateConflict):
     """The container cannot be started now. A retry may succeed."""
+
+    retry_after = 1.0
+
+
+class StreamNotRead(ServiceError):
+    """The caller took nothing of its stream for ROOST_READER_PATIENCE: the stream was ended."""
 
     retry_after = 1.0
 

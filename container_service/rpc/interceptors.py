@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import re
 import time
 import uuid
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,17 +19,20 @@ from container_service.containers.errors import (
     InvalidRequest,
     OutcomeUnknown,
     ServiceError,
+    StreamNotRead,
 )
 from container_service.logs import request_id
 from container_service.rpc.status import row_of, shorten, status_of
+from grpc_edge.handlers import Wrapping, rebuilt
 from grpc_edge.messages import MalformedMessage, is_unimplemented, parsing
+from grpc_edge.readers import ReaderStalled
 from grpc_edge.retry import pushback
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from grpc_edge.handlers import Context, Handler
+
     Around = Callable[[Context], AbstractAsyncContextManager[None]]
 
 log = logging.getLogger(__name__)
@@ -42,24 +44,24 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _QUIET = "/grpc.health."
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor, ABC):
+class CallInterceptor(Wrapping):
     """Base of interceptors that run every RPC, unary or streaming, inside a context manager."""
 
     @abstractmethod
     def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
         """The context manager that the RPC runs inside."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Wrap the handler of the method; an unknown method has none."""
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None:
-            return handler
-        return wrap_handler(self.prepared(handler), lambda context: self.around(method, context))
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Run the method's calls inside `around`."""
+
+        def around(context: Context) -> AbstractAsyncContextManager[None]:
+            return self.around(method, context)
+
+        return rebuilt(
+            self.prepared(handler),
+            lambda behavior: _unary(behavior, around),
+            lambda behavior: _streaming(behavior, around),
+        )
 
     def prepared(self, handler: Handler) -> Handler:
         """The handler that `around` is to enclose: by default the same."""
@@ -125,6 +127,8 @@ class ErrorStatus(CallInterceptor):
             )
         except ServiceError as error:
             await abort(context, error)
+        except ReaderStalled as error:
+            await abort(context, StreamNotRead(str(error)))
         except MalformedMessage as error:
             await abort(context, InvalidRequest(FieldViolation("request", str(error))))
         except Exception as error:
@@ -160,28 +164,6 @@ async def abort(context: Context, error: ServiceError) -> NoReturn:
     )
 
 
-def wrap_handler(handler: Handler, around: Around) -> Handler:
-    """The same handler, run inside `around`. Raises TypeError for an unknown kind of handler."""
-    serializers = (handler.request_deserializer, handler.response_serializer)
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, around), *serializers
-        )
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(
-            _unary(handler.stream_unary, around), *serializers
-        )
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(
-            _streaming(handler.unary_stream, around), *serializers
-        )
-    if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(
-            _streaming(handler.stream_stream, around), *serializers
-        )
-    raise TypeError("unknown kind of RPC handler")
-
-
 def _unary(behavior: Any, around: Around) -> Any:
     async def call(request: Any, context: Context) -> Any:
         async with around(context):
@@ -191,14 +173,6 @@ def _unary(behavior: Any, around: Around) -> Any:
 
 
 def _streaming(behavior: Any, around: Around) -> Any:
-    """Wrap a streaming method.
-
-    It is an async generator, or a coroutine that writes to the context, as the health service's
-    Watch does.
-    """
-    if not inspect.isasyncgenfunction(behavior):
-        return _unary(behavior, around)
-
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         async with around(context), aclosing(behavior(request, context)) as responses:
             async for response in responses:

@@ -43,6 +43,7 @@ TABLE: dict[type[errors.ServiceError], Row] = {
     errors.WaitTimedOut: Row(_Code.DEADLINE_EXCEEDED, "WAIT_TIMED_OUT"),
     errors.StateHookFailed: Row(_Code.FAILED_PRECONDITION, "STATE_HOOK_FAILED"),
     errors.StateTooLarge: Row(_Code.RESOURCE_EXHAUSTED, "STATE_TOO_LARGE"),
+    errors.StreamNotRead: Row(_Code.UNAVAILABLE, "STREAM_NOT_READ"),
     errors.ProviderUnavailable: Row(_Code.UNAVAILABLE, "PROVIDER_UNAVAILABLE"),
     errors.ProviderRateLimited: Row(_Code.RESOURCE_EXHAUSTED, "PROVIDER_RATE_LIMITED"),
     errors.ProviderCapacity: Row(_Code.RESOURCE_EXHAUSTED, "PROVIDER_CAPACITY"),

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from session_service.storage import scan
     from session_service.storage.database import Database
 
-#: The most turns, and bytes of turns, in one transaction of an import, and in one read.
+#: The most turns in one transaction of an import, and in one read; and bytes of turns, of each.
 BATCH = 500
 BATCH_BYTES = 4 * 1024 * 1024
+#: A stream whose reader takes nothing keeps that much.
+READ_BYTES = 512 * 1024
 #: Refusals that are reported one by one; the others are counted.
 REPORTED = 100
 #: The planner's statistics are updated after an import of this many turns or more.
 ANALYZE_TURNS = 10_000
-#: Sessions that an export reads at once, with as many of their turns as BATCH_BYTES holds.
+#: Sessions that an export lists at once; it reads as many of their turns as READ_BYTES holds.
 SESSIONS = 500
 
 
@@ -210,7 +212,7 @@ async def export(
     wanted: SessionFilter,
     *,
     count: int = SESSIONS,
-    size: int = BATCH_BYTES,
+    size: int = READ_BYTES,
 ) -> AsyncGenerator[AgentSession | tuple[str, Turn], None]:
     """Each session, then its turns with its id; each session as it is when the export reads it.
 
@@ -247,7 +249,7 @@ async def _turns(database: Database, session: AgentSession) -> AsyncGenerator[Tu
             session.session_id,
             position,
             size=BATCH,
-            max_bytes=BATCH_BYTES,
+            max_bytes=READ_BYTES,
             descending=False,
         )
         if page is None or not page.turns:

@@ -204,6 +204,9 @@ class Config:
     connection_age: float = 1800.0
     """Seconds after which a connection takes no new calls; 0: never."""
 
+    reader_patience: float = 300.0
+    """Seconds after which a stream ends whose reader takes nothing of it; 0: never."""
+
     lame_duck: float = 5.0
     """Seconds after a stop signal for which calls are served as before, while health says
     NOT_SERVING."""

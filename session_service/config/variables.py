@@ -316,6 +316,10 @@ VARIABLES = (
         "seconds after which a connection takes no new calls, and watches end; 0: never",
     ),
     Variable(
+        "ROOST_READER_PATIENCE", "reader_patience", seconds(0, 86_400),
+        "seconds after which a stream ends whose reader takes nothing of it; 0: never",
+    ),
+    Variable(
         "ROOST_LAME_DUCK", "lame_duck", seconds(0, 3600),
         "seconds after a stop signal for which calls are served as before, health NOT_SERVING",
     ),

@@ -7,7 +7,6 @@ details.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from contextlib import aclosing
 from datetime import timedelta
@@ -17,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from grpc_edge.handlers import Wrapping, rebuilt
 from grpc_edge.messages import MalformedMessage, is_unimplemented, parsing
+from grpc_edge.readers import ReaderStalled
 from grpc_edge.retry import pushback
 from session_service import errors
 from session_service.errors import InvalidField, RoostError
@@ -25,11 +26,9 @@ from session_service.metrics.sink import MetricsSink
 from session_service.rpc.policy.render import choice_required
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-    Handler = grpc.RpcMethodHandler[Any, Any]
-
-    Context = grpc.aio.ServicerContext[Any, Any]
+    from grpc_edge.handlers import Context, Handler
 
 
 _log = logging.getLogger(__name__)
@@ -133,55 +132,23 @@ def _bad_request(error: errors.InvalidField) -> error_details_pb2.BadRequest:
     )
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(Wrapping):
     """Ends a call that raised with the status of its error, counts and logs it.
 
     Details of an unexpected exception are in the log only.
     """
 
     def __init__(self, metrics: MetricsSink | None = None) -> None:
-        self._wrapped: dict[str, Handler] = {}
+        super().__init__()
         self._metrics = metrics or MetricsSink()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        """Wrap the method's handler, and keep the wrapped one for later calls. None for a method
-        that does not exist.
-        """
-        method = str(handler_call_details.method)
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            wrapped = self._wrapped[method] = wrap_handler(handler, method, self._metrics)
-        return wrapped
-
-
-def wrap_handler(handler: Handler, method: str, metrics: MetricsSink) -> Handler:
-    """The same handler with its errors mapped. Raises TypeError if its kind is unknown."""
-    handler = parsing(handler)
-    serializers = (handler.request_deserializer, handler.response_serializer)
-    if handler.unary_unary:
-        return grpc.unary_unary_rpc_method_handler(
-            _unary(handler.unary_unary, method, metrics), *serializers
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """The method's handler with its errors mapped. Raises TypeError for an unknown kind."""
+        return rebuilt(
+            parsing(handler),
+            lambda behavior: _unary(behavior, method, self._metrics),
+            lambda behavior: _streaming(behavior, method, self._metrics),
         )
-    if handler.unary_stream:
-        return grpc.unary_stream_rpc_method_handler(
-            _streaming(handler.unary_stream, method, metrics), *serializers
-        )
-    if handler.stream_unary:
-        return grpc.stream_unary_rpc_method_handler(
-            _unary(handler.stream_unary, method, metrics), *serializers
-        )
-    if handler.stream_stream:
-        return grpc.stream_stream_rpc_method_handler(
-            _streaming(handler.stream_stream, method, metrics), *serializers
-        )
-    raise TypeError(f"unknown kind of method handler: {method}")
 
 
 def _unary(behavior: Any, method: str, metrics: MetricsSink) -> Any:
@@ -200,12 +167,6 @@ def _unary(behavior: Any, method: str, metrics: MetricsSink) -> Any:
 
 
 def _streaming(behavior: Any, method: str, metrics: MetricsSink) -> Any:
-    """Wrap a method that streams its response. It is an async generator, or a coroutine that writes
-    to the context itself, as Watch of the health service does.
-    """
-    if inspect.iscoroutinefunction(behavior):
-        return _unary(behavior, method, metrics)
-
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         began = monotonic()
         try:
@@ -256,6 +217,8 @@ async def _abort(
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented")
     if isinstance(error, MalformedMessage):
         error = InvalidField.of("request", str(error))
+    if isinstance(error, ReaderStalled):
+        error = errors.StreamNotRead(str(error))
     reason = error.reason if isinstance(error, RoostError) else UNEXPECTED
     metrics.refused(method.rpartition("/")[2], reason)
     keys = {"action": "rpc", "method": method, "ms": _milliseconds_since(began)}

@@ -21,7 +21,9 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_edge import tls
 from grpc_edge.binding import bind
 from grpc_edge.departures import log_departures_as_debug
+from grpc_edge.handlers import Layers
 from grpc_edge.options import server_options
+from grpc_edge.readers import Readers
 from grpc_edge.reflection import add_reflection
 from grpc_edge.stopping import GracefulStop
 from roost.session.v1 import (
@@ -187,9 +189,9 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         sink = metrics or MetricsSink()
         log_departures_as_debug()
         graceful = GracefulStop()
-        interceptors = (ErrorInterceptor(sink), graceful)
+        layers = Layers(Readers(config.reader_patience), ErrorInterceptor(sink), graceful)
         server = grpc.aio.server(
-            interceptors=interceptors, options=server_options(config.connection_age)
+            interceptors=(layers,), options=server_options(config.connection_age)
         )
         health_pb2_grpc.add_HealthServicer_to_server(checks.servicer, server)
         add_reflection(server, (*ours, health.SERVICE_NAME))

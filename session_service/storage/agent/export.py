@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from session_service.domain.agent import AgentSession, Turn
 
+#: What a turn costs in memory beside its bytes, roughly.
+TURN_COST = 1024
 #: `taken`: the first of the sessions, as many as fit, and at least one. `segment`: the branches
 #: that their conversations run over (as `reads.lineage`, for many sessions). The answer has a row
 #: with the startup context for each session that was taken, then a row for each turn. A session
@@ -84,15 +86,17 @@ async def conversations(
     The sessions are of one tenant. Each has the turns of the head that it was read with: an append
     or a rewind since then does not show. Those that were purged since then are left out.
     """
-    highs = [each.turn_count if each.total_bytes <= max_bytes else 0 for each in sessions]
+    sizes = [each.total_bytes + TURN_COST * each.turn_count for each in sessions]
+    highs = [
+        each.turn_count if size <= max_bytes else 0
+        for each, size in zip(sessions, sizes, strict=True)
+    ]
     params = {
         "tenant": sessions[0].tenant,
         "session_ids": [each.session_id for each in sessions],
         "branches": [each.head_branch for each in sessions],
         "highs": highs,
-        "sizes": [
-            each.total_bytes if high else 0 for each, high in zip(sessions, highs, strict=True)
-        ],
+        "sizes": [size if high else 0 for size, high in zip(sizes, highs, strict=True)],
         "max_bytes": max_bytes,
     }
     taken = 0

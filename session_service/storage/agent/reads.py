@@ -43,9 +43,10 @@ _ZERO: sa.ColumnElement[int] = sa.literal_column("0", type_=_BIG)
 _ONE: sa.ColumnElement[int] = sa.literal_column("1", type_=_BIG)
 #: Above any turn count: the value of `last_turns` that is no limit.
 _NO_LIMIT = 2**62
-#: The most turns, and bytes of turns, that `unseen` reads at once.
+#: The most turns, and bytes of turns, that `unseen` reads at once. A watch whose reader takes
+#: nothing keeps that much.
 UNSEEN_TURNS = 100
-UNSEEN_BYTES = 4 * 1024 * 1024
+UNSEEN_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
