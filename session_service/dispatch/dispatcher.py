@@ -18,6 +18,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from session_service import loops
 from session_service.domain.next_action import deepens
 from session_service.errors import StorageUnavailable
 from session_service.storage.session import change as changes
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from session_service.observe.discard import Discarder
     from session_service.storage.database import Database
     from session_service.storage.session.commit import Observer
-    from session_service.transition.ownership import Ownership
+    from session_service.transition.ownership import Ownership, Rest
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -159,8 +160,9 @@ class Dispatcher:
         work = partial(self._carry_out, session, taken_over=taken_over)
         return self._ownership.start_work(session, began, work)
 
-    async def _carry_out(self, session: Session, until: float, *, taken_over: bool) -> None:
-        """Run the transition's worker and commit its outcome, both under the row's lease.
+    async def _carry_out(self, session: Session, until: float, *, taken_over: bool) -> Rest | None:
+        """Run the transition's worker and commit its outcome, both under the row's lease. Returns
+        what is left to do after it: to discard a container.
 
         When the worker returns, it has released its slot and, unless that must fence a late
         request, the machine lease: the next start may resume the machine as soon as the outcome is
@@ -180,8 +182,9 @@ class Dispatcher:
         written, began = await self._write(outcome, session)
         if outcome.begins is not None:
             self.begin(written.session(outcome.begins), began)
-        if outcome.discards is not None:
-            await self._discarder.discard(outcome.discards)
+        if outcome.discards is None:
+            return None
+        return partial(self._discarder.discard, outcome.discards)
 
     async def _write(self, outcome: Commit, session: Session) -> tuple[Committed, float]:
         """Commit the outcome. After StorageUnavailable, commit the same outcome again while the
@@ -227,7 +230,7 @@ class Dispatcher:
         task = asyncio.create_task(steps)
         self._committing.add(task)
         task.add_done_callback(self._committing.discard)
-        return await asyncio.shield(task)
+        return await loops.to_the_end(task)
 
 
 def _transition(session: Session) -> Transition:

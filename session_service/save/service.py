@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils.compat as uuids
 
-from session_service import errors
+from session_service import errors, loops
 from session_service.checkpoints.vault import required_kind, usable
 from session_service.dispatch.call import NO_SLOT, Driver
 from session_service.dispatch.wait import POLL, Settle
@@ -179,7 +179,7 @@ class Writers:
         committing = asyncio.create_task(commit_and_begin())
         self._committing.add(committing)
         committing.add_done_callback(self._committing.discard)
-        done = await asyncio.shield(committing)
+        done = await loops.to_the_end(committing)
         if done is Conflict.WRITING:
             await self._wait_for_other(write.record.session.session_id)
         return done, tasks[0] if tasks else None

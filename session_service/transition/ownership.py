@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from uuid import UUID
 
+    #: What is to be done after a transition, without its lease: the commit of the outcome has
+    #: advanced the epoch, so that there is no lease to renew. Its result is not read.
+    Rest = Callable[[], Awaitable[object]]
+    #: The work on a transition. It is called with the monotonic time at which its budget ends.
+    Work = Callable[[float], Awaitable[Rest | None]]
+
     from session_service.domain.session import Record, Session
     from session_service.ports import Address, Containers
     from session_service.storage.database import Database
@@ -118,14 +124,12 @@ class Ownership:
         pace = self._pace
         return Terms(self._replica_id, pace.lease, pace.budget + pace.margin)
 
-    def start_work(
-        self, session: Session, began: float, work: Callable[[float], Awaitable[None]]
-    ) -> asyncio.Task[None]:
+    def start_work(self, session: Session, began: float, work: Work) -> asyncio.Task[None]:
         """Start the work on a transition that was just committed or claimed, under its lease.
 
         `session` is the row as that commit left it; `began` is the monotonic time before the
-        commit; `work` is called with the monotonic time at which its budget ends. The task raises
-        nothing but CancelledError: the result of the work is in the rows.
+        commit. The task also does what `work` leaves to be done. It raises nothing but
+        CancelledError: the result of the work is in the rows.
         """
         task = asyncio.create_task(self._run(session, began, work), name=session.transition)
         self._tasks.add(task)
@@ -142,10 +146,8 @@ class Ownership:
             await asyncio.wait(set(self._tasks), timeout=5)
         await self._renewal.close()
 
-    async def _run(
-        self, session: Session, began: float, work: Callable[[float], Awaitable[None]]
-    ) -> None:
-        """Run the work until it ends or the lease is lost, whichever is first.
+    async def _run(self, session: Session, began: float, work: Work) -> None:
+        """Run the work until it ends or the lease is lost, whichever is first; then what it left.
 
         If this is cancelled, which only `drain` does, it ends the lease in the row, so that the
         next owner does not have to wait until it runs out. A lease that was lost is not ended in
@@ -166,8 +168,14 @@ class Ownership:
         finally:
             lost.cancel()
             await self._stop(job)
+        if job.cancelled() or job.exception() is not None or (rest := job.result()) is None:
+            return
+        try:
+            await rest()
+        except Exception as error:  # noqa: BLE001  # logged; a later pass does it again
+            self._log_error(session, error, "what follows a transition was not done yet")
 
-    async def _job_ended(self, session: Session, job: asyncio.Future[None]) -> None:
+    async def _job_ended(self, session: Session, job: asyncio.Future[Rest | None]) -> None:
         """Log an error that ended the work; OwnershipLost is not one.
 
         After a fault the lease is left to run out. The next owner would probably meet the same
@@ -176,10 +184,19 @@ class Ownership:
         error = job.exception()
         if error is None or isinstance(error, OwnershipLost):
             return
+        self._log_error(
+            session,
+            error,
+            "the work on a transition ended by an error; another replica may take it over",
+        )
+        if not isinstance(error, StorageUnavailable):
+            await self._fail_decision(session)
+
+    def _log_error(self, session: Session, error: BaseException, message: str) -> None:
         level = logging.WARNING if isinstance(error, StorageUnavailable) else logging.ERROR
         _log.log(
             level,
-            "the work on a transition ended by an error; another replica may take it over",
+            message,
             exc_info=error,
             extra={
                 "action": "run_transition",
@@ -187,8 +204,6 @@ class Ownership:
                 "epoch": session.epoch,
             },
         )
-        if not isinstance(error, StorageUnavailable):
-            await self._fail_decision(session)
 
     async def _fail_decision(self, session: Session) -> None:
         """Finish the decision with an error. The caller would otherwise wait for work that fails at
@@ -211,7 +226,7 @@ class Ownership:
         with suppress(StorageUnavailable):
             await changes.write(self._database, change)
 
-    async def _stop(self, job: asyncio.Future[None]) -> None:
+    async def _stop(self, job: asyncio.Future[Rest | None]) -> None:
         # More than once, since a cancellation can be swallowed: see `loops.end`.
         for _ in range(STOP_TRIES):
             if job.done():
