@@ -31,6 +31,7 @@ STOP_STEPS = ((signal.SIGINT, 30.0), (signal.SIGQUIT, 5.0))
 #: Immediate shutdown: all connections are dropped, and the next start replays the log.
 CRASH_STEP = (signal.SIGQUIT, 5.0)
 PORT_TRIES = 5
+CONNECTIONS = 200
 NO_SYNC = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 
 
@@ -43,7 +44,8 @@ class EmbeddedPostgres:
 
     `port` 0 chooses a free one. With `durable=True` no committed transaction is lost, whichever
     process is killed; `durable=False` switches fsync off, for databases that only a test uses.
-    `choose_port` finds the free port. `lock_seconds` limits the wait for the folder's lock.
+    It takes `connections` clients, the last three of them superusers. `choose_port` finds the free
+    port. `lock_seconds` limits the wait for the folder's lock.
     Enter the context in the main thread. Every failure is a PostgresFailed with a one-line message.
     """
 
@@ -53,9 +55,11 @@ class EmbeddedPostgres:
         port: int = 0,
         durable: bool = True,
         *,
+        connections: int = CONNECTIONS,
         lock_seconds: float = LOCK_SECONDS,
         choose_port: Callable[[], int] = free_port,
     ) -> None:
+        self._connections = connections
         self._lock_seconds = lock_seconds
         self._choose_port = choose_port
         self.folder = PostgresFolder(data)
@@ -153,7 +157,14 @@ class EmbeddedPostgres:
 
     async def _start(self) -> None:
         options = ["-D", str(self.folder.cluster), "-h", HOST, "-p", str(self.port), "-k", ""]
-        options += ["-c", "max_connections=200", "-c", "log_timezone=UTC", "-c", "timezone=UTC"]
+        options += [
+            "-c",
+            f"max_connections={self._connections}",
+            "-c",
+            "log_timezone=UTC",
+            "-c",
+            "timezone=UTC",
+        ]
         self._child = self._spawn("postgres", options if self._durable else [*options, *NO_SYNC])
         # Wait for both: if another process took the port and never answers, only the end of our own
         # server, which cannot bind, tells us.

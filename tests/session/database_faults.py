@@ -151,10 +151,14 @@ class Talk:
         request = agent_pb.CreateAgentSessionRequest(agent_role="ceo", session_id=self.session_id)
         await self.stub.CreateAgentSession(request, timeout=TIMEOUT)
 
-    async def say(self, calls: Calls) -> None:
-        """AppendTurn, repeated with the same request id until it is acknowledged."""
+    async def say(self, calls: Calls, data: bytes = b"") -> None:
+        """AppendTurn, repeated with the same request id until it is acknowledged. `data`: an
+        attachment.
+        """
         self.said += 1
         message = agent_session_pb2.Message(role="user", content=f"turn {self.said}", tokens=1)
+        if data:
+            message.parts.add(mime_type="application/octet-stream", data=data)
         request = agent_pb.AppendTurnRequest(
             session_id=self.session_id, messages=[message], request_id=request_id()
         )
