@@ -11,7 +11,7 @@ import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -113,7 +113,8 @@ async def test_a_disk_that_is_really_full_is_waited_out(
             while not done.is_set():
                 await talk.say(calls, secrets.token_bytes(100_000))
 
-        jobs = [asyncio.create_task(speak())]
+        # Any: results, unread.
+        jobs: list[asyncio.Task[Any]] = [asyncio.create_task(speak())]
         jobs += [
             asyncio.create_task(start_once(roost.two, calls, f"user-{n}", request_id()))
             for n in range(USERS)
