@@ -64,6 +64,11 @@ USER, PREFERENCE = "user", "preference"
 #: must not cost it the replica's own counters.
 ROWS_TIMEOUT = 5.0
 PREFIX = "roost"
+#: The background loops that report late passes.
+LOOPS = (
+    *("activity", "checkpoints", "figures", "live-counts", "policies", "reconcile", "retention"),
+    *("sweep", "agent-activity", "agent-figures", "agent-index", "agent-retention", "agent-roles"),
+)
 
 
 class Metrics(MetricsSink):
@@ -169,6 +174,9 @@ class Metrics(MetricsSink):
             namespace=PREFIX,
             registry=registry,
         )
+        for name in LOOPS:
+            # Exported as 0: an alert on its increase sees the first late pass too.
+            self._late.labels(name)
         verdicts = Counter(
             "sweep_verdicts",
             "Verdicts on containers with a row, from the provider's listings.",

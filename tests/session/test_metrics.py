@@ -22,7 +22,7 @@ from session_service.domain.inventory import Verdict
 from session_service.domain.next_action import Action
 from session_service.domain.session import EndReason
 from session_service.errors import RECORDED
-from session_service.metrics.prometheus import Metrics
+from session_service.metrics.prometheus import LOOPS, Metrics
 from tests.cases import each
 from tests.container.harness import failing
 from tests.eventually import eventually
@@ -287,6 +287,7 @@ async def test_no_label_names_a_user(roost: World) -> None:
         *("LIVE", "RESUME", "RESTART", "RESTORE", "CREATE", "SUCCEEDED", "DEGRADED", "FAILED"),
         *("starts", "background", "creates", "used", "idle", "StartSession"),
         *("CONTINUE", "FRESH", "RESTORE", "user", "preference"),
+        *LOOPS,
         *(str(reason) for reason in EndReason),
         *("ACTIVE", "PAUSED", "STARTING", "PAUSING"),
         *(str(action) for action in Action),
