@@ -18,8 +18,7 @@ from uuid import uuid4
 
 from google.protobuf import descriptor_pool
 
-from roost.agent.v1 import agent_session_service_pb2
-from roost.session.v1 import checkpoint_service_pb2, policy_service_pb2, session_service_pb2
+from tests.contracts import SESSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,16 +26,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 #: The address that the documents print, of session_service under `make up` and under compose.
 ADDRESS = "127.0.0.1:50051"
-SERVICES = {
-    service.full_name
-    for module in (
-        session_service_pb2,
-        policy_service_pb2,
-        checkpoint_service_pb2,
-        agent_session_service_pb2,
-    )
-    for service in module.DESCRIPTOR.services_by_name.values()
-}
+SERVICES = {service.full_name for service in SESSIONS}
 #: Fenced blocks, and those that are indented by four.
 _BLOCK = re.compile(r"^```\w*\n(.*?)^```$|((?:^(?: {4}[^\n]*)?\n)+)", re.MULTILINE | re.DOTALL)
 _BEGINNING = re.compile(r"(?:\$ )?((?:grpcurl|ghz|\S*buf curl) .*)")

@@ -14,15 +14,9 @@ import psutil
 
 from local.stack.stack import Stack
 from local.stack.stack_settings import StackSettings
-from roost.agent.v1 import agent_session_service_pb2
-from roost.container.v1 import container_service_pb2
-from roost.session.v1 import (
-    checkpoint_service_pb2,
-    policy_service_pb2,
-    session_pb2,
-    session_service_pb2,
-)
+from roost.session.v1 import session_pb2, session_service_pb2
 from roost.session.v1.session_service_pb2_grpc import SessionServiceStub
+from tests.contracts import CONTAINERS, SESSIONS
 from tests.fuzz.requests import Fuzzer
 from tests.fuzz.sending import Outcome, Sender, send_all
 
@@ -33,17 +27,6 @@ if TYPE_CHECKING:
     from tests.fuzz.requests import Method
 
 NAMES = ("session_service", "container_service")
-SESSIONS = tuple(
-    service
-    for module in (
-        session_service_pb2,
-        policy_service_pb2,
-        checkpoint_service_pb2,
-        agent_session_service_pb2,
-    )
-    for service in module.DESCRIPTOR.services_by_name.values()
-)
-CONTAINERS = tuple(container_service_pb2.DESCRIPTOR.services_by_name.values())
 #: An image that no registry has: no request of the run starts a program.
 NO_IMAGE = "roost/none"
 AT_ONCE = 32

@@ -9,14 +9,8 @@ import grpc
 import pytest
 
 from container_service.main import serve as serve_containers
-from roost.agent.v1 import agent_session_service_pb2
-from roost.container.v1 import container_service_pb2
-from roost.session.v1 import (
-    checkpoint_service_pb2,
-    policy_service_pb2,
-    session_service_pb2,
-)
 from tests.container.harness import config_for
+from tests.contracts import CONTAINERS, SESSIONS
 from tests.session.conftest import emulator as emulator
 from tests.session.conftest import replicas as replicas
 from tests.session.conftest import roost as roost
@@ -51,14 +45,6 @@ class Server:
 @pytest.fixture
 async def servers(emulator: Emulator, database_url: str) -> AsyncIterator[tuple[Server, Server]]:
     """session_service and container_service."""
-    files = (
-        session_service_pb2,
-        policy_service_pb2,
-        checkpoint_service_pb2,
-        agent_session_service_pb2,
-    )
-    ours = tuple(service for file in files for service in file.DESCRIPTOR.services_by_name.values())
-    theirs = tuple(container_service_pb2.DESCRIPTOR.services_by_name.values())
     async with (
         serve_containers(config_for(emulator, grace=0.1)) as containers,
         replica(
@@ -67,6 +53,6 @@ async def servers(emulator: Emulator, database_url: str) -> AsyncIterator[tuple[
         grpc.aio.insecure_channel(containers.target) as channel,
     ):
         yield (
-            Server("session_service", one.channel, one.running.target, ours),
-            Server("container_service", channel, containers.target, theirs),
+            Server("session_service", one.channel, one.running.target, SESSIONS),
+            Server("container_service", channel, containers.target, CONTAINERS),
         )

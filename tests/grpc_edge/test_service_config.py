@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from grpc_edge.retry import NEVER, PUSHBACK_HEADER
-from tests.fuzz.run import SESSIONS
+from tests.contracts import SESSIONS
 from tests.needs import needs
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
-from roost.agent.v1 import agent_session_service_pb2
-from roost.session.v1 import checkpoint_service_pb2, policy_service_pb2, session_service_pb2
+from tests.contracts import SESSIONS
 from tools.rules import NotFound, find_symbol, find_test
 
 if TYPE_CHECKING:
@@ -23,16 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 #: The services that a document can call.
-SERVICES = {
-    service.full_name
-    for module in (
-        agent_session_service_pb2,
-        checkpoint_service_pb2,
-        policy_service_pb2,
-        session_service_pb2,
-    )
-    for service in module.DESCRIPTOR.services_by_name.values()
-}
+SERVICES = {service.full_name for service in SESSIONS}
 #: The folders below which a document names a module: `dispatch/wait` is session_service's.
 BASES = ("", "session_service", "container_service")
 #: The folder of the tests that docs/failures.md names without one.
