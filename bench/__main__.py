@@ -23,6 +23,7 @@ LONG = {
     "soak": "bench.soak",
     "large-sweep": "bench.large_sweep",
     "upgrade": "bench.upgrade",
+    "against": "bench.against",
 }
 
 

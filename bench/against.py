@@ -1,0 +1,224 @@
+"""The write paths of this build against those of an earlier one: CPU and WAL for each call.
+
+    ROOST_BENCH_REF=7d70ddd~1 python -m bench against
+
+checks the earlier build out in a worktree, `.roost/against/build`. Its processes run there, with
+this build's interpreter and installed packages: the folder that `-m` starts in comes first in the
+search path, then `gen/`. So the earlier build must get along with the packages of this one.
+
+Each build has a database of its own, that it migrates and seeds itself, on one server. Each round
+starts the one build and then the other, in turn first. What the calls write is the same. The CPU of
+the service and of all processes of PostgreSQL is counted, and the bytes of the write-ahead log,
+without images of whole pages. A median of this build that is above all rounds of the earlier one
+is worse than chance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import psycopg
+
+from local.ports import free_port
+from local.postgres.server import EmbeddedPostgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+REF = os.environ.get("ROOST_BENCH_REF", "7d70ddd~1")
+ROUNDS = int(os.environ.get("ROOST_BENCH_ROUNDS", "7"))
+DATA = Path(".roost/against").absolute()
+HERE = Path(__file__).resolve().parent.parent
+#: Calls of a kind in a round, and how many of them are in flight.
+CALLS, WINDOW = 2000, 8
+#: Sessions, and calls before the measured ones.
+KEYS, WARM = 1000, 200
+KINDS = ("REUSED", "touch", "append", "decision")
+FIGURES = ("service us", "server us", "WAL bytes")
+#: Run by each build: its own migration, and rows by its own benchmarks.
+PREPARE = """
+import asyncio, sys
+from bench import agents, starts
+from session_service.storage.migrate import upgrade
+upgrade(sys.argv[1])
+asyncio.run(starts.seed(sys.argv[1], int(sys.argv[2])))
+asyncio.run(agents.seed(sys.argv[1]))
+"""
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build: its name, its folder, and the address of its database."""
+
+    name: str
+    folder: Path
+    url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its processes."""
+        return {
+            **os.environ,
+            "PYTHONPATH": f"{self.folder}:{self.folder / 'gen'}",
+            "ROOST_DATABASE_URL": self.url,
+            "ROOST_CONTAINER_TARGET": "127.0.0.1:9",
+            "ROOST_URL_TEMPLATE": "http://{container_id}.{app}.localhost:4281/",
+            "ROOST_LOG_LEVEL": "ERROR",
+        }
+
+
+@dataclass(frozen=True)
+class Used:
+    """What has been used up to now: CPU in s, of the service and of PostgreSQL; bytes of WAL."""
+
+    service: float
+    server: float
+    wal: int
+
+    def per_call(self, before: Used) -> tuple[float, float, float]:
+        """The figures of each call since `before`, as FIGURES."""
+        return (
+            (self.service - before.service) / CALLS * 1e6,
+            (self.server - before.server) / CALLS * 1e6,
+            (self.wal - before.wal) / CALLS,
+        )
+
+
+async def command(*words: str, folder: Path, environment: dict[str, str] | None = None) -> str:
+    """Run a command to its end; its output. Raises SystemExit if it fails."""
+    child = await asyncio.create_subprocess_exec(
+        *words, cwd=folder, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await child.communicate()
+    if child.returncode:
+        raise SystemExit(f"{words[:3]} failed with status {child.returncode}")
+    return out.decode()
+
+
+@asynccontextmanager
+async def earlier(ref: str) -> AsyncGenerator[Path]:
+    """The folder of the earlier build, a worktree that is removed at the end."""
+    folder = DATA / "build"
+    await command("git", "worktree", "add", "--detach", "--force", str(folder), ref, folder=HERE)
+    try:
+        yield folder
+    finally:
+        await command("git", "worktree", "remove", "--force", str(folder), folder=HERE)
+
+
+@asynccontextmanager
+async def serving(build: Build) -> AsyncGenerator[tuple[psutil.Process, str]]:
+    """The build's service, and its address."""
+    target = f"127.0.0.1:{free_port()}"
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "session_service"),
+        cwd=build.folder,
+        env={**build.environment, "ROOST_SESSION_LISTEN": target},
+    )
+    try:
+        yield psutil.Process(child.pid), target
+    finally:
+        child.kill()
+        await child.wait()
+
+
+async def load(target: str, kind: str, calls: int) -> None:
+    """Make the calls, from a process of its own. Raises SystemExit if one fails."""
+    words = (sys.executable, "-m", "bench.against_load", target, kind, str(calls), str(WINDOW))
+    out = await command(*words, str(KEYS), folder=HERE)
+    if errors := json.loads(out)["errors"]:
+        raise SystemExit(f"{kind}: {len(errors)} calls failed: {errors[0]}")
+
+
+async def used(service: psutil.Process, postmaster: psutil.Process, url: str) -> Used:
+    """What has been used up to now."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        row = await (
+            await connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
+        ).fetchone()
+        assert row is not None
+        mine, others = service.cpu_times(), postmaster.cpu_times()
+        # Those that have ended are counted by their parent.
+        server = others.children_user + others.children_system
+        for child in postmaster.children():
+            times = child.cpu_times()
+            server += times.user + times.system
+    return Used(mine.user + mine.system, server, int(row[0]))
+
+
+async def measure(
+    build: Build, postmaster: psutil.Process
+) -> dict[str, tuple[float, float, float]]:
+    """A round of one build: the figures of each kind."""
+    found = {}
+    async with serving(build) as (service, target):
+        for kind in KINDS:
+            await load(target, kind, WARM)
+            before = await used(service, postmaster, build.url)
+            await load(target, kind, CALLS)
+            after = await used(service, postmaster, build.url)
+            found[kind] = after.per_call(before)
+    return found
+
+
+async def run() -> None:
+    """Measure and print."""
+    shutil.rmtree(DATA, ignore_errors=True)
+    DATA.mkdir(parents=True)
+    await command("git", "worktree", "prune", folder=HERE)
+    async with earlier(REF) as folder, EmbeddedPostgres(DATA / "postgres", durable=False) as server:
+        builds = []
+        for name, place in (("earlier", folder), ("this", HERE)):
+            await server.ensure_database(name)
+            builds.append(Build(name, place, server.url(name)))
+        await _quiet(builds[0].url)
+        for build in builds:
+            words = (sys.executable, "-c", PREPARE, build.url, str(KEYS))
+            await command(*words, folder=build.folder, environment=build.environment)
+        print(f"{REF} against this build, {ROUNDS} rounds of {CALLS} calls, {WINDOW} in flight")
+        rounds: dict[str, list[dict[str, tuple[float, float, float]]]] = {"earlier": [], "this": []}
+        for number in range(ROUNDS):
+            for build in builds if number % 2 == 0 else reversed(builds):
+                rounds[build.name].append(await measure(build, psutil.Process(server.child.pid)))
+            shown = ", ".join(f"{each:.1f}" for each in os.getloadavg())
+            print(f"round {number + 1}: load {shown}", flush=True)
+    report(rounds["earlier"], rounds["this"])
+
+
+async def _quiet(url: str) -> None:
+    """No vacuum at times of its own: its work would count for the calls beside it."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute("ALTER SYSTEM SET autovacuum = off")
+        await connection.execute("SELECT pg_reload_conf()")
+
+
+def report(
+    earlier: Iterable[dict[str, tuple[float, float, float]]],
+    this: Iterable[dict[str, tuple[float, float, float]]],
+) -> None:
+    """Print the medians, and the lowest and highest round of the earlier build."""
+    earlier, this = list(earlier), list(this)
+    print(f"{'':10}{'':12}{'earlier':>10}{'its rounds':>18}{'this':>10}{'its rounds':>18}")
+    for kind in KINDS:
+        for place, figure in enumerate(FIGURES):
+            old = sorted(each[kind][place] for each in earlier)
+            new = sorted(each[kind][place] for each in this)
+            before, now = statistics.median(old), statistics.median(new)
+            print(
+                f"{kind:10}{figure:12}{before:10.0f}{_span(old):>18}{now:10.0f}{_span(new):>18}"
+                f"  {now / before:.2f}{'  worse' if now > old[-1] else ''}"
+            )
+
+
+def _span(values: list[float]) -> str:
+    return f"{values[0]:.0f} to {values[-1]:.0f}"
