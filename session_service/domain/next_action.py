@@ -29,6 +29,7 @@ from session_service.domain.states import State, Transition
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from uuid import UUID
 
     from session_service.domain.checkpoint import Checkpoint
     from session_service.domain.holds import Hold
@@ -344,6 +345,25 @@ class Ended:
     present: bool
     """Whether its container is wanted, and not known to be destroyed."""
 
+    @classmethod
+    def of(
+        cls,
+        change_time: datetime,
+        end_time: datetime | None,
+        purge_time: datetime | None,
+        end_reason: EndReason | None,
+        checkpoint_id: UUID | None,
+        pause_depth: PauseDepth | None,
+        wanted: bool | None,
+        destroy_time: datetime | None,
+    ) -> Ended:
+        """From columns of the session and of its container; `wanted` is None without a container.
+        The one place that says what they mean, for a record and for a batch.
+        """
+        saved = checkpoint_id is not None and pause_depth is PauseDepth.CHECKPOINT
+        present = bool(wanted) and destroy_time is None
+        return cls(change_time, end_time, purge_time, end_reason, saved, present)
+
     @property
     def purged(self) -> bool:
         """See `purged`."""
@@ -364,13 +384,15 @@ def ended_step(ended: Ended, timings: Timings) -> Step:
 
 def _ended(record: Record) -> Ended:
     session, container = record.session, record.container
-    return Ended(
+    return Ended.of(
         session.change_time,
         session.end_time,
         session.purge_time,
         session.end_reason,
-        session.checkpoint_id is not None and session.pause_depth is PauseDepth.CHECKPOINT,
-        container is not None and container.wanted and container.destroy_time is None,
+        session.checkpoint_id,
+        session.pause_depth,
+        None if container is None else container.wanted,
+        None if container is None else container.destroy_time,
     )
 
 

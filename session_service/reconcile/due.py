@@ -33,7 +33,7 @@ from session_service.domain.wish import Wish
 from session_service.errors import RoostError
 from session_service.reconcile.forgetting import FORGET_PAUSE, Forgetting
 from session_service.storage.session import change as changes
-from session_service.storage.session import due
+from session_service.storage.session import due, forgetting
 from session_service.storage.session.change import NOW, Change, Now
 from session_service.storage.session.commit import Commit
 from session_service.transition import changes as transition_changes
@@ -222,18 +222,18 @@ class DuePass:
         """
         began = monotonic()
         # Beside the slots: sessions that users wait for must not queue behind these.
-        forgetting = asyncio.create_task(self._forgetting.go_on(), name="forget")
+        batches = asyncio.create_task(self._forgetting.go_on(), name="forget")
         try:
             while True:
-                forgot = forgetting.done()
+                forgot = batches.done()
                 full = await self._fill_slots()
-                if waited := self._tasks or (set() if forgot else {forgetting}):
+                if waited := self._tasks or (set() if forgot else {batches}):
                     pause = 1.0 if forgot else CLAIM_EVERY
                     await asyncio.wait(waited, timeout=pause, return_when="FIRST_COMPLETED")
                 if forgot and not full:
                     break
         finally:
-            await loops.end({forgetting})
+            await loops.end({batches})
         if forgotten := self._forgetting.take_count():
             self._counts.actions[Action.FORGET] += forgotten
         counts, self._counts = self._counts, DueCounts()
@@ -367,7 +367,7 @@ class DuePass:
 
     async def _forget(self, record: Record, step: Step) -> None:
         session = record.session
-        if not await due.forget(self._database, session.session_id, session.epoch):
+        if not await forgetting.forget(self._database, {session.session_id: session.epoch}):
             again = Step(step.action, record.now + FORGET_PAUSE)
             await self._defer(record, again)
 

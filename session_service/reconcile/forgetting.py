@@ -59,7 +59,8 @@ class Forgetting:
             else:
                 to_purge.append(each.session_id)
         self.to_purge = to_purge
-        gone = await rows.forget(self._database, forget) if forget else set()
+        epochs = {each.session_id: each.epoch for each in forget}
+        gone = await rows.forget(self._database, epochs) if forget else set()
         self.forgotten += len(gone)
         # Of the others a container may still exist, or another replica was first.
         left = [each for each in forget if each.session_id not in gone]

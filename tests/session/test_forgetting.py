@@ -18,10 +18,11 @@ from session_service.storage.session.reads import make_record, record_query
 from tests.database import FILL_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from uuid import UUID
 
     from session_service.domain.session import Record
+    from session_service.storage.session.forgetting import DueEnded
 
 TIMINGS = Timings(retention=timedelta(days=30))
 RECORDS = compiled(record_query, make_record)
@@ -125,6 +126,10 @@ async def test_a_batch_decides_as_the_next_step_of_each_session(database: Databa
         assert await count(database, left) <= len(after)
 
 
+def epochs_of(found: Sequence[DueEnded]) -> dict[UUID, int]:
+    return {each.session_id: each.epoch for each in found}
+
+
 async def test_a_session_that_changed_since_it_was_read_is_not_forgotten(
     database: Database,
 ) -> None:
@@ -136,7 +141,7 @@ async def test_a_session_that_changed_since_it_was_read_is_not_forgotten(
     ]
     async with database.connection() as connection:
         await connection.execute("UPDATE sessions SET epoch = epoch + 1, due_at = NULL")
-    assert await forgetting.forget(database, found) == set()
+    assert await forgetting.forget(database, epochs_of(found)) == set()
     times = [each.now + timedelta(days=1) for each in found]
     assert await forgetting.defer(database, found, times) == 0
 
@@ -151,7 +156,7 @@ async def test_replicas_neither_wait_for_each_other_nor_defer_what_another_one_h
     # Not a connection of the pool: the server would end a transaction that is idle for 5 s.
     async with await psycopg.AsyncConnection.connect(database_url) as other:
         await other.execute(locked.encode(), [ids])
-        assert await forgetting.forget(database, found) == set()
+        assert await forgetting.forget(database, epochs_of(found)) == set()
         assert await forgetting.defer(database, found, [each.now for each in found]) == 0
         work = Forgetting(database, TIMINGS)
         assert not await work.batch()

@@ -9,7 +9,6 @@ from bench.million.listed.known import (
     BOUND_TO,
     DEFAULTS,
     DUE_AT,
-    ENDED,
     INSTALLATION,
     LONG_ENDED,
     LOOKED_UP,
@@ -219,11 +218,6 @@ LISTED = with_defaults(
             "storage.session.due:_DEFER",
             case(claimed=DUE_AT, due_at=NEVER),
             case("changed meanwhile", claimed=NEVER, due_at=NEVER),
-        ),
-        statement(
-            "storage.session.due:_FORGET",
-            case(session_id=ENDED),
-            case("not ended"),
         ),
         statement(
             "storage.session.due:_BEGIN",

@@ -13,9 +13,8 @@ from sqlalchemy.dialects import postgresql
 
 from session_service import failpoints
 from session_service.storage.database import compiled, scalar
-from session_service.storage.notifications import notice
 from session_service.storage.session.reads import make_record, record_query, session_columns
-from session_service.storage.tables import containers, sessions
+from session_service.storage.tables import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,26 +81,6 @@ _DEFER = compiled(
     ),
     scalar(int),
 )
-_FORGOTTEN = (
-    sa.delete(sessions)
-    .where(
-        sessions.c.session_id == sa.bindparam("session_id", type_=sessions.c.session_id.type),
-        sessions.c.epoch == sa.bindparam("epoch", type_=sa.BigInteger),
-        sessions.c.state == sa.text("'ENDED'"),
-        # A container that may still exist at the provider needs its row, to be destroyed.
-        ~sa.exists().where(
-            containers.c.session_id == sessions.c.session_id,
-            containers.c.destroy_time.is_(None),
-        ),
-    )
-    .returning(sessions.c.session_id)
-    .cte("forgotten")
-)
-# The notice wakes the calls that watch the session: they end when its row does not exist.
-_FORGET = compiled(
-    lambda: sa.select(notice(_FORGOTTEN.c.session_id)),
-    lambda row: True,
-)
 _BACKLOG = compiled(
     lambda: sa.select(sa.func.count()).select_from(
         sa.select(sa.literal_column("1"))
@@ -141,15 +120,6 @@ async def defer(database: Database, session: Session, due_at: datetime | None) -
         "due_at": due_at,
     }
     await database.fetch_one(_DEFER, params)
-
-
-async def forget(database: Database, session_id: UUID, epoch: int) -> bool:
-    """Delete the row of an ended session, with those of its containers and events; its decisions
-    stay. False if the session has changed since it was read, or if one of its containers is not
-    known to be destroyed.
-    """
-    params = {"session_id": session_id, "epoch": epoch}
-    return await database.fetch_one(_FORGET, params) is not None
 
 
 async def backlog(database: Database, most: int) -> int:

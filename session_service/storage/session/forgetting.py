@@ -20,7 +20,7 @@ from session_service.storage.notifications import notice
 from session_service.storage.tables import containers, session_events, sessions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -67,9 +67,11 @@ _OLDEST = (
 
 
 def _make(row: Sequence[Any]) -> DueEnded:
-    session_id, epoch, due_at, changed, ended, purge, reason, saved, present, now = row
+    session_id, epoch, due_at, *columns, now = row
+    changed, ended, purge, reason, checkpoint, depth, wanted, destroyed = columns
     why = None if reason is None else EndReason(reason)
-    facts = Ended(changed, ended, purge, why, saved, present)
+    how = None if depth is None else PauseDepth(depth)
+    facts = Ended.of(changed, ended, purge, why, checkpoint, how, wanted, destroyed)
     return DueEnded(session_id, epoch, due_at, facts, now)
 
 
@@ -83,9 +85,10 @@ _FIND = compiled(
             _OLDEST.c.end_time,
             _OLDEST.c.purge_time,
             _OLDEST.c.end_reason,
-            _OLDEST.c.checkpoint_id.is_not(None)
-            & (sa.func.coalesce(_OLDEST.c.pause_depth, "") == PauseDepth.CHECKPOINT.value),
-            sa.func.coalesce(containers.c.wanted & containers.c.destroy_time.is_(None), sa.false()),
+            _OLDEST.c.checkpoint_id,
+            _OLDEST.c.pause_depth,
+            containers.c.wanted,
+            containers.c.destroy_time,
             sa.func.now(),
         )
         .select_from(
@@ -198,12 +201,13 @@ async def kept(database: Database, found: Sequence[DueEnded]) -> set[UUID]:
     return set(await database.fetch_all(_KEPT, {"ids": [each.session_id for each in found]}))
 
 
-async def forget(database: Database, found: Sequence[DueEnded]) -> set[UUID]:
-    """Delete the rows of these sessions, with those of their containers and events; their decisions
-    stay. Returns the ids of those that were deleted: not one that has changed since it was read,
-    that another replica works on, or of which a container is not known to be destroyed.
+async def forget(database: Database, epochs: Mapping[UUID, int]) -> set[UUID]:
+    """Delete the rows of these ended sessions, of which each epoch was read, with those of their
+    containers and events; their decisions stay. Returns the ids of those that were deleted: not one
+    that has changed since it was read, that another replica works on, or of which a container is
+    not known to be destroyed.
     """
-    params = {"ids": [each.session_id for each in found], "epochs": [each.epoch for each in found]}
+    params = {"ids": list(epochs), "epochs": list(epochs.values())}
     return set(await database.fetch_all(_FORGET, params, BATCH_TIMEOUT))
 
 
