@@ -39,6 +39,20 @@ def places(found: rpc_pb.SearchTurnsResponse) -> set[tuple[str, int]]:
     return {(hit.session_id, hit.turn_number) for hit in found.hits}
 
 
+async def test_what_is_trimmed_while_it_is_indexed_is_found_no_more(agents: Replica) -> None:
+    """A trim does not see entries that are not committed: it leaves their turns to the next."""
+    await agents.create(session_id="a")
+    await agents.append("a", "The owls roosted in the barn.")
+    async with agents.database.transaction() as connection:
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        assert await search._index_batch(connection, "english", 2**40) == 1
+        await agents.end("a", now=True)
+        assert (await retention.run_pass(agents.database, timedelta(0))).purged == 1
+    await retention.run_pass(agents.database, timedelta(0))
+    for table in ("llm_turns", "llm_search"):
+        assert await agents.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
+
+
 async def test_words_are_found_ranked_and_marked(agents: Replica) -> None:
     await agents.create("owl", session_id="a")
     await agents.append("a", "The owls roosted in the barn.", "Barn, barn, nothing but barn.")

@@ -211,16 +211,22 @@ LISTED = with_defaults(
         ),
         statement("storage.agent.search:_MOVE_STATE", case(language="english", through=0)),
         statement(
+            "storage.agent.search:_LOCK_BATCH",
+            case("none is new", through=2**62, to=2**62, size=500, bytes=8 * 1024 * 1024),
+            case(
+                "many are new", through=0, to=2**62, size=500, bytes=8 * 1024 * 1024,
+                limit=Limit(pages=6_000, because="locks the branches of 500 turns"),
+            ),
+        ),
+        statement(
             "storage.agent.search:_ADD",
             case(
-                "none is new", through=2**62, to=2**62, language="english",
-                size=500, bytes=8 * 1024 * 1024, characters=100_000,
+                "none is new", through=2**62, to=2**62, language="english", characters=100_000,
             ),
             case(
                 "many are new",
                 before=("DELETE FROM llm_search WHERE turn_id <= 500",),
-                through=0, to=2**62, language="english",
-                size=500, bytes=8 * 1024 * 1024, characters=100_000,
+                through=0, to=500, language="english", characters=100_000,
                 limit=_WORDS,
             ),
         ),

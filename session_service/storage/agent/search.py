@@ -16,6 +16,10 @@ session's row) before it takes a number, so each number up to L belongs to a tra
 and is committed or rolled back by then. If one stays open for too long, the job gives up
 and the next run tries again. A row lock (llm_search_state, SKIP LOCKED) lets one replica index at a
 time; the row and the batch are committed together.
+
+A trim deletes turns of branches that no session has, with their entries. It does not see entries
+that are not committed yet: those of turns that it deletes would stay, and be found for ever. So the
+job locks the branches of a batch before it reads their turns, and a trim passes over locked ones.
 """
 
 from __future__ import annotations
@@ -197,14 +201,31 @@ coalesce((
     LIMIT 1
 ), '')
 """
+#: The branches of the next batch, locked, and its last turn_id. In a statement of its own: the next
+#: one sees what a trim deleted before the locks were had, and no trim takes a locked branch.
+_LOCK_BATCH = Statement(
+    """
+    WITH next AS (
+        SELECT turn_id, branch_id,
+            sum(size_bytes) OVER (ORDER BY turn_id) - size_bytes AS before
+        FROM (
+            SELECT turn_id, branch_id, size_bytes FROM llm_turns
+            WHERE turn_id > %(through)s AND turn_id <= %(to)s ORDER BY turn_id LIMIT %(size)s
+        ) turn
+    ), batch AS MATERIALIZED (
+        SELECT turn_id, branch_id FROM next WHERE before < %(bytes)s
+    ), locked AS MATERIALIZED (
+        SELECT FROM llm_branches WHERE branch_id IN (SELECT branch_id FROM batch)
+        ORDER BY branch_id FOR KEY SHARE
+    )
+    SELECT max(turn_id), (SELECT count(*) FROM locked) FROM batch
+    """,
+    {},
+    lambda row: row[0],
+)
 _ADD_BATCH = f"""
-WITH RECURSIVE next AS (
-    SELECT *, sum(size_bytes) OVER (ORDER BY turn_id) - size_bytes AS before FROM (
-        SELECT * FROM llm_turns
-        WHERE turn_id > %(through)s AND turn_id <= %(to)s ORDER BY turn_id LIMIT %(size)s
-    ) turn
-), batch AS (
-    SELECT * FROM next WHERE before < %(bytes)s
+WITH RECURSIVE batch AS (
+    SELECT * FROM llm_turns WHERE turn_id > %(through)s AND turn_id <= %(to)s
 ), branch AS MATERIALIZED (
     SELECT b.branch_id, {_ROLE} AS agent_role FROM (SELECT DISTINCT branch_id FROM batch) b
 ), added AS (
@@ -220,7 +241,7 @@ WITH RECURSIVE next AS (
     WHERE m.content <> ''
     ON CONFLICT DO NOTHING
 )
-SELECT count(*), max(turn_id) FROM batch
+SELECT count(*) FROM batch
 """
 _FILL_ROLES = Statement(
     f"""
@@ -242,7 +263,7 @@ _FILL_ROLES = Statement(
     {},
     lambda row: (int(row[0]), row[1]),
 )
-_ADD = Statement(_ADD_BATCH, {}, lambda row: (int(row[0]), row[1]))
+_ADD = Statement(_ADD_BATCH, {}, lambda row: int(row[0]))
 _MOVE_STATE = Statement(
     "UPDATE llm_search_state SET indexed_through = %(through)s, language = %(language)s,"
     " indexed_at = now() RETURNING 1",
@@ -305,26 +326,29 @@ async def _index_batch(connection: Connection, language: str, to: int) -> int:
     if state.language != language:
         await connection.execute("TRUNCATE llm_search")
         through = 0
-    params: dict[str, Any] = {"through": through, "to": to, "language": language}
-    count, last = await _add_batch(connection, params)
-    moved = last if count else to
+    sizes = {"through": through, "to": to, "size": BATCH, "bytes": BATCH_BYTES}
+    last = await one(connection, _LOCK_BATCH, sizes)
+    count = 0
+    if last is not None:
+        params = {"through": through, "to": last, "language": language}
+        count = await _add_batch(connection, params)
+    moved = to if last is None else last
     # Another replica, with a later `to`, may have indexed further since `to` was read.
     await one(connection, _MOVE_STATE, {"through": max(through, moved), "language": language})
     return count
 
 
-async def _add_batch(connection: Connection, params: dict[str, Any]) -> tuple[int, int]:
-    """Add a batch to the index; return the number of turns, and the last turn_id.
+async def _add_batch(connection: Connection, params: dict[str, Any]) -> int:
+    """Add a batch to the index; return the number of turns.
 
     If PostgreSQL finds an entry too large, the batch is repeated with less of each text. The inner
-    transaction is a savepoint, so that the lock on llm_search_state stays.
+    transaction is a savepoint, so that the locks of the batch stay.
     """
     characters = TEXT_LIMIT
     while True:
         try:
             async with connection.transaction():
-                sizes = {"size": BATCH, "bytes": BATCH_BYTES, "characters": characters}
-                added = await one(connection, _ADD, params | sizes)
+                added = await one(connection, _ADD, {**params, "characters": characters})
         except psycopg.errors.ProgramLimitExceeded:
             characters //= 4
         else:
