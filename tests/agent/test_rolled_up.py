@@ -9,7 +9,7 @@ import pytest
 
 from session_service.agents import rollup
 from session_service.storage import activity
-from session_service.storage.agent import stats
+from session_service.storage.agent import rollups, stats
 from session_service.storage.agent.activity import SUBJECT, WALK
 from session_service.storage.database import Database
 
@@ -111,6 +111,20 @@ async def test_a_change_of_an_earlier_day_is_counted(database: Database, kind: s
     await rollup.run_pass(database, AT_ONCE)
     assert await execute(database, "SELECT FROM llm_stats_changes") == 0
     assert await compare(database)
+
+
+async def test_many_sessions_with_an_append_are_read_in_chunks(database: Database) -> None:
+    """Of both tenants, and with more days than are remembered at once."""
+    await rollup.run_pass(database, AT_ONCE)
+    appended = "UPDATE llm_sessions SET turn_count = turn_count + 2, last_query_at = now()"
+    assert await execute(database, appended) == 200
+    assert await activity.walk_if_due(database, SUBJECT, WALK) is not None
+    assert not await compare(database)
+    assert await rollups.roll_up_seen(database, most=7, days=2) >= 16
+    assert await compare(database)
+    # Some minutes are read again, whatever has happened; the days of before are not.
+    assert await execute(database, "UPDATE llm_sessions SET seen_at = now() - interval '1 day'")
+    assert await rollups.roll_up_seen(database, most=7, days=2) == 0
 
 
 async def test_one_replica_at_a_time_makes_a_pass(database: Database) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from session_service.storage.database import Connection, Database
 
+#: Sessions that one statement reads of those with an append, and days that are remembered of them.
+SEEN, SEEN_DAYS = 5_000, 2_000
 #: Each tenant, by a search of the index for each: reading all sessions would take longer with each.
 _TENANTS = """
     RECURSIVE tenant AS (
@@ -77,17 +79,30 @@ _SINCE = f"""
         check_time - interval '6 minutes', start_time, days_end
     FROM stats_progress WHERE name = '{NAME}' AND start_time IS NOT NULL
 """
-# The times are parameters, and not read from a table: the planner must know that few have such a
-# `seen_at`. Otherwise it would read all sessions.
+# In the order of the index `llm_sessions_active_time`, tenant by tenant, from a place on: a nested
+# loop, which ends with the last of `most` sessions.
 _SEEN = f"""
-    WITH {_TENANTS}
-    SELECT DISTINCT t.tenant, date_trunc('day', each.created_at, 'UTC')
-    FROM tenant t, LATERAL (
-        SELECT s.created_at FROM llm_sessions s
-        WHERE s.tenant = t.tenant AND s.seen_at >= %(since)s
-          AND s.created_at >= %(start)s AND s.created_at < %(end)s
-    ) AS each
-    WHERE t.tenant IS NOT NULL
+    WITH {_TENANTS}, seen AS MATERIALIZED (
+        SELECT t.tenant, each.* FROM tenant t, LATERAL (
+            SELECT s.created_at, s.seen_at, s.session_id FROM llm_sessions s
+            WHERE s.tenant = t.tenant AND s.seen_at >= CASE
+                WHEN t.tenant = %(tenant)s THEN %(seen)s::timestamptz
+                ELSE %(since)s::timestamptz END
+              AND (t.tenant <> %(tenant)s OR (s.seen_at, s.session_id) > (%(seen)s, %(id)s))
+            ORDER BY s.seen_at, s.session_id LIMIT %(most)s
+        ) AS each
+        WHERE t.tenant >= %(tenant)s LIMIT %(most)s
+    ), day AS (
+        SELECT DISTINCT tenant, date_trunc('day', created_at, 'UTC') AS day FROM seen
+        WHERE created_at >= %(start)s AND created_at < %(end)s
+    )
+    SELECT (SELECT array_agg(tenant ORDER BY tenant, day) FROM day),
+        (SELECT array_agg(day ORDER BY tenant, day) FROM day),
+        (SELECT count(*) FROM seen), last.tenant, last.seen_at, last.session_id
+    FROM (
+        SELECT tenant, seen_at, session_id FROM seen
+        ORDER BY tenant DESC, seen_at DESC, session_id DESC LIMIT 1
+    ) AS last
 """
 _SEEN_UNTIL = f"""
     UPDATE stats_progress SET check_time = greatest(check_time, %(time)s) WHERE name = '{NAME}'
@@ -132,25 +147,42 @@ async def roll_up_late(database: Database) -> bool:
         return True
 
 
-async def roll_up_seen(database: Database) -> int:
+async def roll_up_seen(database: Database, most: int = SEEN, days: int = SEEN_DAYS) -> int:
     """Roll the days up again whose sessions had an append since the last call; return how many.
-    Raises StorageUnavailable.
+
+    `most` sessions are read by a statement, and `days` days are remembered before they are rolled
+    up; a day that has sessions beyond is rolled up again. Raises StorageUnavailable.
     """
     async with database.connection(BATCH_TIMEOUT) as connection:
         progress = await _row(connection, _SINCE, {})
-        if progress is None:
-            return 0
-        walked, since, start, end = progress
-        params = {"since": since, "start": start, "end": end}
-        cursor = await connection.execute(_SEEN.encode(), params, prepare=False)
-        seen = await cursor.fetchall()
-    for tenant, day in seen:
-        async with database.transaction(BATCH_TIMEOUT) as connection:
-            if await _row(connection, _LOCK, {}) is not None:
-                await _roll_up(connection, tenant, day)
+    if progress is None:
+        return 0
+    walked, since, start, end = progress
+    params = {"since": since, "start": start, "end": end, "most": most}
+    place = {"tenant": "", "seen": since, "id": ""}
+    count = 0
+    seen: set[tuple[str, datetime]] = set()
+    while True:
+        async with database.connection(BATCH_TIMEOUT) as connection:
+            row = await _row(connection, _SEEN, {**params, **place}, prepare=False)
+        read = 0
+        if row is not None:
+            tenants, starts, read, *last = row
+            seen.update(zip(tenants or (), starts or (), strict=True))
+            place = dict(zip(place, last, strict=True))
+        finished = read < most
+        if finished or len(seen) >= days:
+            for tenant, day in sorted(seen):
+                async with database.transaction(BATCH_TIMEOUT) as connection:
+                    if await _row(connection, _LOCK, {}) is not None:
+                        await _roll_up(connection, tenant, day)
+            count += len(seen)
+            seen.clear()
+        if finished:
+            break
     async with database.connection() as connection:
         await connection.execute(_SEEN_UNTIL.encode(), {"time": walked})
-    return len(seen)
+    return count
 
 
 async def _roll_up(connection: Connection, tenant: str, day: datetime) -> None:
@@ -161,7 +193,7 @@ async def _roll_up(connection: Connection, tenant: str, day: datetime) -> None:
 
 # Any: columns of every type.
 async def _row(
-    connection: Connection, statement: str, params: dict[str, object]
+    connection: Connection, statement: str, params: dict[str, object], *, prepare: bool = True
 ) -> tuple[Any, ...] | None:
-    cursor = await connection.execute(statement.encode(), params)
+    cursor = await connection.execute(statement.encode(), params, prepare=prepare)
     return await cursor.fetchone()
