@@ -96,6 +96,10 @@ class Creator:
                 bring_up, Change(session.session_id, session.epoch, container=found)
             )
 
+    async def destroy_last(self, bring_up: BringUp) -> None:
+        """Destroy the last container, whose state is saved. Raises as `Discarder.destroy` does."""
+        await self._discarder.destroy(bring_up.container, bring_up.owned)
+
     async def ensure_row(self, bring_up: BringUp) -> None:
         """Commit the row of a new container before it is created; nothing if the last row's
         container is still to be created. Destroys a last container whose state is saved.
@@ -106,7 +110,7 @@ class Creator:
         if not container.wanted and container.destroy_time is None:
             # The state of the last container is saved. Destroy it before the next one is created,
             # so that two containers of a session never run at once.
-            await self._discarder.destroy(container, bring_up.owned)
+            await self.destroy_last(bring_up)
         # In a rollback the state was saved before. `wanted` stays true for a container that was
         # lost, whose state was not saved.
         saved = bring_up.wish.saved_id is not None

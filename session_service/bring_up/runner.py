@@ -79,7 +79,7 @@ class BringUpRunner:
         self._notes = notes = Notes(database)
         booter = Booter(containers, previews, probe)
         creator = Creator(database, containers, installation_id, notes, booter, discarder)
-        self._strategies = Strategies(containers, booter, creator, restorer)
+        self._strategies = Strategies(booter, creator, restorer)
         self._recreator = Recreator(containers, notes, booter, discarder, restorer)
 
     async def __call__(self, owned: Owned) -> Commit:

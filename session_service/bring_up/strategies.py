@@ -26,23 +26,18 @@ from session_service.domain.session import (
     unreported_continuity,
 )
 from session_service.errors import ProviderUnavailable, Retryable
-from session_service.observe.probe import address
 
 if TYPE_CHECKING:
     from session_service.bring_up.boot import Booter
     from session_service.bring_up.create import Creator
     from session_service.bring_up.restore import Restorer
     from session_service.domain.checkpoint import Checkpoint
-    from session_service.ports import Containers
 
 
 class Strategies:
     """Tries single rungs."""
 
-    def __init__(
-        self, containers: Containers, booter: Booter, creator: Creator, restorer: Restorer
-    ) -> None:
-        self._containers = containers
+    def __init__(self, booter: Booter, creator: Creator, restorer: Restorer) -> None:
         self._booter = booter
         self._creator = creator
         self._restorer = restorer
@@ -98,8 +93,7 @@ class Strategies:
             if booted is not None:
                 await self._restore_in_place(bring_up, checkpoint)
                 return self._restorer.restored(bring_up, checkpoint, booted.boot_id, began)
-            where = address(bring_up.container)
-            await self._containers.destroy(where, None, timeout=bring_up.owned.left)
+            await self._creator.destroy_last(bring_up)
         elif bring_up.wish.checkpoint_id is not None and bring_up.session.prior_state is not None:
             # A rollback without a container to save; a save does this too.
             await self._restorer.supersede(bring_up)

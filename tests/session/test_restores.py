@@ -555,7 +555,9 @@ async def _volume(roost: World) -> str:
 
 
 async def test_a_volume_is_saved_as_a_snapshot_and_restored_as_a_new_volume(saving: World) -> None:
-    """Stop, start, roll back: files at the mount's path, each time on a new volume."""
+    """Stop, start, roll back: files at the mount's path, each time on a new volume. The rollback
+    destroys under the machine's lease: it waits until that of an earlier owner runs out.
+    """
     mount = container_pb.Mount(volume_id=await _volume(saving), path="/data")
     made = spec(mounts=[mount], env={"COUNTER_FILE": "/data/count"})
     session = (await saving.one.start(spec=made)).session
@@ -572,6 +574,13 @@ async def test_a_volume_is_saved_as_a_snapshot_and_restored_as_a_new_volume(savi
         pb.CONTINUITY_CHECKPOINT,
     )
     assert await saving.counter(answer.session, "/click") == "3"
+    leased = await saving.http.post(
+        f"{saving.emulator.api_url}/v1/apps/{APP}/machines/{answer.session.container.container_id}"
+        "/lease",
+        json={"ttl": 4},
+        headers={"authorization": f"Bearer {TOKEN}"},
+    )
+    leased.raise_for_status()
     back = await saved.restore(session.session_id, number=1)
     assert back.session.generation == 3
     assert await saving.counter(back.session) == "2"
