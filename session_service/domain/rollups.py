@@ -140,7 +140,9 @@ class Tally:
 
     def started(self) -> Started:
         """The sum."""
-        if self._pieces <= 1 or self.histogram is None:
+        # A piece that was counted in parts has a histogram only.
+        exact = self._pieces <= 1 and self.latency is not None
+        if exact or self.histogram is None:
             return Started(self.count, self.latency)
         return Started(self.count, Latency(*self.histogram.percentiles(*_PARTS)))
 

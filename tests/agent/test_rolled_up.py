@@ -130,3 +130,29 @@ async def test_many_sessions_with_an_append_are_read_in_chunks(database: Databas
 async def test_one_replica_at_a_time_makes_a_pass(database: Database) -> None:
     assert await rollup.run_pass(database)
     assert not await rollup.run_pass(database)
+
+
+async def test_a_day_that_takes_too_long_is_counted_in_halves(database: Database) -> None:
+    """A trigger ends a statement that counts more than some sessions, as the server's limit does;
+    otherwise the day would be tried at each pass, and none after it.
+    """
+    for statement in (
+        """
+        CREATE FUNCTION end_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.session_count > 2 AND TG_OP = 'INSERT' THEN
+                RAISE EXCEPTION 'canceling statement due to statement timeout'
+                    USING ERRCODE = '57014';
+            END IF; RETURN NEW; END $$
+        """,
+        """
+        CREATE TRIGGER end_slow BEFORE INSERT ON llm_stats_rollups
+            FOR EACH ROW EXECUTE FUNCTION end_slow()
+        """,
+    ):
+        await execute(database, statement)
+    assert await rollup.run_pass(database, AT_ONCE)
+    assert await compare(database)
+    await execute(database, CHANGES["rewind"])
+    assert await rollups.roll_up_late(database)
+    assert await execute(database, "SELECT FROM llm_stats_changes") == 0
+    assert await compare(database)

@@ -15,8 +15,10 @@ from bench.million.statements import (
     statements,
     with_defaults,
 )
+from session_service.storage.agent.rollups import SEEN
 from session_service.storage.session.gauges import CHUNK
 from session_service.storage.session.live_counts import BATCH
+from session_service.storage.session.rollup_parts import JOINED
 from session_service.storage.session.rollups import LEAST_OF_HOUR
 from session_service.storage.session.stats import names
 
@@ -77,6 +79,12 @@ _QUIET = Form(
 _CHANGED = """INSERT INTO stats_changes (hours, at)
     SELECT 1, date_trunc('hour', now(), 'UTC') - interval '1 hour' * mod(n, 1000)
     FROM generate_series(1, least(10000, %(count)s / 20)) AS n"""
+_NO_PARTS = "DELETE FROM stats_rollups WHERE hours = -24"
+#: Each hour of yesterday as a part of the day.
+_PARTS = """INSERT INTO stats_rollups (tenant, project_id, hours, start_time, figures)
+    SELECT tenant, project_id, -24, start_time, figures FROM stats_rollups
+    WHERE hours = 1 AND start_time >= date_trunc('day', now(), 'UTC') - interval '1 day'
+      AND start_time < date_trunc('day', now(), 'UTC')"""
 _NOTES = Limit(pages=200, because="reads the notes of changes, which the pass deletes")
 _LIVE_CHANGES = """INSERT INTO live_session_changes (tenant, delta)
     SELECT 'default', 1 FROM generate_series(1, least(10000, %(count)s / 20))"""
@@ -126,7 +134,7 @@ SESSIONS = with_defaults(
         not_run("storage.session.rollups:_Locked.execute", _SENDS),
         not_run("storage.session.rollups:_Locked.value", _SENDS),
         statements(
-            "storage.session.rollups:_Locked.roll_up",
+            "storage.session.rollups:_Locked.count",
             Form(
                 "the roll-ups before",
                 (
@@ -150,6 +158,60 @@ SESSIONS = with_defaults(
                 limit=_PERIOD,
                 settings=("SET LOCAL enable_indexscan = off",),
                 prepared=False,
+            ),
+        ),
+        statements(
+            "storage.session.rollups:_Locked.roll_up",
+            Form("the roll-ups before", (case(hours=24, start=_DAYS[0]),), of="_CLEAR"),
+        ),
+        statements(
+            "storage.session.rollups:_Locked.roll_up_again",
+            Form("a note", (case(hours=24, start=_DAYS[0]),), of="_NOTE"),
+            Form("is it there", (case(note=0), case("of thousands", note=0, before=(_CHANGED,))),
+                 of="_IS_NOTED"),
+            Form("no more", (case(note=0), case("of thousands", note=0, before=(_CHANGED,))),
+                 of="_FORGET_NOTE"),
+        ),
+        statements(
+            "storage.session.rollup_parts:Parts._counted",
+            Form(
+                "three hours",
+                (case(
+                    hours=-24, least=1, start=_HOURS[0], end=_HOURS[3], before=(_NO_PARTS,),
+                ),),
+                of="_of_part",
+                arguments=(),
+                limit=_PERIOD,
+                settings=("SET LOCAL enable_indexscan = off",),
+                prepared=False,
+            ),
+        ),
+        statements(
+            "storage.session.rollup_parts:Parts._execute",
+            Form("begin", (case(parts=-24, start=_DAYS[0], mark="[]"),), of="_BEGIN"),
+            Form("move", (case(parts=-24, start=_DAYS[0], mark="[]"),), of="_MOVE"),
+            Form("clear", (case(parts=-24, start=_DAYS[0], end=_TODAY),
+                           case("many", parts=-24, start=_DAYS[0], end=_TODAY, before=(_PARTS,))),
+                 of="_CLEAR"),
+        ),
+        statements(
+            "storage.session.rollup_parts:Parts._one",
+            Form("find", (case(parts=-24, start=_DAYS[0]),), of="_FIND"),
+            Form(
+                "add up",
+                (
+                    case("none"),
+                    case(before=(_PARTS,), limit=Limit(
+                        pages=60 * JOINED,
+                        because="deletes the parts of up to 500 projects, and stores their sums",
+                    )),
+                ),
+                of="_JOIN",
+                values={
+                    "parts": -24, "hours": 24, "start": _DAYS[0], "end": _TODAY, "most": JOINED,
+                    "least": 1,
+                },
+                settings=("SET LOCAL enable_indexscan = on",),
             ),
         ),
         statements(
@@ -329,30 +391,24 @@ AGENTS = with_defaults(
             "storage.agent.rollups:roll_up_day",
             Form("next", (case(),), of="_LOCK"),
             Form("the roll-ups before", (case(start=_DAYS[0]),), of="_CLEAR_DAY"),
-            Form(
-                "the day",
-                (case(
-                    start=_DAYS[0], end=_TODAY,
-                    before=("DELETE FROM llm_stats_rollups WHERE tenant = 'default'",),
-                ),),
-                of="_ROLL_UP_DAY",
-                limit=_OF_DAY,
-                prepared=False,
-            ),
             Form("how far", (case(end=_TODAY),), of="_DAYS_END"),
         ),
         statements(
             "storage.agent.rollups:_roll_up",
             Form("the roll-ups before", (case(start=_DAYS[0]),), of="_CLEAR"),
-            Form(
-                "the day",
-                (case(
-                    start=_DAYS[0], end=_TODAY,
-                    before=("DELETE FROM llm_stats_rollups WHERE tenant = 'default'",),
-                ),),
-                of="_ROLL_UP",
-                limit=_OF_DAY,
-                prepared=False,
+        ),
+        statements(
+            "storage.agent.rollups:_count",
+            *(
+                Form(
+                    f"the day: {of}",
+                    (case(before=("DELETE FROM llm_stats_rollups WHERE tenant = 'default'",)),),
+                    of=of,
+                    values={"day": _DAYS[0], "start": _DAYS[0], "end": _TODAY},
+                    limit=_OF_DAY,
+                    prepared=False,
+                )
+                for of in ("_ROLL_UP_DAY", "_ROLL_UP")
             ),
         ),
         statements(
@@ -376,11 +432,19 @@ AGENTS = with_defaults(
                 (
                     case(since=NOW - timedelta(minutes=7)),
                     case("after an hour", since=NOW - timedelta(hours=1)),
+                    case("after eighty days", since=NOW - timedelta(days=80)),
+                    case(
+                        "the end of eighty days", since=NOW - timedelta(days=80), tenant="default",
+                        seen=NOW - timedelta(minutes=9),
+                    ),
                 ),
                 of="_SEEN",
-                values={"start": NOW - timedelta(days=80), "end": _TODAY},
+                values={
+                    "start": NOW - timedelta(days=80), "end": _TODAY,
+                    "tenant": "", "seen": NEVER, "id": "", "most": SEEN,
+                },
                 prepared=False,
-                limit=Limit(pages=4_000, because="the sessions with a turn since the last pass"),
+                limit=Limit(pages=SEEN + 500, because=f"up to {SEEN} sessions with a turn"),
             ),
             Form("until", (case(time=NOW),), of="_SEEN_UNTIL"),
         ),

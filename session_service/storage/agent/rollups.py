@@ -7,7 +7,10 @@ a statement of their own, so that the count sees every change whose note was del
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+import psycopg
 
 from session_service.domain.rollups import DAY
 from session_service.storage.agent.activity import SUBJECT
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from session_service.storage.database import Connection, Database
 
+#: The shortest stretch that is not halved.
+SHORTEST = timedelta(seconds=1)
 #: Sessions that one statement reads of those with an append, and days that are remembered of them.
 SEEN, SEEN_DAYS = 5_000, 2_000
 #: Each tenant, by a search of the index for each: reading all sessions would take longer with each.
@@ -51,23 +56,33 @@ _COLUMNS = """
     agent_role, session_count, turn_count, total_tokens, lifetime, with_turn, with_second_turn
 """
 _CLEAR_DAY = "DELETE FROM llm_stats_rollups WHERE start_time = %(start)s"
+#: Adds a stretch of the day to what there is of the day.
+_ADD = """
+    ON CONFLICT (tenant, start_time, agent_role) DO UPDATE SET
+        session_count = llm_stats_rollups.session_count + excluded.session_count,
+        turn_count = llm_stats_rollups.turn_count + excluded.turn_count,
+        total_tokens = llm_stats_rollups.total_tokens + excluded.total_tokens,
+        lifetime = llm_stats_rollups.lifetime + excluded.lifetime,
+        with_turn = llm_stats_rollups.with_turn + excluded.with_turn,
+        with_second_turn = llm_stats_rollups.with_second_turn + excluded.with_second_turn
+"""
 _ROLL_UP_DAY = f"""
     WITH {_TENANTS}
     INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
-    SELECT t.tenant, %(start)s, each.*
+    SELECT t.tenant, %(day)s, each.*
     FROM tenant t, LATERAL (
         SELECT {FIGURES} FROM llm_sessions s
         WHERE s.tenant = t.tenant AND s.created_at >= %(start)s AND s.created_at < %(end)s
         GROUP BY agent_role
     ) AS each
-    WHERE t.tenant IS NOT NULL
+    WHERE t.tenant IS NOT NULL {_ADD}
 """
 _CLEAR = "DELETE FROM llm_stats_rollups WHERE tenant = %(tenant)s AND start_time = %(start)s"
 _ROLL_UP = f"""
     INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
-    SELECT %(tenant)s, %(start)s, {FIGURES} FROM llm_sessions
+    SELECT %(tenant)s, %(day)s, {FIGURES} FROM llm_sessions
     WHERE tenant = %(tenant)s AND created_at >= %(start)s AND created_at < %(end)s
-    GROUP BY agent_role
+    GROUP BY agent_role {_ADD}
 """
 _LATE = "SELECT tenant, start_time FROM llm_stats_changes LIMIT 1"
 _FORGET = "DELETE FROM llm_stats_changes WHERE tenant = %(tenant)s AND start_time = %(start)s"
@@ -125,7 +140,7 @@ async def roll_up_day(database: Database) -> bool:
             return False
         period = {"start": row[1], "end": row[1] + DAY}
         await connection.execute(_CLEAR_DAY.encode(), period)
-        await connection.execute(_ROLL_UP_DAY.encode(), period, prepare=False)
+        await _count(connection, _ROLL_UP_DAY, {"day": row[1]}, row[1], row[1] + DAY)
         await connection.execute(_DAYS_END.encode(), period)
         return True
 
@@ -186,9 +201,32 @@ async def roll_up_seen(database: Database, most: int = SEEN, days: int = SEEN_DA
 
 
 async def _roll_up(connection: Connection, tenant: str, day: datetime) -> None:
-    params = {"tenant": tenant, "start": day, "end": day + DAY}
-    await connection.execute(_CLEAR.encode(), params)
-    await connection.execute(_ROLL_UP.encode(), params, prepare=False)
+    params: dict[str, object] = {"tenant": tenant, "day": day}
+    await connection.execute(_CLEAR.encode(), {"tenant": tenant, "start": day})
+    await _count(connection, _ROLL_UP, params, day, day + DAY)
+
+
+async def _count(
+    connection: Connection,
+    statement: str,
+    params: dict[str, object],
+    start: datetime,
+    end: datetime,
+) -> None:
+    """Count from `start` to before `end`: in halves if the server ends the statement after its
+    limit, since a day that could not be counted would be tried for ever. Any change in between has
+    a note of its own, by which the day is rolled up again.
+    """
+    span = {**params, "start": start, "end": end}
+    try:
+        async with connection.transaction():
+            await connection.execute(statement.encode(), span, prepare=False)
+    except psycopg.errors.QueryCanceled:
+        middle = start + (end - start) / 2
+        if end - start <= SHORTEST:
+            raise
+        await _count(connection, statement, params, start, middle)
+        await _count(connection, statement, params, middle, end)
 
 
 # Any: columns of every type.

@@ -11,6 +11,9 @@ deleted.
 Retention deletes rows of periods that were rolled up. It first moves `trim_time`, and a period that
 begins before it is not rolled up again: its roll-ups are kept as they are, until all of it is past
 the retention.
+
+A period whose count the server ends after its limit is counted in parts (`rollup_parts`), a step in
+each call. Retention waits for days that are not rolled up, so that none may stay so for ever.
 """
 
 from __future__ import annotations
@@ -19,10 +22,13 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from session_service.domain.rollups import DAY, HOUR, day_of
 from session_service.storage.database import BATCH_TIMEOUT, Statement, scalar
 from session_service.storage.session import stats_sql
 from session_service.storage.session.retained import NAME
+from session_service.storage.session.rollup_parts import Parts
 from session_service.storage.session.stats import names
 
 if TYPE_CHECKING:
@@ -82,8 +88,12 @@ _CHECKED = f"UPDATE stats_progress SET check_time = %(end)s WHERE name = '{NAME}
 # The planner of PostgreSQL 18 would rather search another index once for each project and outcome.
 _BY_TIME = "SET LOCAL enable_indexscan = off"
 _CLEAR = "DELETE FROM stats_rollups WHERE hours = %(hours)s AND start_time = %(start)s"
+# Without percentiles: those of a period that was counted in parts are not stored.
 _DIGEST = """
-    SELECT md5(string_agg(tenant || '/' || project_id || figures, '' ORDER BY tenant, project_id))
+    SELECT md5(string_agg(tenant || '/' || project_id || (
+        SELECT jsonb_agg(CASE WHEN row ->> 0 = 'OUTCOME' THEN row - 4 ELSE row END ORDER BY place)
+        FROM jsonb_array_elements(figures) WITH ORDINALITY AS each (row, place)
+    ), '' ORDER BY tenant, project_id))
     FROM stats_rollups WHERE hours = %(hours)s AND start_time = %(start)s
 """
 _LATE_HOUR = "SELECT at FROM stats_changes WHERE hours = 1 ORDER BY change_id LIMIT 1"
@@ -93,6 +103,13 @@ _LATE_DAY = f"""
 """
 _NOTED = "SELECT true FROM stats_changes WHERE hours = 1 AND at = %(start)s LIMIT 1"
 _FORGET = "DELETE FROM stats_changes WHERE hours = %(hours)s AND at = %(start)s"
+#: A note that is due at once, and stays until the parts of the period are added up.
+_NOTE = f"""
+    INSERT INTO stats_changes (hours, at, create_time)
+    VALUES (%(hours)s, %(start)s, now() - {_DAY_WAITS}) RETURNING change_id
+"""
+_IS_NOTED = "SELECT true FROM stats_changes WHERE change_id = %(note)s"
+_FORGET_NOTE = "DELETE FROM stats_changes WHERE change_id = %(note)s"
 _NOTE_DAY = """
     INSERT INTO stats_changes (hours, at) SELECT 24, %(day)s
     WHERE NOT EXISTS (SELECT FROM stats_changes WHERE hours = 24 AND at = %(day)s)
@@ -113,10 +130,10 @@ _TRIM = Statement[int](
     WITH gone AS (
         DELETE FROM stats_rollups WHERE (tenant, project_id, hours, start_time) IN (
             SELECT old.tenant, old.project_id, old.hours, old.start_time
-            FROM stats_progress p, unnest(ARRAY[1, 24]) AS length (hours), LATERAL (
+            FROM stats_progress p, unnest(ARRAY[-24, -1, 1, 24]) AS length (hours), LATERAL (
                 SELECT r.tenant, r.project_id, r.hours, r.start_time FROM stats_rollups r
                 WHERE r.hours = length.hours
-                  AND r.start_time <= p.trim_time - length.hours * interval '1 hour'
+                  AND r.start_time <= p.trim_time - abs(length.hours) * interval '1 hour'
                 ORDER BY r.start_time LIMIT %(most)s
             ) AS old
             WHERE p.name = '{NAME}' LIMIT %(most)s
@@ -162,26 +179,74 @@ class _Locked:
         row = await cursor.fetchone()
         return None if row is None else row[0]
 
-    async def roll_up(self, start: datetime, length: timedelta) -> None:
-        """Make the roll-ups of the period from its rows, in place of those that there are."""
-        hours = length // HOUR
+    async def roll_up(self, start: datetime, length: timedelta) -> bool:
+        """Make the roll-ups of the period from its rows, in place of those that there are. False if
+        that takes too long: then it is done in parts, one step of them in each call, the last of
+        which returns True.
+        """
+        parts = Parts(self.connection, start, length)
+        if await parts.are_begun():
+            return await parts.go_on(_least(length))
+        if await self.count(start, length):
+            return True
+        await self.execute(_CLEAR, hours=length // HOUR, start=start)
+        await parts.begin()
+        return False
+
+    async def roll_up_again(self, start: datetime, length: timedelta) -> bool:
+        """The same for a period of which changes are noted. Their notes are deleted before it is
+        counted. While parts are counted, one note keeps the period from being used; and what has
+        changed since they were begun has notes of its own, by which it is rolled up once more.
+        """
+        parts, hours = Parts(self.connection, start, length), length // HOUR
+        if await parts.are_begun():
+            note = parts.note
+            if note is not None and await self.value(_IS_NOTED, note=note):
+                finished = await parts.go_on(_least(length))
+                if finished:
+                    await self.execute(_FORGET_NOTE, note=note)
+                return finished
+            # A replica of the version before has rolled it up meanwhile.
+            await parts.clear()
+        await self.execute(_FORGET, hours=hours, start=start)
+        if await self.count(start, length):
+            return True
         await self.execute(_CLEAR, hours=hours, start=start)
+        await parts.begin(await self.value(_NOTE, hours=hours, start=start))
+        return False
+
+    async def count(self, start: datetime, length: timedelta) -> bool:
+        """Make the roll-ups of the period by one statement; False if the server ended it after its
+        limit. Then nothing is changed.
+        """
+        hours = length // HOUR
         params = {
             **names(),
             "hours": hours,
             "start": start,
             "end": start + length,
-            "least": LEAST_OF_HOUR if hours == 1 else 1,
+            "least": _least(length),
         }
-        await self.execute(_BY_TIME)
-        # Not prepared, so that it is planned for this period.
-        await self.connection.execute(_of_period(), params, prepare=False)
+        try:
+            async with self.connection.transaction():
+                await self.execute(_CLEAR, hours=hours, start=start)
+                await self.execute(_BY_TIME)
+                # Not prepared, so that it is planned for this period.
+                await self.connection.execute(_of_period(), params, prepare=False)
+        except psycopg.errors.QueryCanceled:
+            return False
+        return True
 
     async def note_day(self, hour: datetime) -> None:
         """Note that the day of this hour is to be rolled up again, if it was."""
         day = day_of(hour)
         if day < self.days_end:
             await self.execute(_NOTE_DAY, day=day)
+
+
+def _least(length: timedelta) -> int:
+    """The least number of rows of a project with which a period gets a roll-up for it."""
+    return LEAST_OF_HOUR if length == HOUR else 1
 
 
 async def _lock(connection: Connection) -> _Locked | None:
@@ -202,13 +267,15 @@ async def begin(database: Database, kept: timedelta) -> None:
 
 
 async def roll_up_hour(database: Database) -> bool:
-    """Roll the next finished hour up; False if there is none. Raises StorageUnavailable."""
+    """Roll the next finished hour up, or a part of it; False if there is none. Raises
+    StorageUnavailable.
+    """
     async with database.transaction(BATCH_TIMEOUT) as connection:
         locked = await _lock(connection)
         if locked is None or not locked.hour_is_over:
             return False
-        await locked.roll_up(locked.hours_end, HOUR)
-        await locked.execute(_HOURS_END, end=locked.hours_end + HOUR)
+        if await locked.roll_up(locked.hours_end, HOUR):
+            await locked.execute(_HOURS_END, end=locked.hours_end + HOUR)
         return True
 
 
@@ -220,8 +287,8 @@ async def roll_up_day(database: Database) -> bool:
         locked = await _lock(connection)
         if locked is None or locked.hours_end < locked.days_end + DAY:
             return False
-        await locked.roll_up(locked.days_end, DAY)
-        await locked.execute(_DAYS_END, end=locked.days_end + DAY)
+        if await locked.roll_up(locked.days_end, DAY):
+            await locked.execute(_DAYS_END, end=locked.days_end + DAY)
         return True
 
 
@@ -234,10 +301,10 @@ async def roll_up_late_hour(database: Database) -> bool:
         hour = None if locked is None else await locked.value(_LATE_HOUR)
         if locked is None or hour is None:
             return False
-        await locked.execute(_FORGET, hours=1, start=hour)
-        # An hour that is not rolled up yet will be, from what its rows are then.
-        if locked.is_kept(hour) and hour < locked.hours_end:
-            await locked.roll_up(hour, HOUR)
+        if not locked.is_kept(hour) or hour >= locked.hours_end:
+            # An hour that is not rolled up yet will be, from what its rows are then.
+            await locked.execute(_FORGET, hours=1, start=hour)
+        elif await locked.roll_up_again(hour, HOUR):
             await locked.note_day(hour)
         return True
 
@@ -251,9 +318,10 @@ async def roll_up_late_day(database: Database) -> bool:
         day = None if locked is None else await locked.value(_LATE_DAY)
         if locked is None or day is None:
             return False
-        await locked.execute(_FORGET, hours=24, start=day)
         if locked.is_kept(day):
-            await locked.roll_up(day, DAY)
+            await locked.roll_up_again(day, DAY)
+        else:
+            await locked.execute(_FORGET, hours=24, start=day)
         return True
 
 
@@ -276,8 +344,8 @@ async def recount(database: Database) -> datetime | None:
         await locked.execute(_CHECKED, end=hour + HOUR)
         period = {"hours": 1, "start": hour}
         before = await locked.value(_DIGEST, **period)
-        await locked.roll_up(hour, HOUR)
-        if await locked.value(_DIGEST, **period) == before:
+        # An hour that takes too long to be counted at once is not compared.
+        if not await locked.count(hour, HOUR) or await locked.value(_DIGEST, **period) == before:
             return None
         if await locked.value(_NOTED, start=hour):
             # A change that was noted is the reason. The note stays, and the day follows with it.

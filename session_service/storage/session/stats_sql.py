@@ -4,6 +4,7 @@ Both give rows of the same form, so that a roll-up is the rows that a span would
 
     kind, word, result, number, took, digits
 
+    ROWS      -, -, decisions, ends and choices (of a part of a period only)
     REUSED    -, -, count
     OUTCOME   outcome, -, count, the 50th, 95th and 99th percentile in microseconds
     HISTOGRAM outcome, -, lowest bucket, -, the counts in hexadecimal (`domain.histogram`)
@@ -42,13 +43,13 @@ _COLUMNS = f"""outcome, joined, attempts, error ->> 'reason' AS reason,
     method = ANY(%(starts)s) AS start"""
 
 
-def _of_decisions(keys: str, outcome_keys: str) -> str:
+def _of_decisions(keys: str, outcome_keys: str, percentiles: str = _PERCENTILES) -> str:
     """The rows that are counted from `seen`, decisions without reuses. `outcome_keys` are the sets
     by which outcomes are grouped, in the form of GROUP BY.
     """
     return f"""
     SELECT {keys}, 'OUTCOME' AS kind, outcome AS word, NULL AS result, count(*) AS number,
-        {_PERCENTILES} AS took, NULL AS digits
+        {percentiles} AS took, NULL AS digits
     FROM seen WHERE {_STARTED} GROUP BY {outcome_keys}
     UNION ALL
     SELECT {keys}, 'JOIN', NULL, NULL, count(*), NULL, NULL
@@ -64,19 +65,26 @@ def _of_decisions(keys: str, outcome_keys: str) -> str:
 
 def _histograms(keys: str) -> str:
     """The rows HISTOGRAM. Zeros stand for the buckets between two that have counts."""
+    return histogram_rows(
+        keys,
+        f"""
+            SELECT {keys}, outcome, {_BUCKET} AS bucket, 1 AS number
+            FROM seen WHERE {_STARTED} AND took IS NOT NULL""",
+    )
+
+
+def histogram_rows(keys: str, buckets: str) -> str:
+    """The rows HISTOGRAM from a query of `outcome`, `bucket` and the `number` in it."""
     return f"""
-    SELECT {keys}, 'HISTOGRAM', outcome, NULL, min(bucket)::bigint, NULL,
+    SELECT {keys}, 'HISTOGRAM', outcome, NULL, min(bucket)::bigint, NULL::bigint[],
         string_agg(
             repeat('0', {DIGITS} * (higher - bucket - 1)) || lpad(to_hex(count), {DIGITS}, '0'), ''
             ORDER BY bucket DESC
         )
     FROM (
-        SELECT {keys}, outcome, bucket, count(*) AS count, lead(bucket, 1, bucket + 1)
+        SELECT {keys}, outcome, bucket, sum(number)::bigint AS count, lead(bucket, 1, bucket + 1)
             OVER (PARTITION BY {keys}, outcome ORDER BY bucket) AS higher
-        FROM (
-            SELECT {keys}, outcome, {_BUCKET} AS bucket
-            FROM seen WHERE {_STARTED} AND took IS NOT NULL
-        ) AS sorted
+        FROM ({buckets}) AS sorted
         GROUP BY {keys}, outcome, bucket
     ) AS counted
     GROUP BY {keys}, outcome"""
@@ -150,15 +158,22 @@ def _each(columns: str, table: str, where: str) -> str:
         WHERE {where} AND (tenant, project_id) IN (SELECT tenant, project_id FROM busy)"""
 
 
-def of_period() -> str:
+def of_period(*, part: bool = False) -> str:
     """An INSERT of the roll-ups of a period of `hours`, from `start` to before `end`: one for each
     tenant, and one for each of its projects with at least `least` decisions or ends. Returns how
     many.
+
+    `part`: with rows ROWS for what `least` is about, and without percentiles, which cannot be added
+    to those of other parts.
 
     It reads all decisions of the period once, in the order in which they are stored.
     """
     keys = "tenant, project"
     times = _RANGE.format("create_time")
+    rows = """
+        UNION ALL
+        SELECT tenant, project_id, 'ROWS', NULL, NULL, rows, NULL, NULL
+        FROM busy WHERE project_id IS NOT NULL"""
     return f"""
     WITH period AS MATERIALIZED (
         SELECT tenant, project_id, replay_count, {_COLUMNS} FROM decisions WHERE {times}
@@ -168,7 +183,7 @@ def of_period() -> str:
     ), made AS MATERIALIZED (
         SELECT tenant, project_id, {_CHOICE} AS word FROM choices WHERE {times}
     ), busy AS MATERIALIZED (
-        SELECT tenant, project_id FROM (
+        SELECT tenant, project_id, count(*) AS rows FROM (
             SELECT tenant, project_id FROM period UNION ALL SELECT tenant, project_id FROM over
             UNION ALL SELECT tenant, project_id FROM made
         ) AS every GROUP BY tenant, project_id HAVING count(*) >= %(least)s
@@ -181,7 +196,7 @@ def of_period() -> str:
         )
     }
     ), row AS (
-        {_of_decisions(keys, f"{keys}, outcome")}
+        {_of_decisions(keys, f"{keys}, outcome", "NULL::bigint[]" if part else _PERCENTILES)}
         UNION ALL {_histograms(keys)}
         UNION ALL
         SELECT {keys}, 'REUSED', NULL, NULL, count(*), NULL, NULL
@@ -197,6 +212,7 @@ def of_period() -> str:
         UNION ALL
         SELECT {keys}, 'CHOICE', word, NULL, count(*), NULL, NULL
         FROM ({_each("word", "made", "true")}) AS choice GROUP BY {keys}, word
+        {rows if part else ""}
     ), inserted AS (
         INSERT INTO stats_rollups (tenant, project_id, hours, start_time, figures)
         SELECT {keys}, %(hours)s, %(start)s,
