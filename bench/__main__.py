@@ -24,6 +24,7 @@ LONG = {
     "large-sweep": "bench.large_sweep",
     "upgrade": "bench.upgrade",
     "against": "bench.against",
+    "passes": "bench.passes",
 }
 
 

@@ -7,7 +7,8 @@ this build's interpreter and installed packages: the folder that `-m` starts in 
 search path, then `gen/`. So the earlier build must get along with the packages of this one.
 
 Each build has a database of its own, that it migrates and seeds itself, on one server. Each round
-starts the one build and then the other, in turn first. What the calls write is the same. The CPU of
+starts the one build and then the other, in turn first. What the calls write is the same. Passes
+over figures and activity are put off, and no turn is indexed before all calls are made. The CPU of
 the service and of all processes of PostgreSQL is counted, and the bytes of the write-ahead log,
 without images of whole pages. A median of this build that is above all rounds of the earlier one
 is worse than chance.
@@ -29,21 +30,24 @@ from typing import TYPE_CHECKING
 import psutil
 import psycopg
 
+from bench.cpu import cpu, cpu_of_server
 from local.ports import free_port
 from local.postgres.server import EmbeddedPostgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
 REF = os.environ.get("ROOST_BENCH_REF", "7d70ddd~1")
 ROUNDS = int(os.environ.get("ROOST_BENCH_ROUNDS", "7"))
 DATA = Path(".roost/against").absolute()
 HERE = Path(__file__).resolve().parent.parent
 #: Calls of a kind in a round, and how many of them are in flight.
-CALLS, WINDOW = 2000, 8
+CALLS, WINDOW = 800, 8
 #: Sessions, and calls before the measured ones.
-KEYS, WARM = 1000, 200
-KINDS = ("REUSED", "touch", "append", "decision")
+KEYS, WARM = 1000, 60
+CALLED = ("REUSED", "touch", "decision", "append")
+#: With what the index job does for each turn that was appended.
+KINDS = (*CALLED, "index")
 FIGURES = ("service us", "server us", "WAL bytes")
 #: Run by each build: its own migration, and rows by its own benchmarks.
 PREPARE = """
@@ -53,6 +57,18 @@ from session_service.storage.migrate import upgrade
 upgrade(sys.argv[1])
 asyncio.run(starts.seed(sys.argv[1], int(sys.argv[2])))
 asyncio.run(agents.seed(sys.argv[1]))
+"""
+#: Passes at times of their own would count for the calls beside them.
+NO_PASSES = """
+DO $$ BEGIN IF to_regclass('stats_progress') IS NOT NULL THEN
+    INSERT INTO stats_progress (name, due_at)
+    SELECT name, now() + interval '1 day' FROM unnest(ARRAY['sessions', 'agent sessions']) AS name;
+    UPDATE activity_passes SET due_at = now() + interval '1 day';
+END IF; END $$
+"""
+BEHIND = """
+SELECT s.indexed_through < t.newest FROM llm_search_state s,
+    (SELECT max(turn_id) AS newest FROM llm_turns) t
 """
 
 
@@ -85,12 +101,12 @@ class Used:
     server: float
     wal: int
 
-    def per_call(self, before: Used) -> tuple[float, float, float]:
-        """The figures of each call since `before`, as FIGURES."""
+    def per_call(self, before: Used, calls: int) -> tuple[float, float, float]:
+        """The figures of each of so many calls since `before`, as FIGURES."""
         return (
-            (self.service - before.service) / CALLS * 1e6,
-            (self.server - before.server) / CALLS * 1e6,
-            (self.wal - before.wal) / CALLS,
+            (self.service - before.service) / calls * 1e6,
+            (self.server - before.server) / calls * 1e6,
+            (self.wal - before.wal) / calls,
         )
 
 
@@ -132,12 +148,50 @@ async def serving(build: Build) -> AsyncGenerator[tuple[psutil.Process, str]]:
         await child.wait()
 
 
-async def load(target: str, kind: str, calls: int) -> None:
-    """Make the calls, from a process of its own. Raises SystemExit if one fails."""
-    words = (sys.executable, "-m", "bench.against_load", target, kind, str(calls), str(WINDOW))
-    out = await command(*words, str(KEYS), folder=HERE)
-    if errors := json.loads(out)["errors"]:
-        raise SystemExit(f"{kind}: {len(errors)} calls failed: {errors[0]}")
+@asynccontextmanager
+async def calling(target: str) -> AsyncGenerator[Callable[[str, int], Awaitable[None]]]:
+    """A process that makes so many calls of a kind. Raises SystemExit if one fails."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.against_load", target),
+        cwd=HERE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    orders, answers = child.stdin, child.stdout
+
+    async def load(kind: str, calls: int) -> None:
+        orders.write(f"{kind} {calls} {WINDOW} {KEYS}\n".encode())
+        await orders.drain()
+        if errors := json.loads(await answers.readline())["errors"]:
+            raise SystemExit(f"{kind}: {len(errors)} calls failed: {errors[0]}")
+
+    try:
+        yield load
+    finally:
+        child.kill()
+        await child.wait()
+
+
+@asynccontextmanager
+async def unindexed(url: str) -> AsyncGenerator[None]:
+    """Let no job index turns meanwhile: it passes over a row that is locked."""
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.execute("SELECT 1 FROM llm_search_state FOR UPDATE")
+        yield
+        await connection.rollback()
+
+
+async def indexed(url: str) -> None:
+    """Wait until all turns are in the index."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        while True:
+            cursor = await connection.execute(BEHIND)
+            row = await cursor.fetchone()
+            if row is not None and not row[0]:
+                return
+            await asyncio.sleep(0.05)
 
 
 async def used(service: psutil.Process, postmaster: psutil.Process, url: str) -> Used:
@@ -147,13 +201,7 @@ async def used(service: psutil.Process, postmaster: psutil.Process, url: str) ->
             await connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
         ).fetchone()
         assert row is not None
-        mine, others = service.cpu_times(), postmaster.cpu_times()
-        # Those that have ended are counted by their parent.
-        server = others.children_user + others.children_system
-        for child in postmaster.children():
-            times = child.cpu_times()
-            server += times.user + times.system
-    return Used(mine.user + mine.system, server, int(row[0]))
+    return Used(cpu(service), cpu_of_server(postmaster), int(row[0]))
 
 
 async def measure(
@@ -161,13 +209,17 @@ async def measure(
 ) -> dict[str, tuple[float, float, float]]:
     """A round of one build: the figures of each kind."""
     found = {}
-    async with serving(build) as (service, target):
-        for kind in KINDS:
-            await load(target, kind, WARM)
-            before = await used(service, postmaster, build.url)
-            await load(target, kind, CALLS)
-            after = await used(service, postmaster, build.url)
-            found[kind] = after.per_call(before)
+    async with serving(build) as (service, target), calling(target) as load:
+        for kind in CALLED:
+            async with unindexed(build.url):
+                await load(kind, WARM)
+                before = await used(service, postmaster, build.url)
+                await load(kind, CALLS)
+                after = await used(service, postmaster, build.url)
+            found[kind] = after.per_call(before, CALLS)
+        before = await used(service, postmaster, build.url)
+        await indexed(build.url)
+        found["index"] = (await used(service, postmaster, build.url)).per_call(before, CALLS + WARM)
     return found
 
 
@@ -181,10 +233,10 @@ async def run() -> None:
         for name, place in (("earlier", folder), ("this", HERE)):
             await server.ensure_database(name)
             builds.append(Build(name, place, server.url(name)))
-        await _quiet(builds[0].url)
         for build in builds:
             words = (sys.executable, "-c", PREPARE, build.url, str(KEYS))
             await command(*words, folder=build.folder, environment=build.environment)
+            await _quiet(build.url)
         print(f"{REF} against this build, {ROUNDS} rounds of {CALLS} calls, {WINDOW} in flight")
         rounds: dict[str, list[dict[str, tuple[float, float, float]]]] = {"earlier": [], "this": []}
         for number in range(ROUNDS):
@@ -196,10 +248,11 @@ async def run() -> None:
 
 
 async def _quiet(url: str) -> None:
-    """No vacuum at times of its own: its work would count for the calls beside it."""
+    """Neither a vacuum nor a pass at times of its own."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute("ALTER SYSTEM SET autovacuum = off")
         await connection.execute("SELECT pg_reload_conf()")
+        await connection.execute(NO_PASSES)
 
 
 def report(

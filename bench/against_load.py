@@ -1,6 +1,6 @@
-"""The calls of `bench.against`, as a process of its own: so many of one kind, raw bytes only.
+"""The calls of `bench.against`, as a process of its own, raw bytes only.
 
-A new request id in every call that has one; keys in turn. Prints one line of JSON.
+A new request id in every call that has one; keys in turn. Prints a line of JSON for each order.
 """
 
 from __future__ import annotations
@@ -54,28 +54,33 @@ def requests(kind: str, keys: int) -> list[bytes]:
             raise SystemExit(f"no kind {other}")
 
 
-def main() -> int:
-    """Make the calls that the arguments say: target, kind, calls, window, keys."""
-    target, kind, calls, window, keys = sys.argv[1:6]
-    slots, errors = threading.Semaphore(int(window)), list[str]()
+def run(channel: grpc.Channel, kind: str, calls: int, window: int, keys: int) -> list[str]:
+    """Make so many calls; the errors."""
+    slots, errors = threading.Semaphore(window), list[str]()
 
     def done(future: grpc.Future[bytes]) -> None:
         if (error := future.exception()) is not None:
             errors.append(str(error)[:200])
         slots.release()
 
-    bodies_of_kind = requests(kind, int(keys))
-    with grpc.insecure_channel(target) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALLS[kind])
+    made = requests(kind, keys)
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CALLS[kind])
+    for number in range(calls):
+        slots.acquire()
+        request = made[number % len(made)].replace(PLACE, str(uuid.uuid4()).encode())
+        call.future(request, timeout=60).add_done_callback(done)
+    for _ in range(window):
+        slots.acquire()
+    return errors
+
+
+def main() -> int:
+    """Make the calls that each line of the input asks for: kind, number, window, keys."""
+    with grpc.insecure_channel(sys.argv[1]) as channel:
         grpc.channel_ready_future(channel).result(timeout=60)
-        for number in range(int(calls)):
-            slots.acquire()
-            request = bodies_of_kind[number % len(bodies_of_kind)]
-            request = request.replace(PLACE, str(uuid.uuid4()).encode())
-            call.future(request, timeout=60).add_done_callback(done)
-        for _ in range(int(window)):
-            slots.acquire()
-    print(json.dumps({"errors": errors}))
+        for line in sys.stdin:
+            kind, *numbers = line.split()
+            print(json.dumps({"errors": run(channel, kind, *map(int, numbers))}), flush=True)
     return 0
 
 
