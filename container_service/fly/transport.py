@@ -19,7 +19,7 @@ from container_service.containers.errors import (
     ProviderUnavailable,
     ServiceError,
 )
-from container_service.fly.connection import closed_as_opened
+from container_service.fly.connection import closed_as_opened, read_in_small_amounts
 from container_service.fly.errors import classify, read_error_response
 from container_service.fly.retry_budget import backoff
 
@@ -203,6 +203,7 @@ class Transport:
                     raise self._rejected(call, response, sent_at)
                 if call.streamed:
                     limit.reschedule(None)
+                    read_in_small_amounts(response)
                 yield response
         except httpx.PoolTimeout as error:
             raise NotSent from error

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 from contextlib import aclosing
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +21,9 @@ from hypothesis import strategies as st
 from container_service.containers.deadlines import Deadline
 from container_service.containers.errors import ProviderUnavailable
 from container_service.fly.client import open_client
+from container_service.fly.connection import RECEIVE_BYTES
 from container_service.fly.json_list import OBJECT_LIMIT, JsonListReader
+from container_service.main import fast_loop
 from roost.container.v1 import container_service_pb2 as pb
 from tests.container.harness import read_failure
 
@@ -163,6 +169,43 @@ async def test_a_machine_without_an_id_fails_the_stream() -> None:
     """Its absence would look like a loss."""
     with pytest.raises(ProviderUnavailable):
         await streamed(json.dumps([*machines(2), {"state": "started"}]).encode())
+
+
+# --- over a socket -------------------------------------------------------------------------------
+
+
+def test_little_is_received_ahead_of_the_reader() -> None:
+    """Of a long list. Otherwise the kernel receives megabytes, and uvloop reads them in one go,
+    while all other calls wait. By the event loop of the service, whose sockets have no options.
+    """
+    most = int(Path("/proc/sys/net/core/rmem_max").read_text())
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + begun)
+        await reader.read()
+        writer.close()
+
+    async def received() -> int:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            async with (
+                open_client(f"http://{host}:{port}", "token") as (fly, _),
+                aclosing(fly.stream("birds", {}, Deadline.after(60))) as parts,
+            ):
+                assert len(await anext(parts)) > 0
+                (number,) = (
+                    each.fd
+                    for each in psutil.Process().net_connections("tcp4")
+                    if getattr(each.raddr, "port", 0) == port
+                )
+                with socket.socket(fileno=os.dup(number)) as duplicate:
+                    return duplicate.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    begun = json.dumps(machines(1000)).encode()[:-1]
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        # The kernel doubles what is set, for its own use.
+        assert runner.run(received()) == 2 * min(RECEIVE_BYTES, most)
 
 
 # --- over the emulator ---------------------------------------------------------------------------
