@@ -64,6 +64,13 @@ _OLDEST = (
     .limit(sa.literal_column(str(SCAN)))
     .subquery("oldest")
 )
+# Limited before their containers are read, and read only until there are enough.
+_ENDED = (
+    sa.select(_OLDEST)
+    .where(_OLDEST.c.state == sa.text("'ENDED'"))
+    .limit(sa.literal_column(str(BATCH)))
+    .subquery("ended")
+)
 
 
 def _make(row: Sequence[Any]) -> DueEnded:
@@ -76,30 +83,25 @@ def _make(row: Sequence[Any]) -> DueEnded:
 
 
 _FIND = compiled(
-    lambda: (
-        sa.select(
-            _OLDEST.c.session_id,
-            _OLDEST.c.epoch,
-            _OLDEST.c.due_at,
-            _OLDEST.c.change_time,
-            _OLDEST.c.end_time,
-            _OLDEST.c.purge_time,
-            _OLDEST.c.end_reason,
-            _OLDEST.c.checkpoint_id,
-            _OLDEST.c.pause_depth,
-            containers.c.wanted,
-            containers.c.destroy_time,
-            sa.func.now(),
+    lambda: sa.select(
+        _ENDED.c.session_id,
+        _ENDED.c.epoch,
+        _ENDED.c.due_at,
+        _ENDED.c.change_time,
+        _ENDED.c.end_time,
+        _ENDED.c.purge_time,
+        _ENDED.c.end_reason,
+        _ENDED.c.checkpoint_id,
+        _ENDED.c.pause_depth,
+        containers.c.wanted,
+        containers.c.destroy_time,
+        sa.func.now(),
+    ).select_from(
+        _ENDED.outerjoin(
+            containers,
+            (containers.c.session_id == _ENDED.c.session_id)
+            & (containers.c.generation == _ENDED.c.generation),
         )
-        .select_from(
-            _OLDEST.outerjoin(
-                containers,
-                (containers.c.session_id == _OLDEST.c.session_id)
-                & (containers.c.generation == _OLDEST.c.generation),
-            )
-        )
-        .where(_OLDEST.c.state == sa.text("'ENDED'"))
-        .limit(sa.literal_column(str(BATCH)))
     ),
     _make,
 )
