@@ -25,12 +25,13 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import psutil
 import psycopg
 
-from bench.cpu import cpu, cpu_of_server
+from bench.cpu import cpu, cpu_of_server, grown
 from local.ports import free_port
 from local.postgres.server import EmbeddedPostgres
 
@@ -47,7 +48,10 @@ CALLS, WINDOW = 800, 8
 KEYS, WARM = 1000, 60
 CALLED = ("REUSED", "touch", "decision", "append")
 #: With what the index job does for each turn that was appended.
-KINDS = (*CALLED, "index")
+KINDS = (*CALLED, "index", "idle")
+#: How long a service is left alone, in s: what it uses then is taken off what the calls use. `idle`
+#: is that, for each second.
+IDLE_SECONDS = 8.0
 FIGURES = ("service us", "server us", "WAL bytes")
 #: Run by each build: its own migration, and rows by its own benchmarks.
 PREPARE = """
@@ -95,18 +99,41 @@ class Build:
 
 @dataclass(frozen=True)
 class Used:
-    """What has been used up to now: CPU in s, of the service and of PostgreSQL; bytes of WAL."""
+    """What has been used up to a time: CPU in s, of the service and of each
+    process of PostgreSQL; bytes of WAL.
+    """
 
+    time: float
     service: float
-    server: float
+    server: dict[int, float]
     wal: int
 
-    def per_call(self, before: Used, calls: int) -> tuple[float, float, float]:
-        """The figures of each of so many calls since `before`, as FIGURES."""
+    def since(self, before: Used) -> Spent:
+        """The difference."""
+        return Spent(
+            self.time - before.time,
+            self.service - before.service,
+            grown(before.server, self.server),
+            self.wal - before.wal,
+        )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was used in `time` s."""
+
+    time: float
+    service: float
+    server: float
+    wal: float
+
+    def per_call(self, idle: Spent, calls: int) -> tuple[float, float, float]:
+        """The figures of each of so many calls, as FIGURES, without what is used while idle."""
+        part = self.time / idle.time
         return (
-            (self.service - before.service) / calls * 1e6,
-            (self.server - before.server) / calls * 1e6,
-            (self.wal - before.wal) / calls,
+            (self.service - part * idle.service) / calls * 1e6,
+            (self.server - part * idle.server) / calls * 1e6,
+            (self.wal - part * idle.wal) / calls,
         )
 
 
@@ -201,7 +228,7 @@ async def used(service: psutil.Process, postmaster: psutil.Process, url: str) ->
             await connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn")
         ).fetchone()
         assert row is not None
-    return Used(cpu(service), cpu_of_server(postmaster), int(row[0]))
+    return Used(perf_counter(), cpu(service), cpu_of_server(postmaster), int(row[0]))
 
 
 async def measure(
@@ -210,16 +237,25 @@ async def measure(
     """A round of one build: the figures of each kind."""
     found = {}
     async with serving(build) as (service, target), calling(target) as load:
+
+        async def now() -> Used:
+            return await used(service, postmaster, build.url)
+
+        await load(CALLED[0], WARM)
+        before = await now()
+        await asyncio.sleep(IDLE_SECONDS)
+        idle = (await now()).since(before)
+        found["idle"] = idle.per_call(Spent(idle.time, 0.0, 0.0, 0.0), round(idle.time))
         for kind in CALLED:
             async with unindexed(build.url):
                 await load(kind, WARM)
-                before = await used(service, postmaster, build.url)
+                before = await now()
                 await load(kind, CALLS)
-                after = await used(service, postmaster, build.url)
-            found[kind] = after.per_call(before, CALLS)
-        before = await used(service, postmaster, build.url)
+                after = await now()
+            found[kind] = after.since(before).per_call(idle, CALLS)
+        before = await now()
         await indexed(build.url)
-        found["index"] = (await used(service, postmaster, build.url)).per_call(before, CALLS + WARM)
+        found["index"] = (await now()).since(before).per_call(idle, CALLS + WARM)
     return found
 
 
@@ -269,7 +305,7 @@ def report(
             before, now = statistics.median(old), statistics.median(new)
             print(
                 f"{kind:10}{figure:12}{before:10.0f}{_span(old):>18}{now:10.0f}{_span(new):>18}"
-                f"  {now / before:.2f}{'  worse' if now > old[-1] else ''}"
+                f"  {now / before if before else 1:.2f}{'  worse' if now > old[-1] else ''}"
             )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import psutil
 
 
@@ -22,6 +24,11 @@ def cpu(process: psutil.Process) -> float:
     return nanoseconds / 1e9
 
 
-def cpu_of_server(postmaster: psutil.Process) -> float:
-    """That of all processes of a PostgreSQL server that have not ended, in s."""
-    return sum(cpu(each) for each in (postmaster, *postmaster.children()))
+def cpu_of_server(postmaster: psutil.Process) -> dict[int, float]:
+    """That of each process of a PostgreSQL server, in s, by its number."""
+    return {each.pid: cpu(each) for each in (postmaster, *postmaster.children())}
+
+
+def grown(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """What the processes used in between, in s, without those that have ended meanwhile."""
+    return sum(max(0.0, used - before.get(pid, 0.0)) for pid, used in after.items())

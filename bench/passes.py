@@ -20,7 +20,7 @@ import psutil
 import psycopg
 
 from bench.agents import serving
-from bench.cpu import cpu, cpu_of_server
+from bench.cpu import cpu, cpu_of_server, grown
 from bench.starts import in_force
 from local.postgres.server import EmbeddedPostgres
 from roost.agent.v1 import agent_session_service_pb2
@@ -175,10 +175,10 @@ async def _measured(
     process: psutil.Process,
     postmaster: psutil.Process,
 ) -> None:
-    began, mine, server = perf_counter(), cpu(process), cpu_of_server(postmaster)
+    began, mine, before = perf_counter(), cpu(process), cpu_of_server(postmaster)
     count = await work()
     seconds = perf_counter() - began
-    mine, server = cpu(process) - mine, cpu_of_server(postmaster) - server
+    mine, server = cpu(process) - mine, grown(before, cpu_of_server(postmaster))
     load = os.getloadavg()[0]
     print(
         f"  {count} {name}: {count / seconds:.0f} a second at load {load:.1f}; CPU of one "
