@@ -134,8 +134,16 @@ def timestamp(time: datetime | None) -> Timestamp | None:
     """The time as a message; None if there is none."""
     if time is None:
         return None
+    reply = Timestamp()
+    write_timestamp(reply, time)
+    return reply
+
+
+def write_timestamp(reply: Timestamp, time: datetime) -> None:
+    """The time, into a message."""
     span = time - _EPOCH
-    return Timestamp(seconds=span.days * 86_400 + span.seconds, nanos=span.microseconds * 1000)
+    reply.seconds = span.days * 86_400 + span.seconds
+    reply.nanos = span.microseconds * 1000
 
 
 def duration(span: timedelta) -> Duration:

@@ -11,7 +11,7 @@ from google.protobuf import json_format, struct_pb2
 from roost.agent.v1 import agent_session_pb2 as pb
 from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.domain.agent import AgentState
-from session_service.rpc.fields import duration, timestamp
+from session_service.rpc.fields import duration, timestamp, write_timestamp
 
 if TYPE_CHECKING:
     from session_service.agents.turns import Appended
@@ -60,20 +60,29 @@ def session(row: AgentSession) -> pb.AgentSession:
 
 def turn(row: Turn) -> pb.Turn:
     """A turn; with its messages if those were read."""
-    return pb.Turn(
-        turn_number=row.turn_number,
-        branch_id=row.branch_id,
-        messages=[message(each) for each in row.messages],
-        tokens=row.tokens,
-        estimated_tokens=row.estimated_tokens,
-        create_time=timestamp(row.create_time),
-        total_tokens=row.total_tokens,
-    )
+    reply = pb.Turn()
+    write_turn(reply, row)
+    return reply
 
 
-def message(value: Message) -> pb.Message:
-    """A message; with an estimate of its tokens if the caller gave no count."""
-    reply = pb.Message(role=value.role, content=value.content)
+def write_turn(reply: pb.Turn, row: Turn) -> None:
+    """A turn, into an empty message. That of another message is written where it stays: each level
+    that is built by itself is copied once more, and an export has millions of turns.
+    """
+    reply.turn_number = row.turn_number
+    reply.branch_id = row.branch_id
+    for each in row.messages:
+        _write_message(reply.messages.add(role=each.role, content=each.content), each)
+    reply.tokens = row.tokens
+    reply.estimated_tokens = row.estimated_tokens
+    write_timestamp(reply.create_time, row.create_time)
+    reply.total_tokens = row.total_tokens
+
+
+def _write_message(reply: pb.Message, value: Message) -> None:
+    """The rest of a message with its role and content; with an estimate of its tokens if the caller
+    gave no count.
+    """
     if value.tokens is None:
         reply.estimated_tokens = value.estimated_tokens
     else:
@@ -82,7 +91,6 @@ def message(value: Message) -> pb.Message:
         _set_extra(reply, value.extra)
     for part in value.parts:
         reply.parts.add(mime_type=part.mime_type, data=part.data)
-    return reply
 
 
 # Any: JSON.

@@ -181,11 +181,11 @@ def parse_export(message: rpc_pb.ExportAgentSessionsRequest) -> SessionFilter:
 
 def render_record(record: AgentSession | tuple[str, Turn]) -> rpc_pb.ExportAgentSessionsResponse:
     """A record of a dump: a session, or a turn with its session's id."""
+    reply = rpc_pb.ExportAgentSessionsResponse()
     if isinstance(record, AgentSession):
-        line = pb.AgentSessionRecord(session=render.session(record))
+        reply.record.session.CopyFrom(render.session(record))
     else:
         session_id, turn = record
-        line = pb.AgentSessionRecord(
-            turn=pb.SessionTurn(session_id=session_id, turn=render.turn(turn))
-        )
-    return rpc_pb.ExportAgentSessionsResponse(record=line)
+        reply.record.turn.session_id = session_id
+        render.write_turn(reply.record.turn.turn, turn)
+    return reply
