@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from container_service.containers.deadlines import Deadline
 from container_service.containers.errors import ProviderUnavailable
+from container_service.fly import json_list
 from container_service.fly.client import open_client
 from container_service.fly.connection import RECEIVE_BYTES
 from container_service.fly.json_list import OBJECT_LIMIT, JsonListReader
@@ -99,6 +100,24 @@ def test_an_object_that_never_ends_is_given_up_with_bounded_memory() -> None:
             fed += 65_536
             assert list(reader.feed(b"x" * 65_536)) == []
     assert fed <= 3 * OBJECT_LIMIT
+
+
+def test_an_object_in_many_pieces_is_decoded_twice_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not once with each piece, which takes a time that grows with the square of its size."""
+    tries: list[int] = []
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            tries.append(idx)
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(json_list, "_DECODER", Counting())
+    objects = [{"checks": [{"output": '}"{' * 5}] * 50}, {"a": "1"}]
+    body = json.dumps(objects).encode()
+    assert read(*(body[at : at + 16] for at in range(0, len(body), 16))) == objects
+    assert len(tries) <= 2 * len(objects)
 
 
 # --- over a scripted network ---------------------------------------------------------------------
