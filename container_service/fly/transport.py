@@ -19,6 +19,7 @@ from container_service.containers.errors import (
     ProviderUnavailable,
     ServiceError,
 )
+from container_service.fly.app_health import MEANINGFUL_TIMEOUT
 from container_service.fly.connection import closed_as_opened, read_in_small_amounts
 from container_service.fly.errors import classify, read_error_response
 from container_service.fly.retry_budget import backoff
@@ -50,6 +51,12 @@ LEASE_HEADER = "fly-machine-lease-nonce"
 
 class NotSent(Exception):
     """No connection was made, so Fly has not seen the call."""
+
+
+class SlowReader(Exception):
+    """A stream failed while its reader was slow, which says nothing about Fly. The cause says how
+    it failed.
+    """
 
 
 class Transport:
@@ -98,20 +105,34 @@ class Transport:
         normally only after the whole body. Raises ServiceError, by the deadline.
 
         The call is retried as in `send` until its answer begins. After that a failure is raised,
-        because the caller may have used a part of the answer.
+        because the caller may have used a part of the answer. A failure counts against Fly only if
+        Fly was silent: not if the caller was away for so long that the deadline passed meanwhile,
+        or that Fly may have closed the connection.
         """
         async with AsyncExitStack() as stack:
             response = await self._retried(
                 call, deadline, lambda: stack.enter_async_context(self._opened(call, deadline))
             )
             pieces = response.aiter_bytes(PIECE_BYTES)
+            away = 0.0
             while True:
-                # Not around the `yield`: it would cancel what the caller does with a piece.
-                async with asyncio.timeout(deadline.remaining()):
-                    piece = await anext(pieces, None)
+                asked_at = time.monotonic()
+                try:
+                    # Not around the `yield`: it would cancel what the caller does with a piece.
+                    async with asyncio.timeout(deadline.remaining()):
+                        piece = await anext(pieces, None)
+                except (httpx.HTTPError, TimeoutError) as error:
+                    late = isinstance(error, TimeoutError) and (
+                        time.monotonic() - asked_at < MEANINGFUL_TIMEOUT
+                    )
+                    if late or away >= MEANINGFUL_TIMEOUT:
+                        raise SlowReader from error
+                    raise
                 if piece is None:
                     return
+                given_at = time.monotonic()
                 yield piece
+                away = max(away, time.monotonic() - given_at)
 
     async def _retried(
         self, call: Call, deadline: Deadline, attempt: Callable[[], Awaitable[T]]
@@ -212,6 +233,10 @@ class Transport:
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 raise NotSent from error
             raise _lost(call, error, sent=sent_at is not None) from error
+        except SlowReader as slow:
+            raise ProviderUnavailable(
+                f"the answer to {call.action} was read too slowly: retry"
+            ) from slow.__cause__
         self._health.record_response(call, None, sent_at, time.monotonic())
 
     def _exchange(self, call: Call) -> AbstractAsyncContextManager[httpx.Response]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import time
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from container_service.containers.deadlines import Deadline
-from container_service.containers.errors import ProviderUnavailable
-from container_service.fly import json_list
+from container_service.containers.errors import CircuitOpen, ProviderUnavailable
+from container_service.fly import app_health, json_list, transport
+from container_service.fly.app_health import AppHealthRegistry
+from container_service.fly.call import Call
+from container_service.fly.circuit_breaker import BreakerSettings
 from container_service.fly.client import open_client
 from container_service.fly.connection import RECEIVE_BYTES
 from container_service.fly.json_list import OBJECT_LIMIT, JsonListReader
@@ -142,8 +146,8 @@ async def streamed(answer: httpx.AsyncByteStream | bytes, deadline: float = 10) 
         return httpx.Response(200, stream=answer)
 
     found: list[Container] = []
-    transport = httpx.MockTransport(respond)
-    async with open_client("http://fly.test", "token", transport=transport) as (fly, _):
+    network = httpx.MockTransport(respond)
+    async with open_client("http://fly.test", "token", transport=network) as (fly, _):
         listed = fly.stream("birds", {}, Deadline.after(deadline))
         async with aclosing(listed) as parts:
             async for part in parts:
@@ -188,6 +192,36 @@ async def test_a_machine_without_an_id_fails_the_stream() -> None:
     """Its absence would look like a loss."""
     with pytest.raises(ProviderUnavailable):
         await streamed(json.dumps([*machines(2), {"state": "started"}]).encode())
+
+
+async def test_a_slow_reader_does_not_open_the_circuit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held a piece until the deadline had passed. A silent provider opens it."""
+    monkeypatch.setattr(transport, "MEANINGFUL_TIMEOUT", 0.05)
+    monkeypatch.setattr(app_health, "MEANINGFUL_TIMEOUT", 0.05)
+    body = json.dumps(machines(1000)).encode()
+
+    async def respond(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Body(body[:40_000], end="hang"))
+
+    async def is_admitted(health: AppHealthRegistry, *, slow: bool) -> bool:
+        network = httpx.MockTransport(respond)
+        async with open_client("http://fly.test", "token", 1.0, network, health) as (fly, _):
+            deadline = Deadline.after(1)
+            async with aclosing(fly.stream("birds", {}, deadline)) as parts:
+                with pytest.raises(ProviderUnavailable):
+                    async for _ in parts:
+                        if slow:
+                            await asyncio.sleep(max(0.0, deadline.remaining()))
+        try:
+            health.admit(Call("get", "birds", "GET", "apps/birds"), time.monotonic())
+        except CircuitOpen:
+            return False
+        return True
+
+    assert await is_admitted(AppHealthRegistry(settings=BreakerSettings(failures=1)), slow=True)
+    assert not await is_admitted(
+        AppHealthRegistry(settings=BreakerSettings(failures=1)), slow=False
+    )
 
 
 # --- over a socket -------------------------------------------------------------------------------
