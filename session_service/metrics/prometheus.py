@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from session_service.admission.limiter import Limiter
     from session_service.checkpoints.retention import DeletedVolumes
     from session_service.domain.session import Session
-    from session_service.domain.states import State
     from session_service.reconcile.due import DueCounts
     from session_service.reconcile.inventory import InventoryCounts
     from session_service.storage.database import Database
@@ -270,9 +269,6 @@ class _Observed:
     """Running and waiting transitions, by concurrency limit."""
     pool: Mapping[str, int] = field(default_factory=dict)
     rows: Gauges | None = None
-    live: Mapping[State, int] = field(default_factory=dict)
-    age: float = 0.0
-    """How long before the read of `rows` the counts of live sessions were made, in s."""
 
 
 class GaugeCollector(Collector):
@@ -295,19 +291,17 @@ class GaugeCollector(Collector):
         """Observe all gauges; keep the rows' values if they are younger than `rows_every`."""
         async with self._refreshing:
             now = monotonic()
-            rows, live, age = self._observed.rows, self._observed.live, self._observed.age
+            rows = self._observed.rows
             if now - self._rows_read >= self._rows_every:
                 try:
                     async with asyncio.timeout(ROWS_TIMEOUT):
                         rows = await session_gauges.read(self._database)
-                        live, counted = await session_gauges.live_by_state(self._database)
-                        age = max(counted, rows.age).total_seconds()
                 except (StorageUnavailable, TimeoutError) as error:
                     _log.warning("metrics without rows: %s", error, extra={"action": "metrics"})
-                    rows, live = None, {}
+                    rows = None
                 self._rows_read = now
             stats = self._database.pool.get_stats()
-            self._observed = _Observed(self._limits(), stats, rows, live, age)
+            self._observed = _Observed(self._limits(), stats, rows)
 
     def _limits(self) -> dict[str, tuple[int, int]]:
         """Running and waiting transitions by limit; the create limits of all apps are one sum."""
@@ -335,16 +329,16 @@ class GaugeCollector(Collector):
         up = observed.rows is not None
         yield _plain("database_up", "Whether PostgreSQL answered the last read.", up)
         if observed.rows is not None:
-            yield from _rows(observed.rows, observed.live, observed.age)
+            yield from _rows(observed.rows)
 
 
-def _rows(rows: Gauges, live: Mapping[State, int], age: float) -> Iterable[Metric]:
-    by_state = {str(state): count for state, count in live.items()}
+def _rows(rows: Gauges) -> Iterable[Metric]:
+    by_state = {str(state): count for state, count in rows.live.items()}
     yield _gauge("live_sessions", "Live sessions.", "state", by_state)
     yield _plain(
         "live_sessions_count_age_seconds",
         "How old the counts of live and of overaged sessions were when they were read.",
-        age,
+        rows.age.total_seconds(),
     )
     if rows.oldest is not None:
         yield _plain(

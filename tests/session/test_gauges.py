@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from session_service.domain.states import LIVE, State
 from session_service.reconcile import retention
 from session_service.storage.database import Database
-from session_service.storage.session import due, gauges
+from session_service.storage.session import gauges
 from session_service.storage.session.gauges import Gauges
 from tests.database import FILL_SECONDS
 
@@ -47,7 +48,8 @@ async def fill(database: Database, count: int) -> None:
 async def test_the_gauges_count_the_rows(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await gauges.read(database) == Gauges(None, 0, 0, 0)
+    none = dict.fromkeys((state for state in State if state in LIVE), 0)
+    assert await gauges.read(database) == Gauges(None, 0, 0, 0, live=none)
     await fill(database, 2000)
     async with database.connection() as connection:
         await connection.execute(
@@ -63,6 +65,7 @@ async def test_the_gauges_count_the_rows(
     # Of 8, 16, … 2000 those from 1,000 on: 126. One more may have become overaged meanwhile.
     assert 125 <= seen.overaged <= 130
     assert (seen.due, seen.orphans) == (3, 1)
+    assert (seen.live[State.ACTIVE], sum(seen.live.values())) == (500, 500)
     (line,) = [
         record for record in caplog.records if record.name == "session_service.reconcile.retention"
     ]
@@ -75,7 +78,8 @@ async def test_no_gauge_reads_every_session(database: Database) -> None:
     await fill(database, SESSIONS)
     for statement, index in (
         (gauges._LIVE_AGES, "sessions_live_created"),
-        (due._BACKLOG, "sessions_due"),
+        (gauges._NOW, "sessions_due"),
+        (gauges._NOW, "sessions_live_created"),
     ):
         async with database.connection() as connection:
             params = {**statement.constants, "most": 100}

@@ -94,8 +94,8 @@ async def filled(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize(
     "statement",
-    [reads._LIVE_AT, live_counts._RECOUNT, policy._WALK, gauges._LIVE_AGES, gauges._BY_STATE],
-    ids=["live_at", "recount", "outdated", "gauges", "by_state"],
+    [reads._LIVE_AT, live_counts._RECOUNT, policy._WALK, gauges._LIVE_AGES],
+    ids=["live_at", "recount", "outdated", "gauges"],
 )
 async def test_queries_of_live_sessions_use_a_partial_index(
     filled: Database, statement: Statement[object]

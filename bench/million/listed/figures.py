@@ -318,7 +318,6 @@ SESSIONS = with_defaults(
             case(limit=Limit(pages=25_000, because=_OF_LIVE)),
             case("no such tenant", tenant="nobody"),
         ),
-        statement("storage.session.gauges:_REFRESHED"),
         statement("storage.session.gauges:_KEEP", case(counts='{"overaged": 0}')),
         statements(
             "storage.session.gauges:_count_by_state",

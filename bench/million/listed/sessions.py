@@ -56,8 +56,7 @@ LISTED = with_defaults(
             case("as many as it counts", most=MOST),
             limit=Limit(pages=MOST + 1_000, because=f"reads the {MOST} oldest live sessions"),
         ),
-        statement("storage.session.gauges:_ORPHANS", case(most=10_000)),
-        statement("storage.session.gauges:_BY_STATE"),
+        statement("storage.session.gauges:_NOW"),
         statement("storage.session.inventory:_APPS"),
         statement("storage.session.inventory:_ENTER", case(), case("new", app="another")),
         statement("storage.session.inventory:_CLAIM_PASS"),
@@ -106,7 +105,6 @@ LISTED = with_defaults(
             case("none is outdated", project_id="nest", version=VERSION, user_id="", slot=""),
             case("the end", project_id="nest", version=VERSION, user_id="~", slot=""),
         ),
-        statement("storage.session.due:_BACKLOG", case("none is due", most=10_000)),
         statement("storage.session.choices:_NOT_STARTED_SINCE", case(start_count=3)),
         statement(
             "storage.session.change:_RENEW",

@@ -81,15 +81,6 @@ _DEFER = compiled(
     ),
     scalar(int),
 )
-_BACKLOG = compiled(
-    lambda: sa.select(sa.func.count()).select_from(
-        sa.select(sa.literal_column("1"))
-        .where(sessions.c.due_at <= sa.func.now())
-        .limit(sa.bindparam("most", type_=sa.BigInteger))
-        .subquery()
-    ),
-    scalar(int),
-)
 
 
 async def claim(database: Database, most: int, hold: timedelta) -> list[Record]:
@@ -122,9 +113,15 @@ async def defer(database: Database, session: Session, due_at: datetime | None) -
     await database.fetch_one(_DEFER, params)
 
 
-async def backlog(database: Database, most: int) -> int:
+def backlog(most: sa.ColumnElement[int]) -> sa.ScalarSelect[int]:
     """How many sessions are due now, counted up to `most`."""
-    return await database.fetch_one(_BACKLOG, {"most": most}) or 0
+    due = (
+        sa.select(sa.literal_column("1"))
+        .where(sessions.c.due_at <= sa.func.now())
+        .limit(most)
+        .subquery()
+    )
+    return sa.select(sa.func.count()).select_from(due).scalar_subquery()
 
 
 _TIME = sa.DateTime(timezone=True)

@@ -2,13 +2,14 @@
 
 With up to `FEW` live sessions all are counted when they are asked for. With more, the counts that
 read every live session, and the overaged among the `MOST` oldest, are those of the last `refresh`,
-which one replica makes in the background. What a scrape or a call reads is then bounded by `FEW`.
+which one replica makes in the background. What a scrape or a call reads then takes one statement,
+and does not depend on how many live sessions there are.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from session_service.storage import claims
 from session_service.storage.database import BATCH_TIMEOUT, Statement, compiled, scalar
 from session_service.storage.session import due as session_due
 from session_service.storage.session.reads import LIVE as IS_LIVE
-from session_service.storage.tables import LIVE_STATES, orphans, sessions
+from session_service.storage.tables import LIVE_STATES, orphans, sessions, stats_gauges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +40,10 @@ NAME = "gauges"
 CHUNK = 10_000
 
 
+#: A refresh that is older does not count: none is made, and the live sessions are read.
+FRESH = 5 * REFRESH_EVERY
+
+
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """The values of one read."""
@@ -52,13 +57,63 @@ class Gauges:
     orphans: int
     """The number of containers that exist without a row of a session."""
     age: timedelta = timedelta(0)
-    """How long ago `overaged` was counted; 0 if it was counted now."""
+    """How long ago `overaged` and `live` were counted; 0 if they were counted now."""
+    live: Mapping[State, int] = field(default_factory=dict)
+    """The number of live sessions in each live state."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What reads every live session, and how long ago it was read. `overaged` as in `Gauges`."""
+
+    overaged: int
+    live: Mapping[State, int]
+    age: timedelta = timedelta(0)
+
+    @property
+    def total(self) -> int:
+        """The number of live sessions."""
+        return sum(self.live.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """What is read each time, and what was counted at the last refresh, if there was one."""
+
+    oldest: timedelta | None
+    due: int
+    orphans: int
+    refreshed: _Counted | None
+
+
+def _counted(counts: Mapping[str, int], age: timedelta) -> _Counted:
+    live = {State(word): number for word, number in counts.items() if word in set(State)}
+    return _Counted(counts["overaged"], live, age)
+
+
+_MOST = sa.literal_column(str(MOST), type_=sa.BigInteger())
+_NOW = compiled(
+    lambda: sa.select(
+        sa.select(sa.func.now() - sa.func.min(sessions.c.create_time))
+        .where(IS_LIVE)
+        .scalar_subquery(),
+        session_due.backlog(_MOST),
+        sa.select(sa.func.count())
+        .select_from(sa.select(sa.literal_column("1")).select_from(orphans).limit(_MOST).subquery())
+        .scalar_subquery(),
+        stats_gauges.c.counts,
+        sa.func.now() - stats_gauges.c.count_time,
+    ).select_from(
+        sa.select(sa.literal_column("1"))
+        .subquery("one")
+        .outerjoin(stats_gauges, stats_gauges.c.name == sa.literal_column(f"'{NAME}'"))
+    ),
+    lambda row: _Now(*row[:3], None if row[3] is None else _counted(json.loads(row[3]), row[4])),
+)
 _LIFETIME = sa.cast(sessions.c.policy["max_lifetime"].astext, sa.Float)
 _OLDEST = (
     sa.select(
-        sessions.c.create_time,
+        sessions.c.state,
         (sessions.c.create_time + _LIFETIME * sa.text("interval '1 second'") < sa.func.now()).label(
             "over"
         ),
@@ -68,29 +123,12 @@ _OLDEST = (
     .limit(sa.bindparam("most", type_=sa.BigInteger))
     .subquery()
 )
+#: Of the `most` oldest live sessions, by state: how many there are, and how many are overaged.
 _LIVE_AGES = compiled(
     lambda: sa.select(
-        sa.func.now() - sa.func.min(_OLDEST.c.create_time),
-        sa.func.count().filter(_OLDEST.c.over),
-        sa.func.count(),
-    ).select_from(_OLDEST),
-    lambda row: (row[0], int(row[1]), int(row[2])),
-)
-_ORPHANS = compiled(
-    lambda: sa.select(sa.func.count()).select_from(
-        sa.select(sa.literal_column("1"))
-        .select_from(orphans)
-        .limit(sa.bindparam("most", type_=sa.BigInteger))
-        .subquery()
-    ),
-    scalar(int),
-)
-
-
-_REFRESHED = Statement[tuple["Mapping[str, int]", timedelta]](
-    f"SELECT counts, now() - count_time FROM stats_gauges WHERE name = '{NAME}'",
-    {},
-    lambda row: (json.loads(row[0]), row[1]),
+        _OLDEST.c.state, sa.func.count(), sa.func.count().filter(_OLDEST.c.over)
+    ).group_by(_OLDEST.c.state),
+    lambda row: (State(row[0]), int(row[1]), int(row[2])),
 )
 _KEEP = Statement[bool](
     f"""
@@ -104,36 +142,26 @@ _KEEP = Statement[bool](
 
 async def read(database: Database) -> Gauges:
     """Read the gauges. Raises StorageUnavailable."""
-    oldest, overaged, live = await _ages(database, FEW + 1)
-    age = timedelta(0)
-    if live > FEW:
-        refreshed = await database.fetch_one(_REFRESHED, {})
-        if refreshed is None:
-            _, overaged, _ = await _ages(database, MOST)
-        else:
-            overaged, age = refreshed[0]["overaged"], refreshed[1]
-    backlog = await session_due.backlog(database, MOST)
-    orphaned = await database.fetch_one(_ORPHANS, {"most": MOST}, BATCH_TIMEOUT) or 0
-    return Gauges(oldest, overaged, backlog, orphaned, age)
+    now = await database.fetch_one(_NOW, {}, BATCH_TIMEOUT)
+    assert now is not None, "it has a row without tables"
+    counted = now.refreshed
+    if counted is None or counted.total <= FEW or counted.age > FRESH:
+        found = await _oldest(database, FEW + 1)
+        if found.total <= FEW:
+            counted = found
+        elif counted is None:
+            overaged = (await _oldest(database, MOST)).overaged
+            counted = _Counted(overaged, await _count_by_state(database))
+    live = {state: counted.live.get(state, 0) for state in State if state in LIVE}
+    return Gauges(now.oldest, counted.overaged, now.due, now.orphans, counted.age, live)
 
 
-async def _ages(database: Database, most: int) -> tuple[timedelta | None, int, int]:
-    """Of the `most` oldest live sessions: the age of the oldest, how many are past their policy's
-    `max_lifetime`, and how many there are.
-    """
-    return await database.fetch_one(_LIVE_AGES, {"most": most}, BATCH_TIMEOUT) or (None, 0, 0)
+async def _oldest(database: Database, most: int) -> _Counted:
+    """The counts of the `most` oldest live sessions."""
+    rows = await database.fetch_all(_LIVE_AGES, {"most": most}, BATCH_TIMEOUT)
+    return _Counted(sum(over for _, _, over in rows), {state: number for state, number, _ in rows})
 
 
-_FIRST = (
-    sa.select(sessions.c.state)
-    .where(IS_LIVE)
-    .limit(sa.bindparam("most", type_=sa.BigInteger))
-    .subquery()
-)
-_BY_STATE = compiled(
-    lambda: sa.select(_FIRST.c.state, sa.func.count()).group_by(_FIRST.c.state),
-    lambda row: (State(row[0]), int(row[1])),
-)
 # In the order of the partial index on the time of creation. Sessions of the same microsecond are in
 # the order of their ids, so that a chunk may end between two of them.
 _CHUNK = f"""
@@ -148,29 +176,13 @@ _CHUNK = f"""
 """
 
 
-async def live_by_state(database: Database) -> tuple[Mapping[State, int], timedelta]:
-    """The number of live sessions in each live state, and how long ago they were counted; 0 if they
-    were counted now. Raises StorageUnavailable.
-    """
-    found = dict(await database.fetch_all(_BY_STATE, {"most": FEW + 1}, BATCH_TIMEOUT))
-    age = timedelta(0)
-    if sum(found.values()) > FEW:
-        refreshed = await database.fetch_one(_REFRESHED, {})
-        if refreshed is None:
-            found = await _count_by_state(database)
-        else:
-            found = {State(word): n for word, n in refreshed[0].items() if word in set(State)}
-            age = refreshed[1]
-    return {state: found.get(state, 0) for state in State if state in LIVE}, age
-
-
 async def refresh(database: Database, every: timedelta = REFRESH_EVERY) -> bool:
-    """Count what `read` and `live_by_state` keep; False if another replica did so less than `every`
+    """Count what `read` uses; False if another replica did so less than `every`
     ago. Raises StorageUnavailable.
     """
     if not await claims.claim(database, NAME, every):
         return False
-    _, overaged, _ = await _ages(database, MOST)
+    overaged = (await _oldest(database, MOST)).overaged
     counts = {str(state): number for state, number in (await _count_by_state(database)).items()}
     kept = json.dumps({**counts, "overaged": overaged})
     await database.fetch_one(_KEEP, {"counts": kept})
