@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import struct
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import accumulate
 
 #: The ratio between the bounds of a bucket. The relative error is (GROWTH - 1) / (GROWTH + 1).
 GROWTH = 1.02
@@ -41,19 +43,13 @@ class Histogram:
         return Histogram(self.counts + other.counts)
 
     def percentiles(self, *parts: float) -> list[timedelta]:
-        """The percentile of each part (0.5: the median), within 1 %. The parts must be in ascending
-        order. Empty if nothing was counted.
-        """
+        """The percentile of each part (0.5: the median), within 1 %. Empty if all counts are 0."""
         size = (self.counts.bit_length() + BITS - 1) // BITS
         counts = struct.unpack(f"<{size}I", self.counts.to_bytes(size * (BITS // 8), "little"))
-        total = sum(counts)
-        found: list[timedelta] = []
-        below = 0
-        for bucket, count in enumerate(counts):
-            below += count
-            while len(found) < len(parts) and count and below >= rank(total, parts[len(found)]):
-                found.append(_middle(bucket))
-        return found
+        below = list(accumulate(counts))
+        if not below:
+            return []
+        return [_middle(bisect_left(below, rank(below[-1], part))) for part in parts]
 
 
 def rank(total: int, part: float) -> int:

@@ -156,7 +156,10 @@ class Sum:
 
     def of(self, outcome: Outcome) -> Tally:
         """The starts with this outcome; none at first."""
-        return self.outcomes.setdefault(outcome, Tally())
+        found = self.outcomes.get(outcome)
+        if found is None:
+            found = self.outcomes[outcome] = Tally()
+        return found
 
     def day(self, start: datetime) -> Day:
         """As a day, or as the span that begins then."""
@@ -184,7 +187,12 @@ class Counted:
 
     def sums(self, day: datetime | None) -> list[Sum]:
         """Where a count of the day belongs: to it and to the whole. None: to the whole only."""
-        return [self.whole] if day is None else [self.days.setdefault(day, Sum()), self.whole]
+        if day is None:
+            return [self.whole]
+        found = self.days.get(day)
+        if found is None:
+            found = self.days[day] = Sum()
+        return [found, self.whole]
 
     def add_attempts(self, day: datetime, rung: Rung, result: AttemptResult, count: int) -> None:
         """Add `count` attempts of the rung with this result."""

@@ -115,7 +115,6 @@ SESSIONS = with_defaults(
         statements("storage.session.stats:_add_range", *_RANGES, _QUIET),
         not_run("storage.session.stats:_add_rollups", _SENDS),
         not_run("storage.session.stats:_progress", _SENDS),
-        not_run("storage.session.stats:count", "settings of a transaction"),
         statements(
             "storage.session.rollups:begin",
             Form("where", (case(kept=timedelta(days=90)),), of="_BEGIN"),
@@ -336,6 +335,7 @@ SESSIONS = with_defaults(
         "tenant": "default",
         "name": "sessions",
         "most": 5_000,
+        "indexscan": "off",
         "project_id": None,
         **names(),
     },

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from session_service.storage.database import Connection, Database
+from session_service.storage.snapshot import snapshot
 
 #: The name of these roll-ups' progress in `stats_progress`.
 NAME = "agent sessions"
@@ -90,8 +91,6 @@ _FROM_ROLLUPS = {
     )
     for of_role, where in _OF_ROLE.items()
 }
-#: Reading the roll-ups and the rows sees one snapshot.
-_SNAPSHOT = b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _PROGRESS = f"""
     SELECT p.start_time, p.days_end,
         ARRAY(SELECT DISTINCT start_time FROM llm_stats_changes WHERE tenant = %(tenant)s)
@@ -108,8 +107,8 @@ async def stats(
     params: dict[str, object] = {"tenant": tenant, "agent_role": agent_role}
     of_role = agent_role is not None
     found: list[RoleStats] = []
-    async with database.transaction(BATCH_TIMEOUT) as connection:
-        await connection.execute(_SNAPSHOT)
+    # Roll-ups and rows are of one snapshot.
+    async with snapshot(database, BATCH_TIMEOUT) as connection:
         cursor = await connection.execute(_PROGRESS.encode(), params)
         (first, days_end, late), *_ = await cursor.fetchall()
         parts = pieces(start, end, Progress(first, None, days_end, frozenset(), frozenset(late)))
