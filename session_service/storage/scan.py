@@ -250,3 +250,35 @@ def page_of_few(found: Sequence[Entry[T]], size: int) -> Listed[T] | None:
     if any(entry.last for entry in found):
         return None
     return page([entry for entry in found if entry.matches], size)
+
+
+async def read(
+    database: Database,
+    scanned: Statement[Entry[T]],
+    others: Iterable[Statement[Entry[T]]],
+    params: Mapping[str, object],
+    size: int,
+) -> Listed[T]:
+    """The page of a scan in the list's order. If the scan ends before the page is full: that of the
+    first of `others`, statements of `few`, that has all of its rows.
+    """
+    found = page(await database.fetch_all(scanned, params), size)
+    for other in others:
+        if found.after is None or len(found.rows) >= size:
+            break
+        whole = page_of_few(await fetch_few(database, other, params), size)
+        if whole is not None:
+            return whole
+    return found
+
+
+def making(make: Callable[[Sequence[Any]], T]) -> Callable[[Sequence[Any]], Entry[T]]:
+    """Makes the entry of a row whose last four columns are those of an entry. `make` makes what is
+    listed, of the others. Any: columns of every type.
+    """
+    return lambda row: Entry(lambda: make(row[:-4]), Position(row[-4], row[-3]), row[-2], row[-1])
+
+
+def few_columns(entry: sa.Subquery, total: sa.Subquery) -> list[sa.ColumnElement[Any]]:
+    """The columns of an entry of `few`. Any: columns of every type."""
+    return [entry.c.time, entry.c.identity, entry.c.identity.is_not(None), total.c.last]

@@ -31,7 +31,7 @@ from session_service.storage.tables import SEEN_LAG
 from session_service.storage.tables.schema import bytewise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from session_service.domain.agent import AgentSession, SessionFilter
 
@@ -145,8 +145,7 @@ def _few(form: Form, by: str) -> Branch:
     return Branch(tuple(served), (_TENANT, *rest, *_in(form.states)))
 
 
-def _make(row: Sequence[Any]) -> Entry[AgentSession]:
-    return Entry(lambda: make_session(row[:-4]), Position(row[-4], row[-3]), row[-2], row[-1])
+_make = scan.making(make_session)
 
 
 def _joined(entry: sa.Subquery) -> Condition:
@@ -177,13 +176,7 @@ def statement_of_few(form: Form, by: str) -> Statement[Entry[AgentSession]]:
         entry, on, total = scan.few(_few(form, by), form.order, after=form.after)
         row = scan.by_key(llm_sessions, _joined(entry))
         return (
-            sa.select(
-                *session_columns(row, context=form.context),
-                entry.c.time,
-                entry.c.identity,
-                entry.c.identity.is_not(None),
-                total.c.last,
-            )
+            sa.select(*session_columns(row, context=form.context), *scan.few_columns(entry, total))
             .select_from(total.outerjoin(entry, on).outerjoin(row, sa.true()))
             .order_by(*form.order.by(entry.c.time, entry.c.identity))
         )
@@ -227,17 +220,13 @@ async def page(
         )
         if named is not None:
             return named
-    found = scan.page(await database.fetch_all(statement(form), params), size)
-    for by in ("labels", "active_since"):
-        # In the order of `seen_at` its range was scanned already.
-        useful = by in form.names and not (by == "active_since" and seen)
-        if useful and found.after is not None and len(found.rows) < size:
-            few = scan.page_of_few(
-                await scan.fetch_few(database, statement_of_few(form, by), params), size
-            )
-            if few is not None:
-                return few
-    return found
+    # In the order of `seen_at` its range was scanned already.
+    others = [
+        statement_of_few(form, by)
+        for by in ("labels", "active_since")
+        if by in form.names and not (by == "active_since" and seen)
+    ]
+    return await scan.read(database, statement(form), others, params, size)
 
 
 async def pages(

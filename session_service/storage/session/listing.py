@@ -211,8 +211,7 @@ def _select(
     return sa.select(*reads.record_columns(row), *columns).select_from(joined)
 
 
-def _make(row: Sequence[Any]) -> Entry[Record]:
-    return Entry(lambda: make_record(row[:-4]), Position(row[-4], row[-3]), row[-2], row[-1])
+_make = scan.making(make_record)
 
 
 @lru_cache(maxsize=256)
@@ -247,8 +246,7 @@ def statement_of_few(
         tenant = sessions.c.tenant == sa.bindparam("tenant", type_=sa.Text)
         branch = Branch((tenant, *ranges), (_whole(form),))
         entry, on, total = scan.few(branch, order, after=after)
-        matches = entry.c.identity.is_not(None)
-        columns = (entry.c.time, entry.c.identity, matches, total.c.last)
+        columns = scan.few_columns(entry, total)
         return _select(total.outerjoin(entry, on), entry, *columns).order_by(
             *order.by(entry.c.time, entry.c.identity)
         )
@@ -278,13 +276,11 @@ async def page(database: Database, wanted: Page) -> Listed[Record]:
         after=after,
         bound=wanted.bound,
     )
-    found = scan.page(await database.fetch_all(scanned, params), wanted.size)
+    others = []
     of_activity = any(field == "last_active_time" for field, *_ in all_forms[0].times)
-    unfilled = found.after is not None and len(found.rows) < wanted.size
-    if unfilled and of_activity and not wanted.seen and len(all_forms) == 1:
-        by_activity = statement_of_few(
+    if of_activity and not wanted.seen and len(all_forms) == 1:
+        few = statement_of_few(
             all_forms[0], descending=wanted.descending, after=after, bound=wanted.bound
         )
-        few = await scan.fetch_few(database, by_activity, params)
-        return scan.page_of_few(few, wanted.size) or found
-    return found
+        others.append(few)
+    return await scan.read(database, scanned, others, params, wanted.size)
