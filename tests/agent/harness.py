@@ -19,6 +19,7 @@ from session_service.rpc.interceptors import ErrorInterceptor
 from session_service.server import agent_service
 from session_service.server.agent_service import AgentSettings
 from session_service.storage.database import Database
+from tests.paging import pages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -83,15 +84,8 @@ class Replica:
 
     async def turns(self, session_id: str, **fields: Any) -> list[pb.Turn]:
         """All pages of ListTurns."""
-        found: list[pb.Turn] = []
-        token = ""
-        while True:
-            request = rpc_pb.ListTurnsRequest(session_id=session_id, page_token=token, **fields)
-            page = await self.stub.ListTurns(request, timeout=TIMEOUT)
-            found += page.turns
-            token = page.next_page_token
-            if not token:
-                return found
+        request = rpc_pb.ListTurnsRequest(session_id=session_id, **fields)
+        return [turn async for page in pages(self.stub.ListTurns, request) for turn in page.turns]
 
     async def contents(self, session_id: str, **fields: Any) -> list[str]:
         """The first message of every turn."""

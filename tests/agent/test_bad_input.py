@@ -20,6 +20,7 @@ from session_service.rpc.agent import listings, parse, streams
 from tests.agent.harness import Replica, said
 from tests.cases import each
 from tests.container.harness import failing
+from tests.paging import pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,20 +161,11 @@ async def test_sessions_are_listed_by_what_a_filter_says(agents: Replica) -> Non
     since.seconds -= 600
 
     async def listed(order: str = "", **fields: Any) -> list[str]:
-        found: list[str] = []
-        token = ""
-        while True:
-            request = rpc_pb.ListAgentSessionsRequest(
-                filter=rpc_pb.AgentSessionFilter(**fields),
-                page_size=2,
-                page_token=token,
-                order_by=order,
-            )
-            page = await agents.stub.ListAgentSessions(request, timeout=30)
-            found += [session.session_id for session in page.agent_sessions]
-            token = page.next_page_token
-            if not token:
-                return found
+        request = rpc_pb.ListAgentSessionsRequest(
+            filter=rpc_pb.AgentSessionFilter(**fields), page_size=2, order_by=order
+        )
+        listed = pages(agents.stub.ListAgentSessions, request)
+        return [each.session_id async for page in listed for each in page.agent_sessions]
 
     assert await listed() == [f"s{i}" for i in reversed(range(7))]
     assert await listed("create_time") == [f"s{i}" for i in range(7)]

@@ -18,6 +18,7 @@ from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from roost.agent.v1.agent_session_service_pb2_grpc import AgentSessionServiceStub
 from tests.agent.harness import request_id, said
 from tests.agent.processes import Service, service
+from tests.paging import pages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -128,16 +129,11 @@ async def check_session(
 ) -> int:
     """Every turn is there once, without a gap, and the totals are true; how many there are."""
     stored: dict[int, str] = {}
-    token = ""
     tokens = 0
-    while True:
-        request = rpc_pb.ListTurnsRequest(session_id=session_id, page_size=500, page_token=token)
-        page = await stub.ListTurns(request, timeout=30)
+    request = rpc_pb.ListTurnsRequest(session_id=session_id, page_size=500)
+    async for page in pages(stub.ListTurns, request):
         stored |= {turn.turn_number: turn.messages[0].content for turn in page.turns}
         tokens += sum(turn.tokens for turn in page.turns)
-        token = page.next_page_token
-        if not token:
-            break
     assert sorted(stored) == list(range(1, len(stored) + 1))
     assert len(set(stored.values())) == len(stored)
     mine = [writer for writer in writers if writer.session_id == session_id]

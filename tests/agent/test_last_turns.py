@@ -12,6 +12,7 @@ from session_service.storage import activity
 from session_service.storage.agent import activity as agent_activity
 from tests.agent.test_retention import age
 from tests.container.harness import failing
+from tests.paging import pages
 
 if TYPE_CHECKING:
     from tests.agent.harness import Replica
@@ -32,20 +33,13 @@ async def walk(agents: Replica, moved_after: timedelta = AT_ONCE) -> int:
 
 async def listed(agents: Replica, order: str, **filters: object) -> list[str]:
     """The ids of all pages."""
-    found: list[str] = []
-    token = ""
-    while True:
-        request = rpc_pb.ListAgentSessionsRequest(
-            filter=rpc_pb.AgentSessionFilter(**filters),  # type: ignore[arg-type]  # any field
-            page_size=2,
-            page_token=token,
-            order_by=order,
-        )
-        page = await agents.stub.ListAgentSessions(request, timeout=30)
-        found += [session.session_id for session in page.agent_sessions]
-        token = page.next_page_token
-        if not token:
-            return found
+    request = rpc_pb.ListAgentSessionsRequest(
+        filter=rpc_pb.AgentSessionFilter(**filters),  # type: ignore[arg-type]  # any field
+        page_size=2,
+        order_by=order,
+    )
+    found = pages(agents.stub.ListAgentSessions, request)
+    return [each.session_id async for page in found for each in page.agent_sessions]
 
 
 async def test_a_walk_moves_what_an_append_leaves(agents: Replica) -> None:

@@ -9,6 +9,7 @@ import pytest
 from roost.session.v1 import session_pb2 as pb
 from roost.session.v1 import session_service_pb2 as rpc_pb
 from tests.container.harness import failing
+from tests.paging import pages
 from tests.session.harness import TIMEOUT
 
 if TYPE_CHECKING:
@@ -17,17 +18,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.replicas(1)
 
 
-async def pages(roost: World, **fields: object) -> list[list[str]]:
+async def users_of_pages(roost: World, **fields: object) -> list[list[str]]:
     """The users of each page of a listing, to its end."""
-    found: list[list[str]] = []
-    token = ""
-    while True:
-        request = rpc_pb.ListSessionsRequest(page_size=2, page_token=token, **fields)  # type: ignore[arg-type]  # any field
-        answer = await roost.one.stub.ListSessions(request, timeout=TIMEOUT)
-        found.append([session.key.user_id for session in answer.sessions])
-        token = answer.next_page_token
-        if not token:
-            return found
+    request = rpc_pb.ListSessionsRequest(page_size=2, **fields)  # type: ignore[arg-type]  # any field
+    return [
+        [session.key.user_id for session in page.sessions]
+        async for page in pages(roost.one.stub.ListSessions, request)
+    ]
 
 
 async def test_pages_hold_every_session_once_in_order(roost: World) -> None:
@@ -35,9 +32,13 @@ async def test_pages_hold_every_session_once_in_order(roost: World) -> None:
     users = [f"u{number}" for number in range(5)]
     for user in users:
         await roost.one.start(user)
-    assert await pages(roost) == [users[:2], users[2:4], users[4:]]
+    assert await users_of_pages(roost) == [users[:2], users[2:4], users[4:]]
     back = users[::-1]
-    assert await pages(roost, order_by="create_time desc") == [back[:2], back[2:4], back[4:]]
+    assert await users_of_pages(roost, order_by="create_time desc") == [
+        back[:2],
+        back[2:4],
+        back[4:],
+    ]
 
 
 async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) -> None:
@@ -46,10 +47,10 @@ async def test_a_filter_narrows_and_a_token_belongs_to_its_filter(roost: World) 
         session = (await roost.one.start(user)).session
         if user == "finch":
             await roost.one.stop(session.session_id)
-    assert await pages(roost, filter='user_id = "robin"') == [["robin"]]
-    assert await pages(roost, filter="state = PAUSED AND live = true") == [["finch"]]
-    assert await pages(roost, filter="live = false") == [[]]
-    assert await pages(roost, filter='create_time > "2020-01-01T00:00:00Z"') == [
+    assert await users_of_pages(roost, filter='user_id = "robin"') == [["robin"]]
+    assert await users_of_pages(roost, filter="state = PAUSED AND live = true") == [["finch"]]
+    assert await users_of_pages(roost, filter="live = false") == [[]]
+    assert await users_of_pages(roost, filter='create_time > "2020-01-01T00:00:00Z"') == [
         ["wren", "robin"],
         ["finch"],
     ]
@@ -69,17 +70,9 @@ async def test_decisions_are_newest_first_in_pages(roost: World) -> None:
     for _ in range(3):
         await roost.one.start()
     await roost.one.start("robin")
-    seen: list[pb.Decision] = []
-    token = ""
-    while True:
-        request = rpc_pb.ListDecisionsRequest(
-            session_id=session.session_id, page_size=3, page_token=token
-        )
-        answer = await roost.one.stub.ListDecisions(request, timeout=TIMEOUT)
-        seen.extend(answer.decisions)
-        token = answer.next_page_token
-        if not token:
-            break
+    request = rpc_pb.ListDecisionsRequest(session_id=session.session_id, page_size=3)
+    found = pages(roost.one.stub.ListDecisions, request)
+    seen: list[pb.Decision] = [each async for page in found for each in page.decisions]
     assert [d.outcome for d in seen] == [pb.START_OUTCOME_REUSED] * 3 + [pb.START_OUTCOME_CREATED]
     everything = await roost.one.stub.ListDecisions(rpc_pb.ListDecisionsRequest(), timeout=TIMEOUT)
     assert len(everything.decisions) == 5
