@@ -166,7 +166,9 @@ async def _add_rollups(
     cursor = await connection.execute(_ROLLUPS.sql.encode(), params)
     found = set()
     rows = await cursor.fetchall()
-    for length, seconds, figures in json.loads(f"[{rows[0][0] or ''}]".replace(*reversed(_ZEROS))):
+    for length, seconds, figures in json.loads(
+        f"[{rows[0][0] or ''}]".replace(_ZEROS[1], _ZEROS[0])
+    ):
         start = datetime.fromtimestamp(seconds, UTC)
         if length == HOUR // HOUR:
             found.add(start)
