@@ -13,7 +13,7 @@ from session_service.storage.session import activity as session_activity
 from tests.container.harness import failing
 from tests.session.ageing import sql
 from tests.session.harness import TIMEOUT
-from tests.session.test_lists import pages
+from tests.session.test_lists import users_of_pages
 
 if TYPE_CHECKING:
     from tests.session.harness import Replica, World
@@ -112,17 +112,21 @@ async def test_sessions_are_listed_by_last_activity(roost: World) -> None:
             number,
             UUID(session.session_id),
         )
-    assert await pages(roost, order_by="last_active_time desc") == [
+    assert await users_of_pages(roost, order_by="last_active_time desc") == [
         users[:2],
         users[2:4],
         users[4:],
     ]
     back = users[::-1]
-    assert await pages(roost, order_by="last_active_time") == [back[:2], back[2:4], back[4:]]
+    assert await users_of_pages(roost, order_by="last_active_time") == [
+        back[:2],
+        back[2:4],
+        back[4:],
+    ]
     ((since,),) = await sql(roost.one, "SELECT now() - interval '150 minutes'")
     recent = f'last_active_time >= "{since.isoformat()}"'
     for order in ("create_time", "last_active_time desc"):
-        assert await pages(roost, filter=recent, order_by=order) == [users[:2], users[2:3]]
+        assert await users_of_pages(roost, filter=recent, order_by=order) == [users[:2], users[2:3]]
     request = rpc_pb.ListSessionsRequest(page_size=1, order_by="last_active_time")
     token = (await roost.one.stub.ListSessions(request, timeout=TIMEOUT)).next_page_token
     foreign = rpc_pb.ListSessionsRequest(page_size=1, page_token=token)
@@ -136,10 +140,10 @@ async def test_alternatives_are_listed_once_and_too_many_are_rejected(roost: Wor
         if user == "finch":
             await roost.one.stop(session.session_id)
     both = 'user_id = "wren" OR state = ACTIVE OR state = PAUSED'
-    assert await pages(roost, filter=both) == [["wren", "robin"], ["finch"]]
+    assert await users_of_pages(roost, filter=both) == [["wren", "robin"], ["finch"]]
     bound = 'live = true AND (user_id = "robin" OR state = PAUSED)'
-    assert await pages(roost, filter=bound) == [["robin", "finch"]]
-    assert await pages(roost, filter="state = ACTIVE AND state = PAUSED") == [[]]
+    assert await users_of_pages(roost, filter=bound) == [["robin", "finch"]]
+    assert await users_of_pages(roost, filter="state = ACTIVE AND state = PAUSED") == [[]]
     many = " OR ".join(f"user_id = u{number}" for number in range(11))
     failure = await failing(
         roost.one.stub.ListSessions(rpc_pb.ListSessionsRequest(filter=many), timeout=TIMEOUT)

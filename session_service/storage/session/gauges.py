@@ -108,7 +108,9 @@ _NOW = compiled(
         .subquery("one")
         .outerjoin(stats_gauges, stats_gauges.c.name == sa.literal_column(f"'{NAME}'"))
     ),
-    lambda row: _Now(*row[:3], None if row[3] is None else _counted(json.loads(row[3]), row[4])),
+    lambda row: _Now(
+        row[0], row[1], row[2], None if row[3] is None else _counted(json.loads(row[3]), row[4])
+    ),
 )
 _LIFETIME = sa.cast(sessions.c.policy["max_lifetime"].astext, sa.Float)
 _OLDEST = (
