@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from session_service.storage.tables.schema import TIME, UUID, key_columns, metadata
+from session_service.storage.tables.schema import TIME, UUID, key_columns, metadata, time_index
 
 #: The unique index on request ids, per tenant and method.
 REQUEST = "decisions_request"
@@ -54,7 +54,7 @@ sa.Index(
     postgresql_where=decisions.c.request_id.is_not(None),
 )
 sa.Index("decisions_session", decisions.c.session_id, decisions.c.decision_id)
-sa.Index("decisions_time", decisions.c.create_time, postgresql_using="brin")
+time_index("decisions_created", decisions.c.create_time)
 #: For the recent durations of outcomes. Reuses are left out: they are most rows and take no time.
 sa.Index(
     "decisions_outcome",
@@ -97,7 +97,7 @@ sa.Index(
     session_ends.c.project_id,
     session_ends.c.end_time,
 )
-sa.Index("session_ends_time", session_ends.c.end_time, postgresql_using="brin")
+time_index("session_ends_ended", session_ends.c.end_time)
 
 
 #: One row per offered candidate. Only the SHA-256 of its token is stored, never the token.
@@ -141,4 +141,4 @@ sa.Index(
     choices.c.slot,
     choices.c.decision_id,
 )
-sa.Index("choices_time", choices.c.create_time, postgresql_using="brin")
+time_index("choices_created", choices.c.create_time)
