@@ -173,14 +173,15 @@ CROSS JOIN (
 ) seen
 """
 _KEYS = "llm_search_keys(c.tenant, c.turn_id, c.branch_id, c.role, c.agent_role, c.create_time)"
-#: The matches in a window. The tenant is compared so that no other index serves: the window's key
-#: has the tenant already.
+#: The matches in a window. The window's key comes last: the index asks for each key in this order,
+#: and reads the long list of a window only where all others agree. The tenant is compared so that
+#: no other index serves: the window's key has the tenant already.
 _MATCHES = f"""
 SELECT c.branch_id, c.turn_number, c.message_index, c.turn_id, c.create_time, c.role, c.document
 FROM llm_search c
-WHERE {{words}}
+WHERE {{words}} {{filters}}
   AND {_KEYS} @> ARRAY[hashtextextended('w' || {{bits}} || '/' || %(tenant)s, {{number}})]
-  AND c.tenant || '' = %(tenant)s AND c.turn_id BETWEEN step.low AND step.high {{filters}}
+  AND c.tenant || '' = %(tenant)s AND c.turn_id BETWEEN step.low AND step.high
 """
 _ORDER = "ORDER BY turn_id DESC, message_index DESC"
 #: Ends a list of windows when the time for the search is over. OFFSET 0 keeps the condition where
