@@ -15,13 +15,14 @@ from roost.agent.v1 import agent_session_service_pb2 as rpc_pb
 from session_service.domain.agent import ROLES, AgentState, SessionFilter
 from session_service.errors import InvalidField
 from session_service.rpc import fields as rpc_fields
+from session_service.rpc import lists
 from session_service.rpc.agent import fields as checks
 from session_service.rpc.agent import render
 from session_service.rpc.fields import Fields, duration, timestamp
+from session_service.rpc.lists import Orders
 from session_service.storage.agent.reads import Position
 from session_service.storage.agent.search import RANKED
 from session_service.storage.agent.search_query import SearchQuery
-from session_service.storage.scan import Position as Place
 
 if TYPE_CHECKING:
     from session_service.domain.agent import AgentSession
@@ -29,19 +30,11 @@ if TYPE_CHECKING:
     from session_service.storage.agent.search import Hit, SearchResult
     from session_service.storage.agent.stats import RoleStats
     from session_service.storage.scan import Listed
+    from session_service.storage.scan import Position as Place
 
 QUERY_LIMIT = 1024
 _STATES: dict[int, AgentState] = {render.state(state): state for state in AgentState}
-#: The values of `order_by`: whether it is by the newest turn, and whether it is descending.
-_SESSION_ORDERS = {
-    "": (False, True),
-    "create_time": (False, False),
-    "create_time asc": (False, False),
-    "create_time desc": (False, True),
-    "last_query_time": (True, False),
-    "last_query_time asc": (True, False),
-    "last_query_time desc": (True, True),
-}
+_SESSION_ORDERS = Orders("create_time", "last_query_time", descending=True)
 #: The values of `order_by`, and whether each is descending.
 _TURN_ORDERS = {
     "": False,
@@ -105,42 +98,26 @@ def parse_sessions(message: rpc_pb.ListAgentSessionsRequest, tenant: str) -> Ses
     """ListAgentSessions."""
     fields = Fields()
     size = fields.page_size(message.page_size)
-    order = " ".join(message.order_by.split())
-    if order not in _SESSION_ORDERS:
-        fields.wrong(
-            "order_by", "must be create_time or last_query_time, with or without desc after it"
-        )
-    seen, descending = _SESSION_ORDERS.get(order, (False, True))
+    seen, descending = _SESSION_ORDERS.parse(fields, message.order_by)
     wanted = parse_filter(fields, "filter", message.filter)
     fields.done()
     form = message.filter.SerializeToString(deterministic=True).hex()
-    # The parts of an order by creation are those of the version before: its tokens stay valid.
-    by = ["seen"] if seen else []
-    listing = rpc_fields.listing_digest("agent_sessions", tenant, form, str(descending), *by)
-    after = None
-    if message.page_token:
-        after = _after(*rpc_fields.read_page_token(message.page_token, listing, 2))
+    listing = lists.digest("agent_sessions", tenant, form, seen=seen, descending=descending)
+    after = lists.position(message.page_token, listing, _session_id)
     return SessionsQuery(wanted, after, size, seen, descending, listing)
 
 
-def _after(time: str, session_id: str) -> Place:
-    try:
-        created_at = datetime.fromisoformat(time)
-    except ValueError:
-        created_at = None
-    if created_at is None or created_at.tzinfo is None or not session_id.isprintable():
-        raise _unreadable_token()
-    return Place(created_at, session_id)
+def _session_id(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(text)
+    return text
 
 
 def render_sessions(
     found: Listed[AgentSession], query: SessionsQuery
 ) -> rpc_pb.ListAgentSessionsResponse:
     """ListAgentSessions' reply."""
-    token = ""
-    if found.after is not None:
-        place = [found.after.time.isoformat(), found.after.identity]
-        token = rpc_fields.make_page_token(query.listing, place)
+    token = lists.next_token(query.listing, found.after)
     return rpc_pb.ListAgentSessionsResponse(
         agent_sessions=[render.session(row) for row in found.rows], next_page_token=token
     )

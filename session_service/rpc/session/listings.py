@@ -7,7 +7,6 @@ page.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -15,9 +14,10 @@ from roost.session.v1 import session_service_pb2 as pb
 from session_service.domain import filters
 from session_service.errors import InvalidField
 from session_service.rpc import fields as rpc_fields
+from session_service.rpc import lists
 from session_service.rpc.fields import Fields
+from session_service.rpc.lists import Orders
 from session_service.rpc.session import render
-from session_service.storage.scan import Position
 from session_service.storage.session.listing import Page
 
 if TYPE_CHECKING:
@@ -25,16 +25,7 @@ if TYPE_CHECKING:
     from session_service.domain.session import Record
     from session_service.storage.scan import Listed
 
-#: The values of `order_by`: whether it is by last activity, and whether it is descending.
-_ORDERS = {
-    "": (False, False),
-    "create_time": (False, False),
-    "create_time asc": (False, False),
-    "create_time desc": (False, True),
-    "last_active_time": (True, False),
-    "last_active_time asc": (True, False),
-    "last_active_time desc": (True, True),
-}
+_ORDERS = Orders("create_time", "last_active_time", descending=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,45 +50,23 @@ def parse_sessions(request: pb.ListSessionsRequest, tenant: str) -> WantedSessio
     """The requested page of sessions. Raises InvalidField."""
     fields = Fields()
     size = fields.page_size(request.page_size)
-    order = " ".join(request.order_by.split())
-    if order not in _ORDERS:
-        fields.wrong(
-            "order_by", "must be create_time or last_active_time, with or without desc after it"
-        )
+    seen, descending = _ORDERS.parse(fields, request.order_by)
     alternatives: tuple[filters.Alternative, ...] = ()
     try:
         alternatives = filters.parse(request.filter)
     except filters.BadFilter as error:
         fields.wrong("filter", str(error))
     fields.done()
-    seen, descending = _ORDERS[order]
-    # The parts of an order by creation are those of the version before: its tokens stay valid.
-    by = ["seen"] if seen else []
-    listing = rpc_fields.listing_digest("sessions", tenant, request.filter, str(descending), *by)
-    after = _position(request.page_token, listing)
+    listing = lists.digest("sessions", tenant, request.filter, seen=seen, descending=descending)
+    after = lists.position(request.page_token, listing, UUID)
     return WantedSessions(Page(tenant, alternatives, seen, descending, after, size), listing)
-
-
-def _position(token: str, listing: str) -> Position | None:
-    if not token:
-        return None
-    time, session_id = rpc_fields.read_page_token(token, listing, 2)
-    try:
-        return Position(datetime.fromisoformat(time), UUID(session_id))
-    except ValueError:
-        raise InvalidField.of(
-            "page_token", "is malformed; leave it empty to begin with the first page"
-        ) from None
 
 
 def render_sessions(
     found: Listed[Record], wanted: WantedSessions, renderer: render.Renderer
 ) -> pb.ListSessionsResponse:
     """The page, and the token for the next one."""
-    token = ""
-    if found.after is not None:
-        place = [found.after.time.isoformat(), str(found.after.identity)]
-        token = rpc_fields.make_page_token(wanted.listing, place)
+    token = lists.next_token(wanted.listing, found.after)
     return pb.ListSessionsResponse(
         sessions=[renderer.session(record) for record in found.rows], next_page_token=token
     )
