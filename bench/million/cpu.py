@@ -3,10 +3,14 @@
 On a busy machine the clock also measures whoever else wants the processors; this does not. It is
 what the kernel counts for each thread (`/proc/PID/task/TID/schedstat`), and so both must run on
 this machine. Where they do not, or the kernel is another one, there is no figure.
+
+The median of the calls counts: a pass of the replica may come beside some of them.
 """
 
 from __future__ import annotations
 
+import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -25,28 +29,26 @@ class Processes:
         self._url = url
         self._replica = replica
         self._backends: list[int] = []
-        self._began: dict[int, int] = {}
+        self._marks: list[int | None] = []
 
     async def begin(self) -> None:
-        """Begin to measure."""
+        """Begin to measure. Connections that are opened later are not counted."""
         async with await psycopg.AsyncConnection.connect(self._url, autocommit=True) as connection:
             rows = await (await connection.execute(_BACKENDS)).fetchall()
         self._backends = [int(row[0]) for row in rows]
-        self._began = self._read()
+        self._marks = []
+
+    def mark(self) -> None:
+        """Where a call begins, or the last one has ended."""
+        try:
+            self._marks.append(sum(map(_nanoseconds, (self._replica, *self._backends))))
+        except OSError:
+            self._marks.append(None)
 
     def milliseconds(self) -> float | None:
-        """What the processes have used since. A connection that was opened since is not counted."""
-        ended = self._read()
-        if not self._began or self._began.keys() - ended.keys():
-            return None
-        return sum(ended[pid] - began for pid, began in self._began.items()) / 1e6
-
-    def _read(self) -> dict[int, int]:
-        """The CPU time of each process in ns; empty if one of them cannot be read."""
-        try:
-            return {pid: _nanoseconds(pid) for pid in (self._replica, *self._backends)}
-        except OSError:
-            return {}
+        """The median of what the processes have used from one mark to the next."""
+        used = [after - before for before, after in pairwise(self._marks) if before and after]
+        return statistics.median(used) / 1e6 if used else None
 
 
 def _nanoseconds(pid: int) -> int:

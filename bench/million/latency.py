@@ -182,6 +182,7 @@ async def _measure(call: Call, sides: list[Side], rounds: int, seconds: float) -
             # A slow call is warm at once, and would take minutes.
             continue
         for side, took in zip(sides, (measured.small, measured.large), strict=True):
+            side.processes.mark()
             began = perf_counter()
             try:
                 answer = await side.call(call, round_ + WARM)
@@ -203,11 +204,9 @@ async def _begin(sides: list[Side]) -> None:
 
 def _end(sides: list[Side], measured: Measured) -> None:
     """Set the CPU times of a call."""
-    per_call = []
-    for side, took in zip(sides, (measured.small, measured.large), strict=True):
-        used = side.processes.milliseconds()
-        per_call.append(None if used is None or not took else used / len(took))
-    measured.small_cpu, measured.large_cpu = per_call
+    for side in sides:
+        side.processes.mark()
+    measured.small_cpu, measured.large_cpu = [side.processes.milliseconds() for side in sides]
 
 
 async def _scrape(sides: list[Side], rounds: int, seconds: float) -> Measured:
@@ -221,6 +220,7 @@ async def _scrape(sides: list[Side], rounds: int, seconds: float) -> Measured:
             if round_ >= LEAST and perf_counter() > until:
                 break
             for side, took in zip(sides, (measured.small, measured.large), strict=True):
+                side.processes.mark()
                 began = perf_counter()
                 answer = await client.get(f"http://{side.metrics}/metrics")
                 if answer.status_code != httpx.codes.OK:

@@ -173,14 +173,16 @@ CROSS JOIN (
 ) seen
 """
 _KEYS = "llm_search_keys(c.tenant, c.turn_id, c.branch_id, c.role, c.agent_role, c.create_time)"
-#: The matches in a window. The window's key comes last: the index asks for each key in this order,
-#: and reads the long list of a window only where all others agree. The tenant is compared so that
-#: no other index serves: the window's key has the tenant already.
+#: The matches in a window. The index asks for its keys in this order: the window's list is long,
+#: and is read only where the keys before it agree. Those of time come after it, because a window
+#: has few times. The tenant is compared so that no other index serves: the window's key has the
+#: tenant already.
 _MATCHES = f"""
 SELECT c.branch_id, c.turn_number, c.message_index, c.turn_id, c.create_time, c.role, c.document
 FROM llm_search c
 WHERE {{words}} {{filters}}
   AND {_KEYS} @> ARRAY[hashtextextended('w' || {{bits}} || '/' || %(tenant)s, {{number}})]
+  {{times}}
   AND c.tenant || '' = %(tenant)s AND c.turn_id BETWEEN step.low AND step.high
 """
 _ORDER = "ORDER BY turn_id DESC, message_index DESC"
@@ -258,6 +260,8 @@ _FILTERS = {
       SELECT hashtextextended('role/' || role, 0) FROM unnest(%(message_roles)s::text[]) AS r (role)
   )
   AND c.role = ANY(%(message_roles)s)""",
+}
+_TIMES = {
     "spans": f"""
   AND {_KEYS} && ARRAY(
       SELECT hashtextextended('t' || bits, number)
@@ -308,7 +312,10 @@ def search_statement(query: SearchQuery, tsquery: str) -> str:
         "from_time": query.from_time,
         "to_time": query.to_time,
     }
-    filters = " ".join(_FILTERS[name] for name, value in values.items() if value)
+    filters, times = (
+        " ".join(condition for name, condition in conditions.items() if values[name])
+        for conditions in (_FILTERS, _TIMES)
+    )
     of_session = query.session_id is not None
     words = len(conjuncts(tsquery))
     conditions = " AND ".join(f"c.document @@ %(word{place})s::tsquery" for place in range(words))
@@ -318,9 +325,15 @@ def search_statement(query: SearchQuery, tsquery: str) -> str:
         seen=_IN_SESSION if of_session else _SEEN,
         of_role="WHERE seen.agent_role = %(agent_role)s" if query.agent_role else "",
         few=_MATCHES.format(
-            bits="step.bits", number="step.low >> step.bits", words=conditions, filters=filters
+            bits="step.bits",
+            number="step.low >> step.bits",
+            words=conditions,
+            filters=filters,
+            times=times,
         ),
-        many=_MATCHES.format(bits=SMALL, number="small.number", words=conditions, filters=filters),
+        many=_MATCHES.format(
+            bits=SMALL, number="small.number", words=conditions, filters=filters, times=times
+        ),
         language=_LANGUAGE,
     )
 
