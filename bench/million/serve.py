@@ -8,6 +8,7 @@ output has the addresses of the service and of its metrics.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import uuid
@@ -101,6 +102,8 @@ async def _run() -> None:
 
 
 if __name__ == "__main__":
+    # As the command does: what is imported is never looked through for garbage.
+    gc.freeze()
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_run())
     sys.exit(0)
