@@ -14,7 +14,7 @@ import psycopg
 
 from session_service.domain.rollups import DAY
 from session_service.storage.agent.activity import SUBJECT
-from session_service.storage.agent.stats import FIGURES, NAME
+from session_service.storage.agent.stats import FIGURES, NAME, created
 from session_service.storage.database import BATCH_TIMEOUT
 
 if TYPE_CHECKING:
@@ -71,18 +71,14 @@ _ROLL_UP_DAY = f"""
     INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
     SELECT t.tenant, %(day)s, each.*
     FROM tenant t, LATERAL (
-        SELECT {FIGURES} FROM llm_sessions s
-        WHERE s.tenant = t.tenant AND s.created_at >= %(start)s AND s.created_at < %(end)s
-        GROUP BY agent_role
+        SELECT {FIGURES} FROM {created("t.tenant")} GROUP BY agent_role
     ) AS each
     WHERE t.tenant IS NOT NULL {_ADD}
 """
 _CLEAR = "DELETE FROM llm_stats_rollups WHERE tenant = %(tenant)s AND start_time = %(start)s"
 _ROLL_UP = f"""
     INSERT INTO llm_stats_rollups (tenant, start_time, {_COLUMNS})
-    SELECT %(tenant)s, %(day)s, {FIGURES} FROM llm_sessions
-    WHERE tenant = %(tenant)s AND created_at >= %(start)s AND created_at < %(end)s
-    GROUP BY agent_role {_ADD}
+    SELECT %(tenant)s, %(day)s, {FIGURES} FROM {created("%(tenant)s")} GROUP BY agent_role {_ADD}
 """
 _LATE = "SELECT tenant, start_time FROM llm_stats_changes LIMIT 1"
 _FORGET = "DELETE FROM llm_stats_changes WHERE tenant = %(tenant)s AND start_time = %(start)s"
