@@ -206,7 +206,10 @@ LISTED = with_defaults(
         ),
         statement(
             "storage.session.forgetting:_KEPT",
-            case(ids=LONG_ENDED, limit=LOOKED_UP),
+            case(
+                ids=LONG_ENDED,
+                limit=Limit(pages=2_500, because="reads both containers of a thousand sessions"),
+            ),
             case("unknown", ids=[NOBODY]),
         ),
         statement(

@@ -127,15 +127,16 @@ _CHOSEN = (
     .with_for_update(of=sessions, skip_locked=True)
     .cte("chosen")
 )
+#: OFFSET keeps the condition on the time away from the index of all present containers, which the
+#: planner may read whole to combine it with the ids.
+_THEIRS = (
+    sa.select(containers.c.session_id, containers.c.destroy_time)
+    .where(containers.c.session_id == sa.any_(sa.bindparam("ids", type_=_IDS)))
+    .offset(sa.literal_column("0"))
+    .subquery("theirs")
+)
 _KEPT = compiled(
-    lambda: (
-        sa.select(containers.c.session_id)
-        .where(
-            containers.c.session_id == sa.any_(sa.bindparam("ids", type_=_IDS)),
-            containers.c.destroy_time.is_(None),
-        )
-        .distinct()
-    ),
+    lambda: sa.select(_THEIRS.c.session_id).where(_THEIRS.c.destroy_time.is_(None)).distinct(),
     lambda row: row[0],
 )
 _GONE = (
