@@ -1,8 +1,9 @@
 """A replica of session_service as a process of its own, before a provider that answers at once.
 
-Its passes come too seldom to disturb what is measured, and a scrape of its metrics always reads the
-database. `ROOST_DATABASE_URL` and the like are those of session_service; the first line of its
-output has the addresses of the service and of its metrics.
+It runs no passes, which would be measured with the calls beside them: a walk over 100,000 sessions
+takes seconds. A scrape of its metrics always reads the database. `ROOST_DATABASE_URL` and the like
+are those of session_service; the first line of its output has the addresses of the service and of
+its metrics.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ async def _run() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     environment = {**os.environ, "ROOST_CONTAINER_TARGET": f"127.0.0.1:{port}"}
-    config = replace(Config.from_env(environment), gauges_interval=timedelta(0))
+    config = replace(
+        Config.from_env(environment), gauges_interval=timedelta(0), quiet=timedelta(days=1)
+    )
     async with serve(config) as running:
         print(running.target, running.metrics_target, flush=True)
         # Until the process that began this one ends, or closes the pipe.
