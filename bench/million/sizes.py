@@ -51,6 +51,8 @@ class Index:
 async def tables(url: str) -> list[Table]:
     """All tables with rows, the largest first."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        # A vacuum that reads some pages of a table estimates its rows from these.
+        await connection.execute("ANALYZE")
         rows = await (await connection.execute(_TABLES)).fetchall()
     return [Table(*row) for row in rows if row[1]]
 
