@@ -87,6 +87,10 @@ async def pages(database: Database, sql: str, values: Mapping[str, object], plan
 
 
 async def test_a_pass_without_work_reads_a_few_pages(filled: Database) -> None:
+    from_the_first = {
+        "start": NOW - timedelta(days=80), "end": NOW, "tenant": "", "seen": NOW, "id": "",
+        "most": agent_rollups.SEEN,
+    }  # fmt: skip
     cases: dict[str, tuple[str, Mapping[str, object]]] = {
         "decisions, none of which is old": (
             decisions._TRIM.sql,
@@ -95,7 +99,11 @@ async def test_a_pass_without_work_reads_a_few_pages(filled: Database) -> None:
         "roll-ups, none of which is old": (rollups._TRIM.sql, {"most": 5000}),
         "agent sessions without a turn": (
             agent_rollups._SEEN,
-            {"since": NOW, "start": NOW - timedelta(days=80), "end": NOW},
+            {"since": NOW, **from_the_first},
+        ),
+        "agent sessions with a turn, after the last of them": (
+            agent_rollups._SEEN,
+            {"since": NOW - timedelta(days=80), **from_the_first, "tenant": "default", "seen": NOW},
         ),
         "the apps of containers": (inventory._APPS.sql, {}),
         "a few of many due sessions": (
