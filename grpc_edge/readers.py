@@ -1,8 +1,8 @@
 """End a stream whose reader takes nothing, so that it does not hold what the stream holds.
 
-gRPC sends no more than the reader's window, about 64 KiB. Then the handler waits, with what it has
-read from the database, its connection to a container, or a file there, for as long as the reader's
-connection lives.
+gRPC sends no more than the reader's window: 64 KiB at first, and some MiB where it has measured a
+fast connection. Then the handler waits, with what it has read from the database, its connection to
+a container, or a file there, for as long as the reader's connection lives.
 """
 
 from __future__ import annotations

@@ -73,8 +73,10 @@ async def ended_unread(metrics: str, client: httpx.AsyncClient) -> int:
 
 @asynccontextmanager
 async def own_channels(target: str, count: int) -> AsyncGenerator[list[grpc.aio.Channel]]:
-    """Channels with a connection each, as different clients have."""
-    options = (("grpc.use_local_subchannel_pool", 1),)
+    """Channels with a connection each, as different clients have. Their windows do not grow: on a
+    busy machine they sometimes grow so far that they take all that there is.
+    """
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0))
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(grpc.aio.insecure_channel(target, options=options))
