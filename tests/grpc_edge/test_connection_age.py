@@ -65,8 +65,10 @@ class Calls:
 
 
 def channel_to(target: str) -> grpc.aio.Channel:
-    """A channel of its own, which repeats nothing."""
-    options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
+    """A channel of its own. gRPC repeats a call by itself if the server says with the end of the
+    connection that it has not seen it, and no other.
+    """
+    options = (("grpc.use_local_subchannel_pool", 1),)
     return grpc.aio.insecure_channel(target, options=options)
 
 
