@@ -7,13 +7,12 @@ import logging
 import random
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 #: The first pause after a round that failed, in s; doubled each time, up to the usual pause.
 FIRST_PAUSE = 0.5
 #: A replica that starts serves its first callers before its housework, by this time in s.
@@ -70,26 +69,6 @@ async def end(tasks: set[asyncio.Task[None]], cancel_again: float = CANCEL_AGAIN
         for task in left:
             task.cancel()
         await asyncio.wait(left, timeout=cancel_again)
-
-
-async def to_the_end(task: asyncio.Task[T]) -> T:
-    """The task's result. A caller that is cancelled does not cancel the task; its error, which
-    nobody waits for then, is a line in the log.
-    """
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_log_error)
-        raise
-
-
-def _log_error(task: asyncio.Task[T]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning(
-            "what a caller began and did not wait for failed: %s",
-            error,
-            extra={"action": "run_transition"},
-        )
 
 
 def _reporting(

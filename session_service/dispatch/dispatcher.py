@@ -18,7 +18,6 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from session_service import loops
 from session_service.domain.next_action import deepens
 from session_service.errors import StorageUnavailable
 from session_service.storage.session import change as changes
@@ -230,7 +229,27 @@ class Dispatcher:
         task = asyncio.create_task(steps)
         self._committing.add(task)
         task.add_done_callback(self._committing.discard)
-        return await loops.to_the_end(task)
+        return await to_the_end(task)
+
+
+async def to_the_end(task: asyncio.Task[T]) -> T:
+    """The task's result. A caller that is cancelled does not cancel the task; its error, which
+    nobody waits for then, is a line in the log.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_log_error)
+        raise
+
+
+def _log_error(task: asyncio.Task[T]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning(
+            "what a caller began and did not wait for failed: %s",
+            error,
+            extra={"action": "run_transition"},
+        )
 
 
 def _transition(session: Session) -> Transition:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import uuid_utils.compat as uuids
 
-from session_service import errors, loops
+from session_service import errors
 from session_service.checkpoints.vault import required_kind, usable
 from session_service.dispatch.call import NO_SLOT, Driver
+from session_service.dispatch.dispatcher import to_the_end
 from session_service.dispatch.wait import POLL, Settle
 from session_service.domain.checkpoint import Checkpoint, Kind, Reason
 from session_service.domain.decision import Decision
@@ -179,7 +180,7 @@ class Writers:
         committing = asyncio.create_task(commit_and_begin())
         self._committing.add(committing)
         committing.add_done_callback(self._committing.discard)
-        done = await loops.to_the_end(committing)
+        done = await to_the_end(committing)
         if done is Conflict.WRITING:
             await self._wait_for_other(write.record.session.session_id)
         return done, tasks[0] if tasks else None
