@@ -31,6 +31,9 @@ class Config:
     listen: str = "127.0.0.1:50052"
     """The address to serve on, host:port; port 0 takes a free port."""
 
+    health_listen: str = ""
+    """The address that serves the health service alone, in plain text; empty: none."""
+
     tls_cert: str = ""
     """The file of the server's certificate; empty: plain text."""
 
@@ -247,6 +250,10 @@ VARIABLES = (
     Variable(
         "ROOST_CONTAINER_LISTEN", "listen", _address, "host:port",
         "address to serve on; port 0 takes a free port",
+    ),
+    Variable(
+        "ROOST_HEALTH_LISTEN", "health_listen", _address, "host:port",
+        "address that serves the health service alone, in plain text, for probes; not set: none",
     ),
     Variable(
         "ROOST_TLS_CERT", "tls_cert", str, "a path",

@@ -32,6 +32,7 @@ from grpc_edge.binding import PortTaken, bind
 from grpc_edge.certificates import CertificateError
 from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.handlers import Layers
+from grpc_edge.health_server import health_server
 from grpc_edge.options import server_options
 from grpc_edge.readers import Readers
 from grpc_edge.reflection import add_reflection
@@ -60,6 +61,9 @@ class Running:
 
     leave: Callable[[], Awaitable[None]]
     """Makes health say NOT_SERVING for good, while calls are served as before."""
+
+    health_target: str = ""
+    """The address of the health service alone; empty without one."""
 
 
 @asynccontextmanager
@@ -104,7 +108,10 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         health_pb2_grpc.add_HealthServicer_to_server(health_check.servicer, server)
         add_reflection(server, (SERVICE, health.SERVICE_NAME))
         credentials = await stack.enter_async_context(tls.server_credentials(config.tls))
-        port = bind(server, config.listen, credentials)
+        port = bind(server, config.listen, credentials, variable="ROOST_CONTAINER_LISTEN")
+        health_target = await stack.enter_async_context(
+            health_server(config.health_listen, health_check.servicer, layers)
+        )
         await server.start()
         stack.push_async_callback(graceful.stop, server, config.grace)
         # Runs before the server stops, so that load balancers send no more calls.
@@ -113,7 +120,8 @@ async def serve(config: Config) -> AsyncGenerator[Running]:
         stack.push_async_callback(cancel, checking)
 
         host = config.listen.rpartition(":")[0]
-        yield Running(f"{host}:{port}", health_check.servicer.enter_graceful_shutdown)
+        leave = health_check.servicer.enter_graceful_shutdown
+        yield Running(f"{host}:{port}", leave, health_target)
 
 
 def _app_health(config: Config) -> AppHealthRegistry:
@@ -175,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except PortTaken as error:
         print(  # noqa: T201
-            f"container_service: ROOST_CONTAINER_LISTEN: cannot listen on {error}:"
+            f"container_service: {error.variable}: cannot listen on {error}:"
             " the port is in use, or the address is not one of this machine's",
             file=sys.stderr,
         )

@@ -101,7 +101,11 @@ def load(files: Files) -> Certificates:
         except (ValueError, UnsupportedAlgorithm):
             raise files.wrong("key", "holds no private key in PEM form") from None
         form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        if own[0].public_key().public_bytes(*form) != key.public_key().public_bytes(*form):
+        try:
+            certified = own[0].public_key().public_bytes(*form)
+        except (ValueError, UnsupportedAlgorithm):
+            raise files.wrong("certificate", "is for a kind of key that is not known") from None
+        if certified != key.public_key().public_bytes(*form):
             raise files.wrong("key", f"is not the key of the certificate in {files.certificate}")
     return Certificates(
         chain=read["certificate"],
@@ -125,8 +129,11 @@ class WatchedCertificates:
         """Look at the files for ever; call `changed` after `current` has become another one."""
         while True:
             await asyncio.sleep(LOOK)
-            if await self.look():
-                changed()
+            try:
+                if await self.look():
+                    changed()
+            except Exception:  # noqa: BLE001  # without this task a certificate would run out unnoticed
+                _log.exception("looking for new certificates", extra={"action": "certificates"})
 
     async def look(self) -> bool:
         """Read the files again if they have changed. Whether `current` is another one now."""

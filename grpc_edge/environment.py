@@ -49,6 +49,7 @@ NAMES = frozenset(
         "ROOST_FRESHNESS_WINDOW",
         "ROOST_GRACE",
         "ROOST_GRACE_PERIOD",
+        "ROOST_HEALTH_LISTEN",
         "ROOST_IDLE_TIMEOUT",
         "ROOST_IDLE_WARNING",
         "ROOST_INSECURE",

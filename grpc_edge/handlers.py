@@ -51,6 +51,12 @@ class Layers(Wrapping):
         super().__init__()
         self._layers = layers
 
+    def for_another_server(self) -> Layers:
+        """The same layers. A server has a table of its own: with another's it would serve what the
+        other serves.
+        """
+        return Layers(*self._layers)
+
     def wrap(self, method: str, handler: Handler) -> Handler:
         """The handler in all layers."""
         for layer in reversed(self._layers):

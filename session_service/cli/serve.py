@@ -83,7 +83,7 @@ def _run(work: Callable[[Config], None]) -> int:
     except exporter.AddressTaken as error:
         return _failed(f"ROOST_METRICS_LISTEN: {error} {CANNOT_BIND}", 2)
     except PortTaken as error:
-        return _failed(f"ROOST_SESSION_LISTEN: {error} {CANNOT_BIND}", 2)
+        return _failed(f"{error.variable}: {error} {CANNOT_BIND}", 2)
     except (StorageUnavailable, psycopg.OperationalError, sqlalchemy.exc.OperationalError):
         return _failed(command.why_not(config), 1)
     except (DatabaseRefused, ReadOnlyDatabase, SchemaMismatch) as error:

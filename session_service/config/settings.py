@@ -39,6 +39,9 @@ class Config:
     container_target: str = "127.0.0.1:50052"
     """Address of container_service."""
 
+    health_listen: str = ""
+    """The address that serves the health service alone, in plain text; empty: none."""
+
     tls_cert: str = ""
     """The file of the server's certificate; empty: plain text."""
 

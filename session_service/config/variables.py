@@ -112,6 +112,10 @@ VARIABLES = (
         "ROOST_CONTAINER_TARGET", "container_target", ADDRESS, "address of container_service",
     ),
     Variable(
+        "ROOST_HEALTH_LISTEN", "health_listen", ADDRESS,
+        "address that serves the health service alone, in plain text, for probes; not set: none",
+    ),
+    Variable(
         "ROOST_TLS_CERT", "tls_cert", PATH,
         "file of the server's certificate, with its intermediate ones; not set: plain text",
     ),

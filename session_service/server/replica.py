@@ -22,6 +22,7 @@ from grpc_edge import tls
 from grpc_edge.binding import bind
 from grpc_edge.departures import log_departures_as_debug
 from grpc_edge.handlers import Layers
+from grpc_edge.health_server import health_server
 from grpc_edge.options import server_options
 from grpc_edge.readers import Readers
 from grpc_edge.reflection import add_reflection
@@ -155,6 +156,8 @@ class Running:
     """Makes health say NOT_SERVING for good, while calls are served as before."""
     metrics_target: str = ""
     """The address of /metrics; empty if metrics are off."""
+    health_target: str = ""
+    """The address of the health service alone; empty without one."""
 
 
 @asynccontextmanager
@@ -195,7 +198,10 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         )
         health_pb2_grpc.add_HealthServicer_to_server(checks.servicer, server)
         add_reflection(server, (*ours, health.SERVICE_NAME))
-        port = bind(server, config.listen, credentials)
+        port = bind(server, config.listen, credentials, variable="ROOST_SESSION_LISTEN")
+        # Before the database is waited for, so that a probe gets an answer in that time.
+        probed = health_server(config.health_listen, checks.servicer, layers)
+        health_target = await stack.enter_async_context(probed)
 
         await prepare(config)
         outside = await composition.reach(stack, config, database, channel, bucket, connect)
@@ -240,7 +246,14 @@ async def serve(config: Config, connect: Connect = GrpcContainers) -> AsyncGener
         target = f"{config.listen.rpartition(':')[0]}:{port}"
         leave = checks.servicer.enter_graceful_shutdown
         yield Running(
-            target, wired.work, database, wired.background, wired.policies, leave, metrics_target
+            target,
+            wired.work,
+            database,
+            wired.background,
+            wired.policies,
+            leave,
+            metrics_target,
+            health_target,
         )
 
 

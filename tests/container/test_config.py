@@ -20,6 +20,7 @@ def test_every_variable_sets_its_field() -> None:
         "FLY_API_TOKEN": "t",
         "FLY_FLAPS_BASE_URL": "http://127.0.0.1:4280/",
         "ROOST_CONTAINER_LISTEN": "[::1]:0",
+        "ROOST_HEALTH_LISTEN": "0.0.0.0:50053",
         "ROOST_TLS_CERT": "/certificates/server.pem",
         "ROOST_TLS_KEY": "/certificates/server.key",
         "ROOST_TLS_CLIENT_CA": "/certificates/ca.pem",
@@ -45,6 +46,7 @@ def test_every_variable_sets_its_field() -> None:
     assert Config.from_env(env) == Config(
         fly_token="t",
         listen="[::1]:0",
+        health_listen="0.0.0.0:50053",
         tls_cert="/certificates/server.pem",
         tls_key="/certificates/server.key",
         tls_client_ca="/certificates/ca.pem",

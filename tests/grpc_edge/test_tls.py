@@ -23,6 +23,7 @@ from session_service.server.replica import serve
 from tests.authorities import Authority, Pair
 from tests.container.harness import config_for
 from tests.eventually import eventually
+from tests.grpc_edge import raw_calls
 from tests.session.harness import key, session_config, spec
 
 if TYPE_CHECKING:
@@ -84,6 +85,25 @@ async def answered(target: str, credentials: grpc.ChannelCredentials | None) -> 
         return True
 
 
+async def only_health_is_served(target: str) -> None:
+    """In plain text, with the errors of every call of ours."""
+    assert await answered(target, None)
+    async with grpc.aio.insecure_channel(target) as channel:
+        start = session_service_pb2.StartSessionRequest(key=key())
+        with pytest.raises(grpc.aio.AioRpcError) as other:
+            await SessionServiceStub(channel).StartSession(start, timeout=30)
+        assert other.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        malformed = await raw_calls.call(
+            channel,
+            "/grpc.health.v1.Health/Check",
+            [b"\xff"],
+            client_streaming=False,
+            server_streaming=False,
+        )
+        assert malformed is not None
+        assert malformed.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def shown(target: str) -> str:
     """The certificate that the server shows a new connection."""
     host, _, port = target.rpartition(":")
@@ -96,8 +116,8 @@ async def test_a_session_lives_behind_mutual_tls(
     """From the caller to session_service, and from there to container_service. Plain text, no
     certificate, and that of a stranger get no answer.
     """
-    server, caller, service = (authority.issue(name) for name in ("server", "caller", "service"))
-    own = own_files(server)
+    server, caller, inner = (authority.issue(name) for name in ("server", "caller", "service"))
+    own = own_files(server) | {"health_listen": "127.0.0.1:0"}
     stranger = Authority(tmp_path / "stranger").issue("caller")
     mixed = grpc.ssl_channel_credentials(
         server.authority.read_bytes(), stranger.key.read_bytes(), stranger.certificate.read_bytes()
@@ -107,9 +127,9 @@ async def test_a_session_lives_behind_mutual_tls(
             serve_containers(replace(config_for(emulator, grace=0.1), **own))
         )
         calling = {
-            "container_tls_ca": str(service.authority),
-            "container_tls_cert": str(service.certificate),
-            "container_tls_key": str(service.key),
+            "container_tls_ca": str(inner.authority),
+            "container_tls_cert": str(inner.certificate),
+            "container_tls_key": str(inner.key),
         }
         config = session_config(
             database_url, containers.target, emulator.proxy_url, grace=0.1, **own, **calling
@@ -125,11 +145,13 @@ async def test_a_session_lives_behind_mutual_tls(
         again = await stub.StartSession(request, timeout=60)
         assert again.outcome == session_pb2.START_OUTCOME_REUSED
 
-        for target in (containers.target, running.target):
+        for one in (containers, running):
+            target = one.target
             assert not await answered(target, None)
             only = grpc.ssl_channel_credentials(server.authority.read_bytes())
             assert not await answered(target, only)
             assert not await answered(target, mixed)
+            await only_health_is_served(one.health_target)
 
 
 async def test_certificates_are_renewed_while_calls_go_on(
