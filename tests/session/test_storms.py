@@ -384,7 +384,7 @@ async def test_a_silent_preview_of_a_resumed_session_delays_no_other_start(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("lasts", [3.5, 8.0])
+@pytest.mark.parametrize("lasts", [3.5, pytest.param(8.0, marks=pytest.mark.proof)])
 async def test_an_outage_in_the_middle_of_a_storm_costs_few_calls(
     tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture, lasts: float
 ) -> None:

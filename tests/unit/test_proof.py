@@ -65,7 +65,9 @@ RUNS_OF_PYTEST = pytest.mark.timeout(240)
 
 
 @RUNS_OF_PYTEST
-def test_tests_are_counted(tmp_path: Path) -> None:
+def test_tests_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each run would import all plugins of this suite, which takes a second.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     file = tmp_path / "test_some.py"
     file.write_text(
         "import pytest\n"
@@ -74,7 +76,17 @@ def test_tests_are_counted(tmp_path: Path) -> None:
         "@pytest.mark.skip\n"
         "def test_skipped(): pass\n"
     )
-    alone = ("-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path), str(file))
+    alone = (
+        "-p",
+        "pytest_randomly",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+        str(file),
+    )
     with (tmp_path / "log").open("w") as log:
         order = Order(1, 2, log, tmp_path)
         assert suite(*alone)(order) == Count(2, 1)
