@@ -44,6 +44,19 @@ def main(argv: list[str]) -> int:
         return failure.status
 
 
+#: Not passed on: everything here talks on loopback, and two services cannot share an address.
+OWN = ("ROOST_TLS_", "ROOST_CONTAINER_TLS_", "ROOST_HEALTH_LISTEN")
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the services get from the environment of `local up`."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("ROOST_") and not name.startswith(OWN)
+    }
+
+
 def settings(argv: list[str], environment: Mapping[str, str]) -> StackSettings:
     """Read the settings from the command line and the environment."""
     parser = argparse.ArgumentParser(
@@ -72,7 +85,7 @@ def settings(argv: list[str], environment: Mapping[str, str]) -> StackSettings:
         postgres_port=given.postgres_port,
         database_url=environment.get("ROOST_DATABASE_URL") or None,
         app=environment.get("ROOST_FLY_APP") or default.app,
-        environment={k: v for k, v in environment.items() if k.startswith("ROOST_")},
+        environment=passed_on(environment),
     )
 
 

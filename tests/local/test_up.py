@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from local.stack.up import passed_on
 from tests.eventually import eventually
 from tests.open_processes import children, using
 from tests.recipes import output_of
@@ -165,3 +166,15 @@ async def test_a_wrong_port_is_one_clear_line_and_the_usage(tmp_path: Path) -> N
         status, said = await ended(process)
     assert status == 2
     assert said.splitlines()[-1].endswith("argument --fly-port: 'x' is not a port from 0 to 65535")
+
+
+def test_settings_of_the_services_are_passed_on_but_no_addresses_and_certificates() -> None:
+    """Both services would bind the same address, and the stack talks to them in plain text."""
+    given = {
+        "ROOST_LEASE": "5",
+        "ROOST_TLS_CERT": "/certificates/server.pem",
+        "ROOST_CONTAINER_TLS_CA": "/certificates/ca.pem",
+        "ROOST_HEALTH_LISTEN": "0.0.0.0:50053",
+        "FLY_API_TOKEN": "secret",
+    }
+    assert passed_on(given) == {"ROOST_LEASE": "5"}
