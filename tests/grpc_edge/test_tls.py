@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -24,7 +25,9 @@ from tests.authorities import Authority, Pair
 from tests.container.harness import config_for
 from tests.eventually import eventually
 from tests.grpc_edge import raw_calls
+from tests.service_processes import fork
 from tests.session.harness import key, session_config, spec
+from tests.session.test_process import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -104,6 +107,17 @@ async def only_health_is_served(target: str) -> None:
         assert malformed.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def the_command_exports(target: str, pair: Pair) -> None:
+    """With the files of its options; without them it says what is wrong."""
+    paths = {"--ca": pair.authority, "--cert": pair.certificate, "--key": pair.key}
+    options = [text for name, path in paths.items() for text in (name, str(path))]
+    for given, status in ((options, 0), (options[:4], 2), ([], 2)):
+        command = ("agent", "--target", target, *given, "export", "-")
+        process = await fork("session_service", *command, environment={"PATH": os.environ["PATH"]})
+        ended, _, err = await outcome(process)
+        assert (ended, err.count("\n")) == (status, int(status != 0)), err
+
+
 def shown(target: str) -> str:
     """The certificate that the server shows a new connection."""
     host, _, port = target.rpartition(":")
@@ -145,6 +159,7 @@ async def test_a_session_lives_behind_mutual_tls(
         again = await stub.StartSession(request, timeout=60)
         assert again.outcome == session_pb2.START_OUTCOME_REUSED
 
+        await the_command_exports(running.target, caller)
         for one in (containers, running):
             target = one.target
             assert not await answered(target, None)
