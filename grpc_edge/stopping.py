@@ -1,11 +1,14 @@
-"""End a server so that no call fails which waits for its turn.
+"""Stop a server so that the calls that wait in gRPC's queue do not fail.
 
-grpc.aio takes one call at a time from gRPC's core. A call that lies in the core when `Server.stop`
-begins ends with CANCELLED, and no handler ever sees it: of 100 callers on one connection 98. So
-the server stops when nothing lies there. For a moment answers that are ready are held back, so that
-callers that wait for them send nothing new, and calls that come are taken and not yet handled, so
-that the rest of the queue is taken soon. When none comes any more, `Server.stop` tells the clients
-(GOAWAY), and only then the answers go out: the next calls go to another server.
+grpc.aio takes one call at a time from the queue of gRPC's core. When `Server.stop` begins, each
+call that is still in the queue ends with CANCELLED, and no handler ever sees it. With 100 callers
+on one connection, up to 98 calls ended so.
+
+So the server empties the queue before it stops. It holds back its answers, so that callers that
+wait for an answer send no new call. It takes new calls from the queue and does not handle them yet,
+so that the queue is soon empty. When no new call comes any more, `Server.stop` tells the clients to
+leave (GOAWAY). Only then the answers go out, and the clients send their next calls to another
+server.
 """
 
 from __future__ import annotations
@@ -23,17 +26,18 @@ if TYPE_CHECKING:
 
     from grpc_edge.handlers import Context, Handler
 
-#: The longest time for which calls are held, in s. Callers that do not wait for answers send new
-#: ones all the time.
+#: The longest wait for an empty queue, in s. It needs a limit because callers that do not wait for
+#: answers send new calls all the time.
 LONGEST_HOLD = 0.5
-#: How often it is looked whether a handler has begun, in s, and how often in a row none must have.
-#: They are counted because a look takes longer where gRPC's threads wait for a core: a call passes
-#: four of them.
+#: The time between two looks at the number of handlers that have begun, in s; and the number of
+#: looks in a row without a new handler after which the queue counts as empty. It is a number of
+#: looks and not a time: a call passes four threads of gRPC, and on a machine whose cores are busy
+#: both those threads and the looks take longer.
 LOOK = 0.01
 QUIET_LOOKS = 10
-#: The looks in which the clients are told before the answers go out.
+#: The time that GOAWAY has to reach the clients before the answers go out, as a number of `LOOK`.
 TELL_LOOKS = 4
-#: Streams that no client ends as long as it is content. They would hold a stop up for its grace.
+#: Streams that stay open as long as the client wants. Each would delay a stop by its whole grace.
 ENDLESS = ("/grpc.health.v1.Health/Watch",)
 
 
@@ -57,8 +61,9 @@ class GracefulStop(Wrapping):
     ) -> None:
         """Stop the server. Calls in flight have `grace` seconds to finish, and are cancelled then.
 
-        `end_streams` ends the streams that would not end by themselves; it is called when their
-        callers will not come back to this server.
+        `end_streams` ends the streams that would not end by themselves. It is called first; the
+        ends of the streams are held back as answers are, so that the callers open the next stream
+        at another server.
         """
         self._released = asyncio.Event()
         try:
@@ -101,7 +106,8 @@ class GracefulStop(Wrapping):
             try:
                 answer = await behavior(request, context)
             except Exception:
-                # Becomes the status of the call further out, which is an answer too.
+                # An outer interceptor turns this error into the status of the call. A status is an
+                # answer too.
                 await self._hold()
                 raise
             await self._hold()
@@ -124,7 +130,9 @@ class GracefulStop(Wrapping):
         return stream
 
     def _ended(self, behavior: Any) -> Any:
-        """A behavior that writes to its context, and ends when the server stops."""
+        """A streaming behavior that writes its answers to the context. When the server stops, the
+        behavior is cancelled, and the stream ends without an error.
+        """
 
         async def call(request: Any, context: Context) -> None:
             running = asyncio.ensure_future(behavior(request, context))

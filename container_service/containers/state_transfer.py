@@ -1,8 +1,8 @@
 """Capture and restore the state of an application: counted, hashed, and limited in size.
 
-A capture streams, so its first bytes are with the caller before the last ones are read. What marks
-a complete state is therefore not the end of the stream but the digest that follows the last byte. A
-stream without a digest is incomplete, however it ended.
+A capture streams: the caller has the first bytes before the last bytes are read. So the end of the
+stream does not prove that the state is complete. The digest that follows the last byte proves it. A
+stream without a digest is incomplete, even if it ended without an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the older table's columns, status words and addresses mean."""
+"""The meaning of the older table's columns, status words and addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Field(StrEnum):
-    """What the import reads of a row, by the names of `--column`."""
+    """The fields that the import reads from a row. `--column` names a field by its value here."""
 
     ID = "id"
     PROJECT = "project_id"
@@ -99,10 +99,11 @@ def _shown(found: Sequence[str]) -> str:
 
 
 class Meaning(StrEnum):
-    """What a status of the older platform means."""
+    """The meaning of a status of the older platform."""
 
     RUNNING = "RUNNING"
-    """Live. Taken as running if the provider is not asked: the first start probes the machine."""
+    """Live. An import that does not ask the provider (`--offline`) takes the machine as running;
+    the session's first start probes it."""
     SUSPENDED = "SUSPENDED"
     """Live, paused with its memory."""
     STOPPED = "STOPPED"
@@ -113,8 +114,8 @@ class Meaning(StrEnum):
     """Not to be imported."""
 
 
-#: Usual words for a status. Words that are ambiguous, as "failed", "error" and "pending", are not
-#: here: the operator says by `--status` what they mean.
+#: Usual words for a status. Ambiguous words, such as "failed", "error" and "pending", are not here:
+#: the operator gives their meaning with `--status`.
 USUAL_STATUSES: Mapping[str, Meaning] = {
     **dict.fromkeys(
         ("active", "running", "run", "started", "starting", "ready", "live", "up", "idle", "open"),
@@ -147,7 +148,7 @@ def meaning(word: str, given: Mapping[str, Meaning]) -> Meaning | None:
     return given.get(plain) or USUAL_STATUSES.get(plain)
 
 
-#: Fly's machine ids are 14 hex digits; other parts of an address are not taken for one.
+#: A machine id of Fly is 14 hex digits, so that no other part of an address is taken for an id.
 _ID = r"(?P<machine>[0-9a-f]{14})"
 _APP = r"(?P<app>[a-z0-9][a-z0-9-]{0,62})"
 #: Addresses that name a machine, the most specific first.
@@ -170,7 +171,7 @@ class BadPattern(Exception):
 
 @dataclass(frozen=True, slots=True)
 class NamedMachine:
-    """The machine and app that an address names; "" if it names none."""
+    """The machine and the app that an address names; each is "" if the address does not name it."""
 
     machine: str = ""
     app: str = ""
@@ -188,7 +189,9 @@ def machine_pattern(text: str) -> re.Pattern[str]:
 
 
 def machine_in(address: str, pattern: re.Pattern[str] | None) -> NamedMachine:
-    """What the address names, by the pattern alone if one is given."""
+    """The machine and the app that the address names. If a pattern is given, only the pattern finds
+    a machine. An address in which no machine is found can still name an app of fly.dev.
+    """
     for each in USUAL_ADDRESSES if pattern is None else (pattern,):
         match = each.search(address)
         if match is not None:

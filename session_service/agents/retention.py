@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The rows of a pass: sessions expired and purged, turns and request records deleted."""
+    """The counts of a pass: expired and purged sessions, deleted turns and request records."""
 
     expired: int
     purged: int
@@ -27,10 +27,11 @@ class Removed:
 
 
 async def run_pass(database: Database, retention: timedelta) -> Removed:
-    """Expire idle sessions, purge those past their retention, delete what no session reaches.
+    """Expire idle sessions, and purge sessions whose retention has passed. Delete turns that no
+    session reaches, and old request records.
 
-    Any number of replicas may run it at once, and it may break off at any point (see
-    `storage.agent.expiry`). `retention`: how long an expired session can be brought back.
+    Any number of replicas may run a pass at once, and a pass may break off at any point (see
+    `storage.agent.expiry`). `retention` is how long an expired session can be brought back.
     """
     removed = Removed(
         await expiry.expire_sessions(database, retention),

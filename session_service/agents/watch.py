@@ -83,18 +83,21 @@ class Watch:
     ) -> AsyncGenerator[Event, None]:
         """The events after turn `after` of a branch (None: the head branch).
 
-        `after` None: after the newest turn. With a `pace` that has heartbeats, Quiet is one.
-        `begun` is awaited once no change can be missed any more.
+        If `after` is None, the events after the newest turn. If `pace` has heartbeats, a heartbeat
+        is the event Quiet. `begun` is awaited once no change can be missed any more.
 
         Each round clears the event, reads the unseen turns, and only then waits: a change during
         the read sets the event, so the wait returns at once and no change is missed. No connection
         is held while it waits, or while the caller takes an event.
 
-        The stream ends in four ways. The caller cancels: the cancellation, or `aclose`, arrives at
-        the `yield` or at the wait, and leaving `watch` takes the event away. The replica stops:
-        `stopping` ends the loop without an error, and the caller resumes at another replica. The
-        pace is over: the same. Quiet is the last event of both. The session is purged:
-        AgentSessionNotFound.
+        The stream ends in four ways:
+
+        - The caller cancels. The cancellation, or `aclose`, arrives at the `yield` or at an
+          `await`, and the `with` removes the event from `Changes`.
+        - The replica stops. The last event is Quiet, there is no error, and the caller resumes at
+          another replica.
+        - The pace is over. The stream ends as it does when the replica stops.
+        - The session is purged. The stream raises AgentSessionNotFound.
 
         Raises AgentSessionNotFound, and InvalidField for a turn that does not exist.
         """

@@ -1,7 +1,7 @@
 """Restores checkpoints: for the ladder's rung RESTORE, and for a rollback or a fork.
 
-The stored bytes are read and checked before a container is created for them, and hashed again on
-their way into the container.
+The stored bytes of a checkpoint are read and checked before a container is created for them, and
+are hashed again on their way into the container. A snapshot of a volume has no bytes to read.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Restorer:
         return (await self._vault.find(session.tenant, wish.checkpoint_id),)
 
     async def first_intact(self, bring_up: BringUp) -> Checkpoint:
-        """The first checkpoint whose bytes are intact. A corrupt one is recorded as a failed
-        attempt, and dropped. Raises NothingToRestore if none is left, CheckpointCorrupt if the
-        requested one is corrupt, and StorageUnavailable if the bytes cannot be read now.
+        """The first checkpoint whose bytes are intact. A snapshot counts as intact, because its
+        bytes cannot be read. A corrupt checkpoint is recorded as a failed attempt, and dropped.
+        Raises NothingToRestore if none is left, CheckpointCorrupt if the requested checkpoint is
+        corrupt, and StorageUnavailable if the bytes cannot be read now.
         """
         while bring_up.checkpoints:
             checkpoint, began = bring_up.checkpoints[0], monotonic()
@@ -72,8 +73,9 @@ class Restorer:
 
     async def prepare_volume(self, bring_up: BringUp, checkpoint: Checkpoint) -> bool:
         """For a checkpoint of kind VOLUME, create a volume from its snapshot, and put the volume
-        into the session's spec, so that the next container mounts it. Returns False if it is
-        proved that the provider has lost the snapshot. Raises VolumeAbsent if that is not proved.
+        into the session's spec, so that the next container mounts it. If the provider answers that
+        the snapshot or a volume is absent: returns False if the loss of the snapshot is proved,
+        else raises VolumeAbsent.
         """
         if checkpoint.kind is not Kind.VOLUME:
             return True
@@ -128,9 +130,9 @@ class Restorer:
         )
 
     async def save_first(self, bring_up: BringUp, kind: Kind) -> None:
-        """Save the present state as a checkpoint before a rollback replaces it. After a take-over
-        the state is not saved a second time: the earlier owner may have restored the older state
-        already, and a second save would save that.
+        """Save the present state as a checkpoint before a rollback replaces it. If the session's
+        row names such a checkpoint already, nothing is saved: the older state may have been
+        restored since then, and a save now would contain the older state.
         """
         wish = bring_up.wish
         if wish.saved_id is not None:
@@ -140,9 +142,9 @@ class Restorer:
         await self._note(bring_up, {"wish": wishes.dump(bring_up.wish)})
 
     async def supersede(self, bring_up: BringUp) -> None:
-        """Mark checkpoints of the session that are still being written as FAILED, before an older
-        one replaces the state that they have. Otherwise they could become the session's newest
-        state.
+        """Mark the session's checkpoint that is still being written, if there is one, as FAILED.
+        It contains the state that the rollback is about to replace. If it became READY later, it
+        could become the session's head, and the next start would undo the rollback.
         """
         await self._vault.supersede(bring_up.session)
 

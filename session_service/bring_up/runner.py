@@ -138,7 +138,9 @@ class BringUpRunner:
         return recreated_result(bring_up, await self._try_rungs(bring_up), wanted)
 
     async def _try_rungs(self, bring_up: BringUp) -> Result:
-        """Try the rungs that the rows allow, each only after the state of those before is lost."""
+        """Try the rungs that the rows allow, in order. A rung is tried only if the state that the
+        rungs before it could bring back is lost.
+        """
         for rung in _rungs(bring_up):
             if bring_up.required is not None and BEST_OF[rung] < bring_up.required:
                 continue

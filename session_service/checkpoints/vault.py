@@ -129,7 +129,9 @@ class Vault:
         label: str = "",
         decision_id: UUID | None = None,
     ) -> NewCheckpoint:
-        """A new checkpoint of the session, to be committed if the session keeps its epoch."""
+        """The row of a new checkpoint of the session. Its commit writes nothing if the session has
+        another epoch by then.
+        """
         return NewCheckpoint(
             uuids.uuid7(),
             session.session_id,

@@ -41,12 +41,13 @@ class CheckpointSettings:
     prefix: str = "roost"
     """The prefix of the names of objects in the bucket."""
     database_limit: int = 16 * 1024 * 1024
-    """The most bytes of one checkpoint, compressed, that are stored in the database."""
+    """The largest compressed size, in bytes, of a checkpoint in the database. A larger one is
+    stored in the bucket."""
     lease: timedelta = timedelta(seconds=10)
     """The duration of a writer's lease. A writer that has not renewed it for so long counts as
     dead."""
     volume_age: timedelta = timedelta(minutes=10)
-    """The age at which a volume that a restore created may be deleted."""
+    """A volume that a restore created is deleted only if it is older, and no session needs it."""
 
 
 class Saver:
@@ -103,9 +104,10 @@ class Saver:
             await self._failed(checkpoint, error)
             raise
         except BaseException:
-            # Cancelled, because another replica owns the transition now, or this one stops; or a
-            # bug. The shield lets the row become FAILED at once: without it the row would stay
-            # WRITING until its lease runs out, and block the next checkpoint of the session.
+            # This task was cancelled (another replica owns the transition now, or this replica
+            # stops), or the code has a bug. The shield lets the row become FAILED at once. Without
+            # it the row would stay WRITING until its lease runs out, and until then the session
+            # could have no other checkpoint.
             await asyncio.shield(self._failed(checkpoint, None))
             raise
         await self._retention.prune(saved.key, keep)
@@ -221,8 +223,8 @@ class Saver:
             await asyncio.sleep(SNAPSHOT_PAUSE)
 
     async def _failed(self, checkpoint: Checkpoint, error: errors.RoostError | None) -> None:
-        """Mark the checkpoint FAILED, unless that was done meanwhile, and delete its bytes. If the
-        database or the bucket does not answer now, the retention pass does it later.
+        """Mark the checkpoint FAILED, unless it is FAILED already, and delete its bytes. If the
+        database or the bucket does not answer now, the retention pass does both later.
         """
         reason = "INTERRUPTED" if error is None else error.reason
         if error is not None:
@@ -237,7 +239,7 @@ class Saver:
                 failed = await reads.get(
                     self._database, checkpoint.tenant, checkpoint.checkpoint_id
                 )
-            # One that was READY and then found to be damaged keeps its bytes.
+            # A checkpoint that was READY, and FAILED later because it is damaged, keeps its bytes.
             if failed and failed.state is CheckpointState.FAILED and not failed.ready_time:
                 await self._retention.clean(failed)
 

@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 PROBE_TIMEOUT = 3.0
 #: States in which a container is paused: its machine exists and does not run.
 PAUSED = frozenset({ContainerState.SUSPENDED, ContainerState.STOPPED})
-#: States in which the provider changes the container, or says nothing: they do not prove loss.
+#: States of a container that the provider is changing, or whose state the provider does not report.
+#: They do not prove a loss.
 UNSETTLED = frozenset(
     {
         ContainerState.UNKNOWN,
@@ -211,10 +212,10 @@ class Probe:
     async def _running(
         self, record: Record, container: Container, seen: Seen, *, note: bool
     ) -> Evidence:
-        """The evidence about a running container: whether its boot is the one that is recorded.
+        """The evidence about a running container: whether it still runs the recorded boot.
 
-        An exec reads the boot id in the guest, unless the provider's last start time is the
-        recorded one.
+        The boot id is read by an exec in the guest. If the last start time that the provider
+        reports equals the recorded boot time, the boot is the same, and there is no exec.
         """
         boot_id: str | None = container.boot_id
         same_boot = container.boot_time is not None and seen.last_start_time == container.boot_time

@@ -43,11 +43,11 @@ class Keep:
         return (await require(self._database, tenant, session_id)).session.key
 
     async def page(self, key: Key, below: int, size: int) -> list[Checkpoint]:
-        """Up to `size` of a key's checkpoints, newest first, with numbers below this."""
+        """Up to `size` checkpoints of a key whose numbers are below `below`, newest first."""
         return await reads.page(self._database, key, below, size)
 
     async def pin(self, request: Request, checkpoint_id: UUID, *, pinned: bool) -> Checkpoint:
-        """Pin or unpin it. Raises CheckpointMissing."""
+        """Pin or unpin the checkpoint. Raises CheckpointMissing."""
         if not await self._replayed(request):
             decision = _decision(request, "PINNED" if pinned else "UNPINNED", checkpoint_id)
             written = await reads.pin(self._database, checkpoint_id, decision, pinned=pinned)

@@ -1,4 +1,4 @@
-"""PreviewStart: the plan of a start as of now. Writes nothing."""
+"""PreviewStart: makes the plan that a start would have now, and writes nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Previewed:
 
     record: Record | None
     plan: plans.Decision | None
-    """None if the user's answer would be refused, with `error`."""
+    """None if the start would refuse the user's answer; `error` says why."""
     candidates: tuple[Candidate, ...]
     error: RoostError | None = None
 

@@ -97,7 +97,7 @@ class Listed(NamedTuple, Generic[T]):
 
 
 def after_parameters(after: Position | None) -> dict[str, object]:
-    """The binds of a statement that was built with `after`."""
+    """The values of the binds that `entries` and `few` need with `after=True`; {} for None."""
     return {} if after is None else {"after_time": after.time, "after_id": after.identity}
 
 
@@ -236,8 +236,8 @@ def by_key(table: sa.Table, key: Condition) -> sa.FromClause:
 async def fetch_few(
     database: Database, statement: Statement[Entry[T]], params: Mapping[str, object]
 ) -> list[Entry[T]]:
-    """The entries of a statement of `few`, which must not be answered by reading the whole table:
-    the planner would try that for a value that it takes for common.
+    """The entries of a statement of `few`. The planner may not read the whole table for them, which
+    it would do if it expects that many rows have the value of the filter.
     """
     async with database.transaction() as connection:
         await connection.execute("SET LOCAL enable_seqscan = off")

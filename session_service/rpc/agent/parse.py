@@ -138,7 +138,9 @@ def end(message: rpc_pb.EndAgentSessionRequest, tenant: str) -> tuple[Request, s
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A fork. `at_turn` None: of all turns. `labels` None: those of the parent."""
+    """The arguments of a fork. If `at_turn` is None, the new session has all turns of the parent.
+    If `labels` is None, it has the labels of the parent.
+    """
 
     request: Request
     session_id: str

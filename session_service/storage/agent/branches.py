@@ -146,7 +146,9 @@ async def find_point(
 async def create_for_rewind(
     connection: Connection, session: AgentSession, point: BranchPoint
 ) -> int:
-    """Insert a branch of the session that starts after `point`, and records the present head."""
+    """Insert a branch that continues the session after `point`. The row of the branch records the
+    present head. Returns the id of the branch.
+    """
     params = {
         "tenant": session.tenant,
         "session_id": session.session_id,

@@ -1,4 +1,4 @@
-"""Write changes of a session: its transition, the lease on it, its outcome, notes in between.
+"""Write changes of a session: a transition, its lease, its outcome, and the notes before that.
 
 Every write is a compare-and-set on the session's `epoch`. A writer that holds an older epoch
 changes nothing, neither the session nor its container nor its decision. The database can compute a
@@ -67,8 +67,8 @@ def _kind(value: object) -> str:
 
 
 def expressions(table: sa.Table, form: Shape, prefix: str) -> dict[str, sa.ColumnElement[Any]]:
-    """The right-hand side of each column; binds are named `prefix` + column. Any: columns of every
-    type.
+    """The SQL expression that each column is set to. A bind is named `prefix` + column. Any:
+    columns of every type.
     """
     made: dict[str, sa.ColumnElement[Any]] = {}
     for name, kind in form:
@@ -97,7 +97,8 @@ def _binds(values: Mapping[str, object], prefix: str) -> Iterable[tuple[str, obj
             yield prefix + name, value.amount if isinstance(value, Plus) else value
 
 
-#: The columns that only a session in transition uses, with their values when no transition runs.
+#: The columns of a transition, with their values after it. `failure_count` gets another value if
+#: the due pass is to try again: then a failure is added to those before.
 SETTLED: Mapping[str, object] = {
     "transition": None,
     "prior_state": None,
@@ -114,7 +115,7 @@ SETTLED: Mapping[str, object] = {
 @dataclass(frozen=True, slots=True)
 class Change:
     """A write fenced by (session_id, epoch): columns of the session, of the container of its
-    current generation, and of the decision that its transition answers.
+    current generation, and of the decision `decision_id`.
     """
 
     session_id: UUID
@@ -372,8 +373,8 @@ class Renewal(StrEnum):
     LOST = "LOST"
     """The lease expired, or the session has another epoch."""
     BUSY = "BUSY"
-    """Another transaction has the row locked. The lease was not renewed, and whether it still can
-    be is not known: the caller tries again."""
+    """Another transaction has the row locked. The lease was not renewed, but it may still be valid:
+    the caller tries again."""
 
 
 _EACH = sa.select(
@@ -388,8 +389,8 @@ _OURS = (
     & (sessions.c.lease_until > sa.func.now())
 )
 # SKIP LOCKED: the statement waits for no lock. Other transactions lock two rows in an order of
-# their own, and waiting for them while holding locks could be a deadlock. And one row that is
-# locked for long would delay the renewal of all other leases until they expire.
+# their own. If this statement waited for them while it holds locks, a deadlock would be possible.
+# And one row that is locked for long would delay the renewal of all other leases until they expire.
 _LOCKED = (
     sa.select(sessions.c.session_id)
     .join(_EACH, _OURS)

@@ -242,7 +242,7 @@ class Write(Protocol):
 
 
 class Conflict(Enum):
-    """Why nothing was committed."""
+    """The reason why a commit wrote nothing."""
 
     CHANGED = "changed"
     """A row changed since it was read, the request id is taken, or the choice is no longer valid.
