@@ -1,20 +1,21 @@
 """A circuit breaker for one Fly app. Pure: `now` is an argument.
 
-Closed, the breaker admits every call. It opens when calls about `failures` different machines in a
-row got no answer and no other call of the app got one. Open, it rejects calls without sending them,
-except for one probe in each interval (half-open). The first answer closes it.
+A closed breaker admits every call. It opens when calls about `failures` different machines got no
+answer, and no call of the app got an answer in between. An open breaker rejects calls without
+sending them, except for one probe in each interval (half-open). An answer closes it, with one
+exception that follows from the order of calls.
 
 Failures are counted by machine, because Fly's API forwards calls about a machine to the machine's
 host. Many failures of one machine mean that one host is away, and say nothing about the app. Calls
 about the app itself, such as creates and listings, count as one more machine. `app_health` decides
 which results count as an answer and which as a failure.
 
-Half-open needs care with order, since calls overlap. A call carries the time at which it was sent.
-An answer to a call from before the outage does not close the circuit: Fly may have accepted that
-call while it still worked. And a failure of a call from before the last answer does not count: the
-timeouts of an outage arrive up to half a minute late, when the outage may be long over, and would
-otherwise open the circuit again. A probe that gets no answer changes nothing; the next interval
-brings the next probe, so the circuit can never stay open for good.
+Calls overlap, so each call carries the time at which it was sent. An answer does not close the
+circuit if its call was sent before a call that got no answer: Fly may have accepted the earlier
+call while it still worked. And a failure does not count if its call was sent before a call that got
+an answer: the timeouts of an outage arrive up to half a minute late, when the outage may be long
+over, and would otherwise open the circuit again. After a probe that gets no answer the circuit
+stays open until the next probe, which the next interval brings. So it never stays open for good.
 """
 
 from __future__ import annotations
@@ -28,20 +29,23 @@ class BreakerSettings:
     """When a circuit opens, and how often it is probed. Times in seconds."""
 
     failures: int = 5
-    """The circuit opens after this many different machines in a row gave no answer."""
+    """The circuit opens when calls about this many different machines got no answer."""
 
     window: float = 10.0
     """Failures that are older than this no longer count."""
 
     shortest_interval: float = 1.0
-    """Time until the first probe. So short that a start in progress, which tolerates an outage of
-    5 s (`containers.outages`), learns of the end of the outage in time."""
+    """Shortest time until the first probe, and between two probes. It is so short that a start in
+    progress, which tolerates an outage of 5 s (`containers.outages`), learns in time that the
+    outage is over."""
 
     longest_interval: float = 10.0
     """Longest time between two probes."""
 
     def probe_interval(self, silent_seconds: float) -> float:
-        """Seconds between two probes after `silent_seconds` without an answer: a quarter of it."""
+        """Seconds until the next probe, when no call got an answer for `silent_seconds`: a quarter
+        of that time, within the two limits.
+        """
         return min(self.longest_interval, max(self.shortest_interval, silent_seconds / 4))
 
 

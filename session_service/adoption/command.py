@@ -234,7 +234,7 @@ def _csv(stack: ExitStack, name: str | None) -> CsvSource | None:
 
 
 async def _run(arguments: argparse.Namespace, config: Config, source: Source | None) -> bool:
-    """Import and report. Returns whether no row was skipped."""
+    """Import the rows and write the report. Returns True if no row was skipped."""
     async with AsyncExitStack() as stack:
         if source is None:
             address = arguments.from_url or config.direct_url

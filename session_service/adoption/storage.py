@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from session_service.storage.database import Connection
 
-#: Rows of one transaction.
+#: The most rows of a batch. One statement inserts the sessions of a batch.
 BATCH = 500
 #: Rows of the report that are fetched at once.
 _PAGE = 1000
@@ -21,7 +21,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Consecutive staged rows of the same part, by their places."""
+    """Staged rows that are not decided yet, by their places, in the order of the places."""
 
     places: list[int]
     machines: list[Machine]
@@ -241,12 +241,16 @@ async def adopt(
 
 
 async def skip_superseded(connection: Connection) -> None:
-    """Skip the superseded rows of keys whose newest row was skipped: it may be imported later."""
+    """Skip the superseded rows of a key whose newest row was skipped: a later import may import the
+    newest row, and only then are the others superseded.
+    """
     await connection.execute(_SKIP_SUPERSEDED)
 
 
 async def explain(connection: Connection) -> None:
-    """Set the detail of each superseded row: what will happen to its machine."""
+    """Set the detail of each superseded row: the newest row of its key, and whether the machine of
+    the superseded row will be destroyed.
+    """
     await connection.execute(_EXPLAIN)
 
 

@@ -171,7 +171,9 @@ class Waiter:
                 )
 
     async def _wait_until_settled(self, session: Session) -> None:
-        """Return when the session has left this epoch or transition, or its owner is gone."""
+        """Return when the transition of `session` has ended or has another owner, or when its
+        owner is gone.
+        """
         with self._notices.watch(session.session_id) as notice:
             while True:
                 notice.clear()

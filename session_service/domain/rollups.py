@@ -76,7 +76,7 @@ class Pieces:
 
 
 def pieces(start: datetime, end: datetime, progress: Progress) -> Pieces:
-    """Divide the span: the fewest pieces that cover it once."""
+    """Divide the span into as few pieces as possible, which cover it and do not overlap."""
     found = Pieces()
     rest = []
     at = start
@@ -105,7 +105,7 @@ def _next(at: datetime, hour: datetime, progress: Progress) -> datetime:
 
 
 def merged(ranges: Iterable[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """The ranges in order, with those that meet joined."""
+    """The ranges in order. A range that begins where another one ends is joined with it."""
     found: list[tuple[datetime, datetime]] = []
     for start, end in sorted(ranges):
         if found and found[-1][1] == start:

@@ -64,7 +64,7 @@ class Tries:
 
     @property
     def count(self) -> int:
-        """All attempts."""
+        """The number of attempts, whatever their result."""
         return self.succeeded + self.degraded + self.failed
 
     def add(self, result: AttemptResult, count: int) -> None:

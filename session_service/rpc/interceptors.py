@@ -1,7 +1,6 @@
 """The interceptor of every call: maps errors to gRPC statuses by one table.
 
-An exception that is no RoostError is logged with its traceback; the caller gets INTERNAL without
-details.
+An unexpected exception is logged with its traceback, and the caller gets INTERNAL without details.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _log = logging.getLogger(__name__)
 DOMAIN = "roost"
 #: The trailing metadata that holds the serialized google.rpc.Status.
 DETAILS_HEADER = "grpc-status-details-bin"
-#: The reason under which an exception that is no RoostError is counted.
+#: The reason under which an unexpected exception is counted.
 UNEXPECTED = "INTERNAL"
 #: gRPC limits trailing metadata to 8 KiB by default, and the status is in it. Texts that come from
 #: the caller or from the provider can be long, and are therefore shortened.
@@ -133,7 +132,8 @@ def _bad_request(error: errors.InvalidField) -> error_details_pb2.BadRequest:
 
 
 class ErrorInterceptor(Wrapping):
-    """Ends a call that raised with the status of its error, counts and logs it.
+    """If a call raises an error: ends the call with the status of the error, counts the error, and
+    logs it.
 
     Details of an unexpected exception are in the log only.
     """
@@ -189,8 +189,8 @@ async def _abort_interrupted(
     metrics: MetricsSink,
 ) -> NoReturn:
     """End a call whose handler raised CancelledError although the call was not cancelled: another
-    task, which the handler waited for, was cancelled. grpc.aio sends no status for CancelledError,
-    so that the client would wait for its whole deadline.
+    task, which the handler waited for, was cancelled. grpc.aio sends no status for CancelledError.
+    Without this the client would wait for its whole deadline.
 
     If the client or the server's stop cancelled the call, grpc has cancelled this task, and the
     error is raised again.

@@ -1,4 +1,4 @@
-"""Agent sessions, turns and messages as the contract has them."""
+"""Render agent sessions, turns and messages as messages of the contract."""
 
 from __future__ import annotations
 
@@ -66,8 +66,9 @@ def turn(row: Turn) -> pb.Turn:
 
 
 def write_turn(reply: pb.Turn, row: Turn) -> None:
-    """A turn, into an empty message. That of another message is written where it stays: each level
-    that is built by itself is copied once more, and an export has millions of turns.
+    """Write a turn into `reply`, which must be empty. A caller that needs the turn within another
+    message passes the field of that message. A turn that is built apart would have to be copied
+    into that field, and an export has millions of turns.
     """
     reply.turn_number = row.turn_number
     reply.branch_id = row.branch_id
@@ -80,8 +81,8 @@ def write_turn(reply: pb.Turn, row: Turn) -> None:
 
 
 def _write_message(reply: pb.Message, value: Message) -> None:
-    """The rest of a message with its role and content; with an estimate of its tokens if the caller
-    gave no count.
+    """Write the other fields of a message into `reply`, which has the role and the content. If the
+    caller gave no count of the tokens, the estimated count is written.
     """
     if value.tokens is None:
         reply.estimated_tokens = value.estimated_tokens
@@ -111,7 +112,7 @@ def appended(result: Appended) -> rpc_pb.AppendTurnResponse:
 
 
 def context(found: Context, *, estimates: bool) -> rpc_pb.GetContextResponse:
-    """GetContext's reply. `estimates`: estimated tokens count, and are reported."""
+    """GetContext's reply. `estimates`: whether the reply reports estimated tokens."""
     row = found.session
     estimated = row.estimated_startup_tokens + sum(each.estimated_tokens for each in found.turns)
     return rpc_pb.GetContextResponse(

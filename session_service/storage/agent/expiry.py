@@ -4,21 +4,22 @@ Every batch is a transaction of its own and locks rows with SKIP LOCKED, so any 
 may do this at once, no caller waits for long, and breaking off at any point leaves consistent rows.
 Time is the database's.
 
-Purge against late writers. A purge deletes the session's row; its branches and turns stay for now.
+A purge and a late writer. A purge deletes the session's row; its branches and turns stay for now.
 
-- An append (or rewind, undo, undelete) that has the row's lock first: the purge skips the session.
-  If the append revived it, it has no purge time any more, and the next pass does not find it.
-- A purge that has the lock first: the append waits, then its UPDATE finds no row, so it inserts
+- If an append (or rewind, undo, undelete) has the row's lock first, the purge skips the session. An
+  append that revives the session clears its purge time, and so the next pass does not find it.
+- If a purge has the lock first, the append waits. Then its UPDATE finds no row, so it inserts
   nothing and is answered with AGENT_SESSION_NOT_FOUND. A turn is inserted only together with an
   update of the row (see `appends`), so no late turn gets into a branch without a session.
 
-What the purge leaves. The foreign key sets the branches' `session_id` to null. A turn of such an
-ownerless branch is still read by other sessions if one of their branches continues it: those read
-the turns up to the `parent_turn` of that child. So `delete_unreachable_turns` keeps the turns up to
-the highest `parent_turn` of the branch's children, deletes those above, and deletes the branch when
-it has neither turns nor children. A branch is created after its parent, so branches are visited
-from the newest id down, many in a statement. A statement does not see that it deletes a child and
-its parent; so the parents of the branches that it deleted are visited again.
+Branches without a session. When a purge deletes the session's row, the foreign key sets the
+`session_id` of its branches to null. Another session still reads turns of such a branch if one of
+its own branches is a child of it: the turns up to the `parent_turn` of that child. So
+`delete_unreachable_turns` keeps the turns up to the highest `parent_turn` of the branch's children,
+deletes those above, and deletes the branch when it has neither turns nor children. A branch is
+created after its parent, so branches are visited from the newest id down, many in a statement. A
+child that a statement deletes still counts as a child in that statement, so its parent stays; the
+parents of deleted branches are therefore visited again.
 
 A fork or a rewind cannot need a turn that is deleted meanwhile. It makes a child at a turn of the
 conversation of a session whose row it has locked. That conversation reaches the turn through
@@ -47,15 +48,18 @@ TURN_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Trimmed:
-    """A batch: its turns; whether none is left; the parents of branches that were deleted."""
+    """The result of a batch: the number of deleted turns, whether no turn is left to delete, and
+    the parents of the deleted branches.
+    """
 
     turns: int
     finished: bool
     parents: list[int]
 
 
-#: `due_at` is a lower bound (see `tables`): it finds candidates; the exact time counts. A candidate
-#: that is not to be expired yet gets its exact time, and so no later batch meets it again.
+#: A session expires at its `exact` time. `due_at` is never later than that (see `tables`), and so
+#: it finds all candidates. A candidate that must not expire yet gets its exact time as `due_at`,
+#: and is no candidate again before that time.
 EXPIRE = Statement(
     """
     WITH due AS (
@@ -103,9 +107,10 @@ _OWNERLESS_BRANCHES = Statement(
     {},
     lambda row: int(row[0]),
 )
-#: `kept`: the turns that children continue; null without children. `above`: the turns that go, up
-#: to a count; `turn`: those of them that this batch deletes, up to a size. If nothing is left for
-#: another batch, the branches without children have lost all their turns, and go too.
+#: `kept`: the highest turn of a branch after which a child continues; null without children.
+#: `above`: turns after it, as many as a batch may delete. `turn`: those of them that this batch
+#: deletes, up to a size. If no turn is left for another batch, the branches without children have
+#: lost all their turns, and are deleted too.
 _TRIM = Statement(
     """
     WITH locked AS (
@@ -217,7 +222,10 @@ async def delete_unreachable_turns(
 
 
 async def _trim(database: Database, branches: list[int], limits: dict[str, object]) -> int:
-    """Delete what nobody reaches of these branches, and of the parents that only they kept."""
+    """Delete the turns of these branches that no session reaches, and then the branches without
+    children and turns. Do the same with the parents of deleted branches. Returns the number of
+    deleted turns.
+    """
     count = 0
     while branches:
         params = {**limits, "branches": branches}
@@ -234,7 +242,7 @@ async def _trim(database: Database, branches: list[int], limits: dict[str, objec
 async def _batches(
     database: Database, statement: Statement[int], size: int, params: dict[str, object]
 ) -> int:
-    """Repeat the statement until it finds less than a batch; return the sum of its counts."""
+    """Repeat the statement until it finds fewer than `size` rows; return the sum of its counts."""
     count = 0
     while True:
         async with database.connection(BATCH_TIMEOUT) as connection:

@@ -1,7 +1,7 @@
-"""Write a checkpoint: its row, which is WRITING under a lease and then READY or FAILED; its chunks.
+"""Write the row and the chunks of a checkpoint: WRITING under a lease, then READY or FAILED.
 
 Every write is a compare-and-set on the state. A replica that finds a checkpoint with an expired
-lease sets it to FAILED. After that the owner's writes change nothing, if it still runs, and the
+lease sets it to FAILED. If the owner still runs, its later writes change nothing, and the
 checkpoint never becomes READY.
 """
 
@@ -100,9 +100,10 @@ _INSERTED = (
     .returning(*checkpoint_columns())
     .cte("inserted")
 )
-# While the insert waits, a transition of the session can be committed, whose owner cannot see the
-# row to mark it FAILED. So the epoch is checked again, on the newest version. FOR SHARE: the weaker
-# FOR KEY SHARE lets the epoch be updated. After the insert: `ready` too locks its checkpoint first.
+# While the insert waits for a lock, a transition of the session can be committed. Its owner cannot
+# see the new row, and so cannot mark it FAILED. So this locks the newest version of the session's
+# row and checks the epoch again. FOR KEY SHARE would not do: it lets the epoch be updated. The
+# session is locked after the insert, because `ready` too locks the checkpoint before the session.
 _BEGIN = compiled(
     lambda: (
         sa.select(*checkpoint_columns(_INSERTED))
@@ -150,8 +151,8 @@ class NewCheckpoint:
 
 
 async def begin(database: Database, new: NewCheckpoint) -> Checkpoint | None:
-    """Insert the row of a checkpoint in a transaction of its own; for one that no call waits for.
-    None if the session has changed since it was read. Raises AlreadyWriting.
+    """Insert the row of a checkpoint in a transaction of its own, if no call waits for the
+    checkpoint. None if the session has changed since it was read. Raises AlreadyWriting.
     """
     begun: Checkpoint | None = None
     try:
@@ -227,14 +228,12 @@ _DONE = (
     .cte("done")
 )
 # The checkpoint becomes the session's head, unless another one was restored while it was written:
-# then the checkpoint is not an ancestor of the session's state. None was restored if the epoch is
-# the same, or if the container that the checkpoint was taken from is still the session's: a restore
-# into the same container, a rollback, sets checkpoints that are being written to FAILED before. A
-# new container does not prove a restore, since a volume keeps the files. In that case the
-# session's head must still be the checkpoint's parent. That condition alone is not enough: the
-# parent may have been deleted, which can make a checkpoint from before a rollback the head. Neither
-# is the epoch alone, which every pause advances. All conditions use the session's row only, so that
-# they are evaluated again if another transaction changes it first.
+# then the session's state does not descend from it. Any of three conditions proves that none was:
+# - The epoch is the same. Every pause advances it, so the other proofs are needed too.
+# - The session still has the checkpoint's container. A rollback into that container would have set
+#   the checkpoint to FAILED. A new container on the same volume restores no checkpoint either.
+# - The head is still the checkpoint's parent. If the parent was deleted, the head is another one.
+# All use the session's row only: PostgreSQL evaluates them again if the row changes first.
 _HEADED = (
     sa.update(sessions)
     .where(
@@ -278,8 +277,8 @@ async def ready(
     """Set the checkpoint to READY, and make it the session's head unless another checkpoint was
     restored meanwhile. None if the checkpoint is no longer WRITING.
 
-    A checkpoint that is READY but not the head loses nothing by that: the session's state, which
-    the head's line leads to, has no part of it, and a start tries it after that line.
+    If the checkpoint does not become the head, the session's state does not descend from it. A
+    start tries it after the head and the ancestors of the head.
 
     `epoch` is the session's epoch when the checkpoint was begun. With `answers`, the decision that
     the checkpoint was taken for is finished in the same statement.

@@ -1,8 +1,9 @@
-"""Commit the intent of a transition in one transaction, before the provider is called.
+"""Commit in one transaction: the intent of a transition before the provider is called, its outcome,
+or an answer that needs no transition.
 
-The number of a tenant's live sessions is read inside this transaction, under an advisory lock. A
-trigger keeps it, so that no code path can forget it, and reading it takes the same time however
-large it is (`live_counts`).
+If there is a quota, the number of the tenant's live sessions is read inside the transaction, under
+an advisory lock. A trigger updates the number at each change, so that no code path can forget to,
+and reading it takes the same time however large it is (`live_counts`).
 """
 
 from __future__ import annotations
@@ -301,7 +302,7 @@ class Committed:
 
 
 class Observer(Protocol):
-    """Is told of commits, to count them."""
+    """Counts commits. `commit` tells it of each one."""
 
     def committed(self, wanted: Commit, done: Committed) -> None:
         """`wanted` was committed, with this result. Must be cheap. An exception is only logged."""
@@ -315,8 +316,8 @@ async def commit(
     observer: Observer | None = None,
 ) -> Committed | Conflict:
     """Write everything or nothing, and tell `observer` of what was written. `point` is the
-    failpoint around the commit: `intent` if work begins, `outcome` if work ends, None for an answer
-    that does neither. Raises StorageUnavailable.
+    failpoint around the commit: `intent` if work begins, `outcome` if work ends, None if neither.
+    Raises StorageUnavailable.
     """
     committing = _commit(database, wanted)
     done = await (committing if point is None else failpoints.around(point, committing))
@@ -324,8 +325,8 @@ async def commit(
         try:
             observer.committed(wanted, done)
         except Exception:  # noqa: BLE001  # the commit stands
-            # If this raised, the caller would take the commit for failed, and no replica would
-            # carry out the work before the ownership of the transition expires.
+            # If this raised, the caller would believe that the commit failed, and no replica would
+            # carry out the work before the lease of the transition expires.
             _log.exception("a commit could not be counted", extra={"action": "count"})
     return done
 
