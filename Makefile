@@ -50,7 +50,7 @@ check: lint  ## run the quick checks: lint, types, unit and property tests (a mi
 test: setup  ## run every check: lint, types, layers, protos, tests
 	@mkdir -p .roost; \
 	$(MAKE) --no-print-directory lint >.roost/lint.log 2>&1 & lint=$$!; \
-	trap 'kill $$lint 2>/dev/null' INT TERM; \
+	trap 'kill $$lint 2>/dev/null; wait $$lint; exit 130' INT TERM HUP; \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS); tests=$$?; \
 	wait $$lint; lint=$$?; cat .roost/lint.log; \
 	test $$lint -eq 0 || echo "make lint failed: see above" >&2; \

@@ -126,7 +126,7 @@ class Config:
     def wrong_transport(self) -> str:
         """What is wrong with the settings of TLS together: one line, or an empty text."""
         files = Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
-        return files.lacking()
+        return files.lacking() or files.unused("authorities", "certificate")
 
 
 def check_names(environment: Mapping[str, str]) -> list[str]:
@@ -165,6 +165,9 @@ class Variable:
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(text)
+    # gRPC reads an IPv6 address without brackets as another one, and takes port 443.
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(text)
     return text
 

@@ -175,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.exposed and not config.insecure:
             raise ConfigError(config.exposed)
         if config.exposed:
-            log.warning("%s", exposure.WARNING, extra={"action": "configure"})
+            log.warning(exposure.WARNING, config.exposed, extra={"action": "configure"})
+        elif config.insecure:
+            log.warning(exposure.NEEDLESS, extra={"action": "configure"})
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
     except (ConfigError, CertificateError) as error:

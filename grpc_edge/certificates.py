@@ -11,6 +11,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 #: How often the files are looked at, in s.
 LOOK = 1.0
+#: How often the log says that new files cannot be used, in s.
+TELL_EVERY = 3600.0
 
 
 class CertificateError(Exception):
@@ -58,6 +61,15 @@ class Files:
                 )
         return ""
 
+    def unused(self, name: str, other: str) -> str:
+        """Why a file has no use without another one: one line, or an empty text if it has one."""
+        if not self.path(name) or self.path(other):
+            return ""
+        return (
+            f"{self.variables[other]} is not set: without it {self.variables[name]} has no use, "
+            "and everything goes in plain text"
+        )
+
     def wrong(self, name: str, problem: str) -> CertificateError:
         """The error about the file of a field."""
         return CertificateError(f"{self.variables.get(name, name)}: {self.path(name)}: {problem}")
@@ -80,6 +92,7 @@ def load(files: Files) -> Certificates:
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     read = {name: _read(files, name) for name in ("certificate", "key", "authorities")}
 
@@ -100,6 +113,8 @@ def load(files: Files) -> Certificates:
             raise files.wrong("key", "is encrypted; a key without a passphrase is needed") from None
         except (ValueError, UnsupportedAlgorithm):
             raise files.wrong("key", "holds no private key in PEM form") from None
+        if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            raise files.wrong("key", "is of a kind that gRPC cannot use: RSA or ECDSA is needed")
         form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         try:
             certified = own[0].public_key().public_bytes(*form)
@@ -123,6 +138,7 @@ class WatchedCertificates:
         self._files = files
         self._seen = _state(files)
         self.current = load(files)
+        self._failure, self._tell_at = "", 0.0
         self._tell()
 
     async def run(self, changed: Callable[[], None]) -> None:
@@ -140,22 +156,30 @@ class WatchedCertificates:
         state = await asyncio.to_thread(_state, self._files)
         if state == self._seen:
             return False
-        # A file that changes while it is read has another state at the next look.
-        self._seen = state
         try:
             loaded = await asyncio.to_thread(load, self._files)
         except CertificateError as error:
-            _log.warning(
-                "the certificates that were loaded before stay in use: %s",
-                error,
-                extra={"action": "certificates"},
-            )
+            # Not noted as seen: a file may become readable without being written again.
+            self._tell_failure(str(error))
             return False
+        # A file that changed while it was read has another state at the next look.
+        self._seen, self._failure = state, ""
         if loaded == self.current:
             return False
         self.current = loaded
         self._tell()
         return True
+
+    def _tell_failure(self, failure: str) -> None:
+        """Say why new files are not used: at once, and again while that lasts."""
+        if failure == self._failure and monotonic() < self._tell_at:
+            return
+        self._failure, self._tell_at = failure, monotonic() + TELL_EVERY
+        _log.warning(
+            "the certificates that were loaded before stay in use: %s",
+            failure,
+            extra={"action": "certificates"},
+        )
 
     def _tell(self) -> None:
         """Say which certificate is in use now, and until when peers will take it."""

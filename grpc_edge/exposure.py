@@ -11,9 +11,10 @@ import ipaddress
 #: The variable that allows plain text beyond loopback.
 INSECURE = "ROOST_INSECURE"
 #: What the log says at each start that INSECURE allows.
-WARNING = (
-    f"{INSECURE} is set: whoever reaches this service can read and change everything, and read"
-    " what others send"
+WARNING = f"{INSECURE} lets strangers in. Without it this service would not start: %s"
+#: What it says if there is nothing to allow.
+NEEDLESS = (
+    f"{INSECURE} has no use here: take it out, so that a variable that gets lost ends the start"
 )
 
 

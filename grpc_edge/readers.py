@@ -24,8 +24,8 @@ class ReaderStalled(Exception):
 
     def __init__(self, patience: float) -> None:
         super().__init__(
-            f"the stream was ended, because none of it was read for {patience:g} s; read it again, "
-            "and faster"
+            f"the stream was ended, because its next message was not read within {patience:g} s; "
+            "read it again, and faster"
         )
 
 

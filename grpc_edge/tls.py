@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from grpc_edge.certificates import Certificates, Files, WatchedCertificates
+from grpc_edge.exposure import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -75,6 +76,9 @@ async def channel(
 
     Any: values of gRPC's options. Raises CertificateError.
     """
+    if is_loopback(target):
+        # Else gRPC sends such calls through the proxy of `http_proxy`, if that is set.
+        options = (*options, ("grpc.enable_http_proxy", 0))
     if files is None:
         async with grpc.aio.insecure_channel(target, options=options) as plain:
             yield plain
@@ -118,21 +122,22 @@ class RenewedChannel(grpc.aio.Channel):
     def __init__(self, connect: Callable[[], grpc.aio.Channel]) -> None:
         self._connect = connect
         self.current = connect()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._old: set[grpc.aio.Channel] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def renew(self) -> None:
         """Send new calls over a new channel."""
         old, self.current = self.current, self._connect()
+        self._old.add(old)
         task = asyncio.create_task(self._retire(old), name="old-channel")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def _retire(self, old: grpc.aio.Channel) -> None:
-        try:
-            await asyncio.sleep(KEPT)
-        finally:
-            # Without a grace: `close` knows only of some kinds of calls and would cut the others.
-            await old.close()
+        await asyncio.sleep(KEPT)
+        self._old.discard(old)
+        # Without a grace: `close` knows only of some kinds of calls and would cut the others.
+        await old.close()
 
     async def __aenter__(self) -> RenewedChannel:
         return self
@@ -142,10 +147,11 @@ class RenewedChannel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         """Close the channel and those that it has replaced."""
-        for task in self._closing:
+        for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        await self.current.close(grace)
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for each in (*self._old, self.current):
+            await each.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """The state of the connection that new calls take."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import inspect
 import logging
 import traceback
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,6 +21,7 @@ from tests.service_processes import close_fork_servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 #: The marker of tests that are too long for `make test`; `make proof` runs them.
 PROOF = "proof"
@@ -80,9 +83,10 @@ def log_records_keep_no_frames() -> Iterator[None]:
     make = logging.getLogRecordFactory()
 
     # Any: what logging passes to its factory.
-    def emptied(*arguments: Any, **named: Any) -> logging.LogRecord:
-        record = make(*arguments, **named)
-        for argument in record.args if isinstance(record.args, tuple) else ():
+    def emptied(*given: Any, **named: Any) -> logging.LogRecord:
+        record = make(*given, **named)
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        for argument in (*arguments, record.exc_info[1] if record.exc_info else None):
             if isinstance(argument, BaseException):
                 clear_frames(argument)
         return record
@@ -93,13 +97,38 @@ def log_records_keep_no_frames() -> Iterator[None]:
 
 
 def clear_frames(error: BaseException) -> None:
-    """Empty the frames that an exception has passed, and those of what it came from."""
+    """Empty the frames that an exception has passed and left, and those of what it came from."""
+    waiting = waiting_frames()
     chain: list[BaseException] = []
     origin: BaseException | None = error
     while origin is not None and origin not in chain:
         chain.append(origin)
-        traceback.clear_frames(origin.__traceback__)
+        for frame, _ in traceback.walk_tb(origin.__traceback__):
+            if frame in waiting or frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+                continue
+            with suppress(RuntimeError):  # it runs
+                frame.clear()
         origin = origin.__cause__ or origin.__context__
+
+
+def waiting_frames() -> set[FrameType]:
+    """The frames of coroutines that wait: one that has caught an exception, keeps it, and waits for
+    something else. To empty its frame would end it.
+    """
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:  # no event loop runs
+        return set()
+    frames: set[FrameType] = set()
+    for task in tasks:
+        # Any: coroutines, generators and what else can be awaited.
+        part: Any = task.get_coro()
+        while part is not None:
+            frame = getattr(part, "cr_frame", None) or getattr(part, "gi_frame", None)
+            if frame is not None:
+                frames.add(frame)
+            part = getattr(part, "cr_await", None) or getattr(part, "gi_yieldfrom", None)
+    return frames
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 import psycopg
 
 from grpc_edge import tls
+from grpc_edge.certificates import CertificateError
 from session_service.adoption import importer, mapping, report
 from session_service.adoption.importer import ImportRunning, Options
 from session_service.adoption.mapping import BadColumns, Field
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
             source = _csv(stack, arguments.from_csv)
             with asyncio.Runner() as runner:
                 whole = runner.run(_run(arguments, config, source))
-    except ConfigError as error:
+    except (ConfigError, CertificateError) as error:
         return _failed(str(error))
     except (BadColumns, BadSource) as error:
         return _failed(str(error))
@@ -249,6 +250,7 @@ async def _run(arguments: argparse.Namespace, config: Config, source: Source | N
         options = _options(arguments, config, source, found.installation_id)
         probe = None
         if not arguments.offline:
+            config.check_target()
             channel = await stack.enter_async_context(
                 tls.channel(config.container_target, config.container_tls)
             )

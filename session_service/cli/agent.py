@@ -61,8 +61,8 @@ def _channel(arguments: argparse.Namespace) -> grpc.Channel:
     """A channel to the service: with TLS if --ca names its authorities."""
     options = {"authorities": "--ca", "certificate": "--cert", "key": "--key"}
     files = Files(arguments.cert, arguments.key, arguments.ca, options)
-    if lacking := files.lacking():
-        raise CertificateError(lacking)
+    if wrong := files.lacking() or files.unused("certificate", "authorities"):
+        raise CertificateError(wrong)
     if not files.authorities:
         return grpc.insecure_channel(arguments.target)
     return grpc.secure_channel(arguments.target, tls.credentials(files))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from grpc_edge.certificates import CertificateError
 from session_service.clients.bucket import LibraryMissing
 from session_service.config import Config, ConfigError
 from session_service.errors import StorageUnavailable
@@ -116,7 +117,7 @@ def run(name: str, work: Callable[[Config], Coroutine[Any, Any, int]]) -> int:
             return runner.run(work(config))
     except DatabaseRefused as error:
         return failed(name, str(error))
-    except LibraryMissing as error:
+    except (LibraryMissing, CertificateError, ConfigError) as error:
         return failed(name, str(error))
     except (StorageUnavailable, psycopg.OperationalError):
         return failed(name, why_not(config))

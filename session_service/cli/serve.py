@@ -95,7 +95,9 @@ def _serve(config: Config) -> None:
     if config.exposed and not config.insecure:
         raise ConfigError(config.exposed)
     if config.exposed:
-        _log.warning("%s", exposure.WARNING, extra={"action": "configure"})
+        _log.warning(exposure.WARNING, config.exposed, extra={"action": "configure"})
+    elif config.insecure:
+        _log.warning(exposure.NEEDLESS, extra={"action": "configure"})
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_until_signal(config))
 

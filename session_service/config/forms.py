@@ -109,6 +109,9 @@ def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ValueError(text)
+    # gRPC reads an IPv6 address without brackets as another one, and takes port 443.
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(text)
     return text
 
 

@@ -303,13 +303,21 @@ class Config:
 
     def wrong_transport(self) -> str:
         """What is wrong with the settings of TLS together: one line, or an empty text."""
-        files = self._container_files()
-        if files.certificate and not files.authorities:
-            return (
-                "ROOST_CONTAINER_TLS_CA is not set: without it container_service is called in plain"
-                " text, and ROOST_CONTAINER_TLS_CERT has no use"
-            )
-        return self._server_files().lacking() or files.lacking()
+        server, container = self._server_files(), self._container_files()
+        return (
+            server.lacking()
+            or server.unused("authorities", "certificate")
+            or container.lacking()
+            or container.unused("certificate", "authorities")
+        )
+
+    def check_target(self) -> None:
+        """Raises ConfigError if container_service must not be called at its address."""
+        wrong = exposure.refused_target(
+            "ROOST_CONTAINER_TARGET", self.container_target, authorities=self.container_tls_ca
+        )
+        if wrong and not self.insecure:
+            raise ConfigError(wrong)
 
     def _server_files(self) -> Files:
         return Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)

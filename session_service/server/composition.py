@@ -101,9 +101,10 @@ class Wired:
 
 
 def channel(config: Config) -> AbstractAsyncContextManager[grpc.aio.Channel]:
-    """A channel to container_service that takes the listing of a large app. Entering it raises
-    CertificateError.
+    """A channel to container_service that takes the listing of a large app. Raises ConfigError if
+    its address must not be called in plain text; entering it raises CertificateError.
     """
+    config.check_target()
     return tls.channel(config.container_target, config.container_tls, CHANNEL_OPTIONS)
 
 

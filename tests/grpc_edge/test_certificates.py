@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from grpc_edge import certificates
 from grpc_edge.certificates import CertificateError, Files, WatchedCertificates, load
 from tests.authorities import Authority
 
@@ -39,9 +41,16 @@ def test_what_cannot_be_used_is_one_line_that_names_the_variable(
 ) -> None:
     """And shows nothing of a key."""
     one, other = signed.issue("one"), signed.issue("other")
-    text, locked = tmp_path / "text", tmp_path / "locked"
+    text, locked, odd = tmp_path / "text", tmp_path / "locked", tmp_path / "odd"
     text.write_text("a text")
     locked.write_bytes(encrypted(one.key))
+    odd.write_bytes(
+        ed25519.Ed25519PrivateKey.generate().private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
     absent = tmp_path / "absent"
     for files, variable, problem in (
         (Files(str(absent), str(one.key), "", NAMES), "A_CERT", "No such file"),
@@ -50,6 +59,7 @@ def test_what_cannot_be_used_is_one_line_that_names_the_variable(
         (Files(str(one.certificate), str(text), "", NAMES), "A_KEY", "holds no private key"),
         (Files(str(one.certificate), str(locked), "", NAMES), "A_KEY", "is encrypted"),
         (Files(str(one.certificate), str(other.key), "", NAMES), "A_KEY", "is not the key of"),
+        (Files(str(one.certificate), str(odd), "", NAMES), "A_KEY", "of a kind that gRPC cannot"),
         (Files("", "", str(text), NAMES), "A_CA", "holds no certificate"),
     ):
         with pytest.raises(CertificateError) as raised:
@@ -66,7 +76,9 @@ def test_a_certificate_and_its_key_belong_together() -> None:
     assert Files("one.pem", "", "", NAMES).lacking().startswith("A_KEY is not set")
     assert Files("", "one.key", "", NAMES).lacking().startswith("A_CERT is not set")
     assert not Files("one.pem", "one.key", "", NAMES).lacking()
-    assert not Files("", "", "ca.pem", NAMES).lacking()
+    alone = Files("", "", "ca.pem", NAMES)
+    assert not alone.lacking()
+    assert alone.unused("authorities", "certificate").startswith("A_CERT is not set")
 
 
 def test_a_key_is_in_no_repr(signed: Authority) -> None:
@@ -99,6 +111,27 @@ async def test_files_that_do_not_belong_together_change_nothing(
     other.key.rename(one.key)
     assert await watched.look()
     assert watched.current.chain == one.certificate.read_bytes()
+    assert watched.current.key == one.key.read_bytes()
+
+
+async def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(
+    signed: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may write the key as root, and give it away later: that does not change it."""
+    one = signed.issue("one")
+    watched = await asyncio.to_thread(
+        WatchedCertificates, Files(str(one.certificate), str(one.key), "", NAMES)
+    )
+    signed.issue("one")
+    read = certificates._read
+
+    def refused(files: Files, name: str) -> bytes | None:
+        raise files.wrong(name, "Permission denied")
+
+    monkeypatch.setattr(certificates, "_read", refused)
+    assert not await watched.look()
+    monkeypatch.setattr(certificates, "_read", read)
+    assert await watched.look()
     assert watched.current.key == one.key.read_bytes()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from container_service.config import Config as ContainerConfig
@@ -11,8 +13,8 @@ from tests.container.harness import launch as launch_containers
 from tests.open_processes import ended
 from tests.session.test_process import NOWHERE, launch, outcome
 
-LOOPBACK = ("127.0.0.1:1", "127.9.9.9:1", "localhost:1", "LOCALHOST:1", "[::1]:1", "::1:1")
-BEYOND = ("0.0.0.0:1", "[::]:1", ":::1", "10.1.2.3:1", "[fe80::1]:1", "db.localhost.example:1")
+LOOPBACK = ("127.0.0.1:1", "127.9.9.9:1", "localhost:1", "LOCALHOST:1", "[::1]:1")
+BEYOND = ("0.0.0.0:1", "[::]:1", "10.1.2.3:1", "[fe80::1]:1", "db.localhost.example:1")
 
 
 def test_loopback_is_told_from_what_others_reach() -> None:
@@ -44,6 +46,7 @@ def test_plain_text_beyond_loopback_needs_a_word(address: str) -> None:
     [
         ({"ROOST_TLS_CERT": "a"}, "ROOST_TLS_KEY"),
         ({"ROOST_TLS_KEY": "a"}, "ROOST_TLS_CERT"),
+        ({"ROOST_TLS_CLIENT_CA": "a"}, "ROOST_TLS_CERT"),
         (
             {"ROOST_CONTAINER_TLS_CERT": "a", "ROOST_CONTAINER_TLS_KEY": "b"},
             "ROOST_CONTAINER_TLS_CA",
@@ -87,3 +90,28 @@ async def test_a_wrong_file_ends_the_start() -> None:
         assert status == 2
         assert text.count("\n") == 1
         assert "ROOST_TLS_CERT: /absent/cert: No such file or directory" in text
+
+
+def test_a_command_calls_container_service_as_the_service_does() -> None:
+    """`sweep` and the import of sessions take the same channel."""
+    with pytest.raises(ConfigError, match=r"^ROOST_CONTAINER_TARGET: "):
+        Config(NOWHERE, container_target="10.1.2.3:1").check_target()
+    Config(NOWHERE, container_target="10.1.2.3:1", insecure=True).check_target()
+    Config(NOWHERE, container_target="10.1.2.3:1", container_tls_ca="c").check_target()
+
+
+async def test_the_word_lets_a_service_serve_beyond_loopback() -> None:
+    """Each start says so. The port answers, and is closed at once."""
+    environment = {"ROOST_CONTAINER_LISTEN": "0.0.0.0:0", "ROOST_INSECURE": "true"}
+    process = await launch_containers(**environment)
+    assert process.stderr is not None
+    text = ""
+    while "Serving on" not in text:
+        line = await asyncio.wait_for(process.stderr.readline(), 60)
+        assert line, text
+        text += line.decode()
+    process.terminate()
+    await ended(process)
+    assert "WARNING" in text
+    assert "ROOST_INSECURE lets strangers in" in text
+    assert "0.0.0.0:0 can be reached from other machines" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -59,8 +59,8 @@ def streams(channel: grpc.aio.Channel) -> tuple[Any, Any]:
     stub = AgentSessionServiceStub(channel)
     watched = pb.WatchTurnsRequest(session_id="long", after_turn=0)
     return (
-        stub.ExportAgentSessions(pb.ExportAgentSessionsRequest(), timeout=TIMEOUT),
-        stub.WatchTurns(watched, timeout=TIMEOUT),
+        stub.ExportAgentSessions(pb.ExportAgentSessionsRequest(), timeout=3 * TIMEOUT),
+        stub.WatchTurns(watched, timeout=3 * TIMEOUT),
     )
 
 
@@ -110,11 +110,14 @@ async def test_a_reader_that_never_reads_costs_little_and_is_let_go(database_url
         for stream in streams(channel):
             # A whole stream each first, so that what the first of a kind costs is not counted.
             seen = 0
-            async for _ in stream:
-                seen += 1
-                if seen == TURNS:
-                    break
+            with suppress(grpc.aio.AioRpcError):
+                async for _ in stream:
+                    seen += 1
+                    if seen == TURNS:
+                        break
             stream.cancel()
+        # On a busy machine one of those may have been taken for unread.
+        ended_before = await ended_unread(metrics, client)
         before = most = memory().rss
         async with own_channels(target, READERS) as channels:
             unread = [stream for each in channels for stream in streams(each)]
@@ -122,7 +125,7 @@ async def test_a_reader_that_never_reads_costs_little_and_is_let_go(database_url
             async def all_ended() -> bool:
                 nonlocal most
                 most = max(most, memory().rss)
-                return await ended_unread(metrics, client) == len(unread)
+                return await ended_unread(metrics, client) - ended_before == len(unread)
 
             assert await eventually(all_ended, timeout=TIMEOUT, interval=0.1)
             print(f"{(most - before) / len(unread) / 1e6:.2f} MB a reader")

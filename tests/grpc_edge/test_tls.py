@@ -111,7 +111,7 @@ async def the_command_exports(target: str, pair: Pair) -> None:
     """With the files of its options; without them it says what is wrong."""
     paths = {"--ca": pair.authority, "--cert": pair.certificate, "--key": pair.key}
     options = [text for name, path in paths.items() for text in (name, str(path))]
-    for given, status in ((options, 0), (options[:4], 2), ([], 2)):
+    for given, status in ((options, 0), (options[:4], 2), (options[2:], 2), ([], 2)):
         command = ("agent", "--target", target, *given, "export", "-")
         process = await fork("session_service", *command, environment={"PATH": os.environ["PATH"]})
         ended, _, err = await outcome(process)
@@ -247,3 +247,26 @@ async def test_certificates_are_renewed_while_calls_go_on(
         await asyncio.gather(*loading)
         assert not watching.done()
         watching.cancel()
+
+
+async def test_old_channels_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the calls on them had their time, and all that are left with the channel."""
+
+    def connect() -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel("127.0.0.1:9", options=ALONE)
+
+    def closed(one: grpc.aio.Channel) -> bool:
+        return one.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+    channel = tls.RenewedChannel(connect)
+    channels = [channel.current]
+    channel.renew()
+    channels.append(channel.current)
+    await asyncio.sleep(0)  # its task begins to wait
+    monkeypatch.setattr(tls, "KEPT", 0.0)
+    channel.renew()
+    channels.append(channel.current)
+    assert await eventually(lambda: closed(channels[1]))
+    assert not closed(channels[0])
+    await channel.close()
+    assert all(closed(each) for each in channels)

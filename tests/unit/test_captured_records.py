@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import weakref
@@ -36,7 +37,29 @@ def test_an_exception_that_is_logged_keeps_no_locals(caplog: pytest.LogCaptureFi
         outer()
     except OSError as error:
         logging.getLogger(__name__).warning("failed: %s", error)
+        logging.getLogger(__name__).exception("failed")
     gc.collect()
-    assert caplog.records[-1].getMessage() == "failed: no answer"
+    assert caplog.records[-2].getMessage() == "failed: no answer"
     assert len(held) == 2
     assert [reference() for reference in held] == [None, None]
+
+
+async def test_a_coroutine_that_waits_with_its_exception_goes_on() -> None:
+    """To empty the frame of a coroutine that waits would end it."""
+    kept: list[Exception] = []
+    goes_on = asyncio.Event()
+
+    async def keeping() -> str:
+        try:
+            raise OSError("no answer")
+        except OSError as error:
+            kept.append(error)
+            await goes_on.wait()
+            return "went on"
+
+    task = asyncio.create_task(keeping())
+    await asyncio.sleep(0)
+    logging.getLogger(__name__).warning("failed: %s", kept[0])
+    goes_on.set()
+    async with asyncio.timeout(30):
+        assert await task == "went on"
