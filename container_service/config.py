@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from grpc_edge import exposure
-from grpc_edge.certificates import Files
+from grpc_edge.certificates import server_files
 from grpc_edge.environment import UnknownName, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from grpc_edge.certificates import Files
 
 
 class ConfigError(Exception):
@@ -110,8 +112,8 @@ class Config:
     @property
     def tls(self) -> Files | None:
         """The files of the server's certificate; None: it serves in plain text."""
-        files = Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
-        return files if self.tls_cert or self.tls_key else None
+        files = server_files(self.tls_cert, self.tls_key, self.tls_client_ca)
+        return files if files.certificate else None
 
     @property
     def exposed(self) -> str:
@@ -125,7 +127,7 @@ class Config:
 
     def wrong_transport(self) -> str:
         """What is wrong with the settings of TLS together: one line, or an empty text."""
-        files = Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
+        files = server_files(self.tls_cert, self.tls_key, self.tls_client_ca)
         return files.lacking() or files.unused("authorities", "certificate")
 
 
@@ -233,13 +235,6 @@ def _between(low: float, high: float) -> Callable[[str], float]:
 
     return parse
 
-
-#: The variable of each file of the server's certificate.
-TLS_VARIABLES = {
-    "certificate": "ROOST_TLS_CERT",
-    "key": "ROOST_TLS_KEY",
-    "authorities": "ROOST_TLS_CLIENT_CA",
-}
 
 VARIABLES = (
     Variable(

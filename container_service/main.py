@@ -172,15 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if names := check_names(os.environ):
             listed = ", ".join(names)
             log.warning("unknown variables are ignored: %s", listed, extra={"action": "configure"})
-        if config.exposed and not config.insecure:
-            raise ConfigError(config.exposed)
-        if config.exposed:
-            log.warning(exposure.WARNING, config.exposed, extra={"action": "configure"})
-        elif config.insecure:
-            log.warning(exposure.NEEDLESS, extra={"action": "configure"})
+        exposure.admit(config.exposed, insecure=config.insecure)
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
             runner.run(run(config))
-    except (ConfigError, CertificateError) as error:
+    except (ConfigError, exposure.Exposed, CertificateError) as error:
         print(f"container_service: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except PortTaken as error:

@@ -75,6 +75,19 @@ class Files:
         return CertificateError(f"{self.variables.get(name, name)}: {self.path(name)}: {problem}")
 
 
+#: The variable of each file of a service's own certificate.
+SERVER_VARIABLES = {
+    "certificate": "ROOST_TLS_CERT",
+    "key": "ROOST_TLS_KEY",
+    "authorities": "ROOST_TLS_CLIENT_CA",
+}
+
+
+def server_files(certificate: str, key: str, authorities: str) -> Files:
+    """The files of a service's own certificate, and of the authorities of its clients'."""
+    return Files(certificate, key, authorities, SERVER_VARIABLES)
+
+
 @dataclass(frozen=True, slots=True)
 class Certificates:
     """What the files hold, in PEM. None: there is no such file."""

@@ -7,15 +7,37 @@ the network keeps strangers out. So nobody serves the world by leaving a setting
 from __future__ import annotations
 
 import ipaddress
+import logging
+
+_log = logging.getLogger(__name__)
 
 #: The variable that allows plain text beyond loopback.
 INSECURE = "ROOST_INSECURE"
-#: What the log says at each start that INSECURE allows.
-WARNING = f"{INSECURE} lets strangers in. Without it this service would not start: %s"
-#: What it says if there is nothing to allow.
-NEEDLESS = (
-    f"{INSECURE} has no use here: take it out, so that a variable that gets lost ends the start"
-)
+
+
+class Exposed(Exception):
+    """A service must not be served as it is configured; the message is one line that says why."""
+
+
+def admit(exposed: str, *, insecure: bool) -> None:
+    """Let a start go on, or raise Exposed. `exposed` says why it must not, without the word.
+
+    The log says at each start that the word lets it go on, and that it has no use.
+    """
+    if exposed and not insecure:
+        raise Exposed(exposed)
+    if exposed:
+        _log.warning(
+            f"{INSECURE} lets strangers in. Without it this service would not start: %s",
+            exposed,
+            extra={"action": "configure"},
+        )
+    elif insecure:
+        _log.warning(
+            f"{INSECURE} has no use here: take it out, so that a variable that gets lost ends the"
+            " start",
+            extra={"action": "configure"},
+        )
 
 
 def is_loopback(address: str) -> bool:

@@ -78,7 +78,7 @@ def _run(work: Callable[[Config], None]) -> int:
         return _failed(str(error), 2)
     try:
         work(config)
-    except (ConfigError, LibraryMissing, CertificateError) as error:
+    except (ConfigError, exposure.Exposed, LibraryMissing, CertificateError) as error:
         return _failed(str(error), 2)
     except exporter.AddressTaken as error:
         return _failed(f"ROOST_METRICS_LISTEN: {error} {CANNOT_BIND}", 2)
@@ -92,12 +92,7 @@ def _run(work: Callable[[Config], None]) -> int:
 
 
 def _serve(config: Config) -> None:
-    if config.exposed and not config.insecure:
-        raise ConfigError(config.exposed)
-    if config.exposed:
-        _log.warning(exposure.WARNING, config.exposed, extra={"action": "configure"})
-    elif config.insecure:
-        _log.warning(exposure.NEEDLESS, extra={"action": "configure"})
+    exposure.admit(config.exposed, insecure=config.insecure)
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_until_signal(config))
 

@@ -8,10 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from grpc_edge import exposure
-from grpc_edge.certificates import Files
+from grpc_edge.certificates import Files, server_files
 from session_service.config.variables import (
     CONTAINER_TLS_VARIABLES,
-    TLS_VARIABLES,
     VARIABLES,
     ConfigError,
     check_names,
@@ -282,7 +281,7 @@ class Config:
     @property
     def tls(self) -> Files | None:
         """The files of the server's certificate; None: it serves in plain text."""
-        return self._server_files() if self.tls_cert or self.tls_key else None
+        return self._server_files() if self.tls_cert else None
 
     @property
     def container_tls(self) -> Files | None:
@@ -320,7 +319,7 @@ class Config:
             raise ConfigError(wrong)
 
     def _server_files(self) -> Files:
-        return Files(self.tls_cert, self.tls_key, self.tls_client_ca, TLS_VARIABLES)
+        return server_files(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def _container_files(self) -> Files:
         return Files(

@@ -54,12 +54,6 @@ class Variable:
             raise ConfigError(f"{self.name}: {shown} is not {self.form.rule}") from None
 
 
-#: The variable of each file of the server's certificate.
-TLS_VARIABLES = {
-    "certificate": "ROOST_TLS_CERT",
-    "key": "ROOST_TLS_KEY",
-    "authorities": "ROOST_TLS_CLIENT_CA",
-}
 #: The variable of each file for calls to container_service.
 CONTAINER_TLS_VARIABLES = {
     "certificate": "ROOST_CONTAINER_TLS_CERT",
